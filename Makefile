@@ -1,0 +1,32 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+PY := .venv/bin/python
+export CUDA_MODULE_LOADING := LAZY
+
+.PHONY: help setup demo test lint fit bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+setup: .venv/.ready ## create .venv with everything pinned
+
+.venv/.ready: setup.cfg constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -q --upgrade pip setuptools wheel
+	$(PY) -m pip install -q -c constraints.txt torch
+	$(PY) -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: setup ## the whole fast test suite
+	$(PY) -m pytest
+
+lint: setup ## style and types
+	$(PY) -m ruff check . && $(PY) -m mypy
+
+fit: setup ## train: make fit ARGS="--config lightning_configs/tiny.yaml"
+	$(PY) -m omfa.fit $(ARGS)
+
+clean: ## remove what can be made again
+	rm -rf .venv build outputs *.egg-info

@@ -1,0 +1,87 @@
+"""The words of the method: what lies on the canvas, and which part of it a task generates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Component(StrEnum):
+    """What a slot of the canvas holds."""
+
+    PERSON = "person"
+    GARMENT = "garment"
+    FACE = "face"
+
+
+class Category(StrEnum):
+    """What kind of garment a picture shows."""
+
+    UPPER = "upper"
+    LOWER = "lower"
+    DRESS = "dress"
+
+
+class State(StrEnum):
+    """The part a slot plays in one example (section 3 of the paper's partial diffusion).
+
+    ``TARGET`` is noised and generated, ``GIVEN`` stays clean, ``ABSENT`` is empty and outside the loss.
+    """
+
+    TARGET = "target"
+    GIVEN = "given"
+    ABSENT = "absent"
+
+
+class TaskKind(StrEnum):
+    """The three families of tasks, as the prompt and the sampling weights name them."""
+
+    TRY_ON = "try_on"
+    TRY_OFF = "try_off"
+    JOINT = "joint"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which components are generated; whatever else is there is given.
+
+    Args:
+        targets: components to generate; any non-empty subset of PERSON and GARMENT.
+
+    Raises:
+        ValueError: no target, or FACE as a target (a face is only ever given).
+    """
+
+    targets: frozenset[Component]
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError("a task needs at least one target component: Component.PERSON and/or Component.GARMENT")
+        if Component.FACE in self.targets:
+            raise ValueError("FACE is never a target: it is given (a head crop) or absent")
+
+    @property
+    def kind(self) -> TaskKind:
+        """The family the task belongs to."""
+        if self.targets == {Component.PERSON}:
+            return TaskKind.TRY_ON
+        if self.targets == {Component.GARMENT}:
+            return TaskKind.TRY_OFF
+        return TaskKind.JOINT
+
+    def states(self, present: Mapping[str, Component]) -> dict[str, State]:
+        """State of each present slot: target if its component is one, given otherwise.
+
+        Args:
+            present: slot name to component, for every slot that has content in this example.
+
+        Returns:
+            Slot name to TARGET or GIVEN. Slots not listed are ABSENT.
+        """
+        return {slot: State.TARGET if c in self.targets else State.GIVEN for slot, c in present.items()}
+
+
+TRY_ON = Task(frozenset({Component.PERSON}))
+TRY_OFF = Task(frozenset({Component.GARMENT}))
+JOINT = Task(frozenset({Component.PERSON, Component.GARMENT}))
