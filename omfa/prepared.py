@@ -1,7 +1,7 @@
 """The on-disk contract: a *record* is one prepared picture of a dressed person with all that belongs to it.
 
-A folder of records holds ``metadata.jsonl`` (one JSON object per line, the Hugging Face image-folder convention) and the
-files it names. Paths are relative to the folder and stay inside it. ``null`` means absent.
+A folder of records holds ``metadata.jsonl`` (one JSON object per line, the Hugging Face image-folder convention) and
+the files it names. Paths are relative to the folder and stay inside it. ``null`` means absent.
 
     {"version": 1, "id": "p3-o1-v0", "split": "train", "person_id": "p3", "outfit_id": "o1",
      "file_name": "person/p3-o1-v0.png",
@@ -40,7 +40,7 @@ def check_path(path: str) -> str:
     """
     pure = PurePosixPath(path)
     if not path or pure.is_absolute() or ".." in pure.parts or any(c in path for c in "\\\0:"):
-        raise RecordError(f"path {path!r} must be relative to the records folder and stay inside it, like 'person/a.png'")
+        raise RecordError(f"path {path!r} must be relative to the records folder and stay inside, like 'person/a.png'")
     return path
 
 
@@ -74,7 +74,7 @@ class FaceRef:
 
 @dataclass(frozen=True)
 class GarmentRef:
-    """A garment picture: ``shop`` (laid out or rendered alone) or ``cutout`` (from the photo of record ``source_id``)."""
+    """A garment picture: ``shop`` (laid out or rendered alone) or ``cutout`` (out of record ``source_id``)."""
 
     category: Category
     path: str
@@ -116,12 +116,12 @@ class Record:
         outfit_id: same person in the same clothes, same id (the pose may differ).
         file_name: the person picture.
         face: a head crop, or None.
-        garments: what the person wears, as pictures; at most one of each category, and a dress excludes upper and lower.
+        garments: what the person wears, as pictures; at most one of each category; a dress excludes the others.
         pose: pose map and body parameters, or None.
         caption: what can be seen, in a few words, or None.
         view_yaw: degrees in (-180, 180]; 0 faces the camera, +90 is turned to their own left; None: unknown.
-        provenance: anything worth keeping about where the record came from. ``{"own_cutouts": true}`` allows a cutout to
-            meet the picture it came from: only for proofs that merely memorise.
+        provenance: anything worth keeping about where the record came from. ``{"own_cutouts": true}`` allows a
+            cutout to meet the picture it came from: only for proofs that merely memorise.
 
     Raises:
         RecordError: a field breaks the contract.
