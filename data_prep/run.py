@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import io
 import json
+import logging
 import multiprocessing
 import os
 import pickle
@@ -310,17 +311,20 @@ def _perform_ray(attempt: Callable[[_Task], _Result], tasks: Iterator[_Task], wo
         import ray.data
     except ImportError:
         raise ValueError("engine 'ray' needs Ray Data: pip install 'ray[data]', or use --engine local") from None
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="error")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if not ray.is_initialized():  # a running cluster is found by RAY_ADDRESS; else one is started here
+        here = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
+        ray.init(log_to_driver=False, logging_level="error", runtime_env=None if "RAY_ADDRESS" in os.environ else here)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
     def perform(row: dict[str, bytes]) -> dict[str, bytes]:
         with one_thread():
             return {"result": pickle.dumps(attempt(pickle.loads(row["task"])))}
 
+    pool = ray.data.TaskPoolStrategy(size=workers)
     while batch := [{"task": pickle.dumps(task)} for task in islice(tasks, 256 * workers)]:
         blocks = ray.data.from_items(batch, override_num_blocks=min(len(batch), AHEAD * workers))
-        for row in blocks.map(perform, concurrency=workers).iter_rows():
+        for row in blocks.map(perform, compute=pool).iter_rows():
             yield pickle.loads(row["result"])
 
 
