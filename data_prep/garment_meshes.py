@@ -179,10 +179,10 @@ class Tailor:
         count = len(self.template)
         i = torch.from_numpy(self.faces[:, [0, 1, 2, 1, 2, 0]].T.reshape(-1).copy())
         j = torch.from_numpy(self.faces[:, [1, 2, 0, 0, 1, 2]].T.reshape(-1).copy())
-        ones = torch.sparse_coo_tensor(torch.stack([i, j]), torch.ones(len(i)), (count, count)).coalesce()
-        ones = torch.sparse_coo_tensor(ones.indices(), torch.ones(ones.values().shape[0]), (count, count))
-        self._degree = torch.sparse.sum(ones, 1).to_dense()[:, None].clamp(min=1)
-        self._neighbours = ones.coalesce()
+        pairs = torch.unique(torch.stack([i, j]), dim=1)
+        ones = torch.ones(pairs.shape[1])
+        self._neighbours = torch.sparse_coo_tensor(pairs, ones, (count, count), check_invariants=True).coalesce()
+        self._degree = torch.sparse.sum(self._neighbours, 1).to_dense()[:, None].clamp(min=1)
 
     def smooth(self, rows: Array, rounds: int, share: float = 0.7) -> Array:
         """Each row moved towards its neighbours' mean, ``rounds`` times."""
@@ -210,7 +210,7 @@ class Tailor:
     @cached_property
     def upper_tight(self) -> Array:
         """Tops close to the skin."""
-        return self._ironed(10, 0.009)
+        return self._ironed(22, 0.009)
 
     @cached_property
     def lower_slim(self) -> Array:
@@ -222,8 +222,8 @@ class Tailor:
         """Tops that hang straight from chest and shoulder, in wide sleeves."""
         v = self.template
         x, y = np.abs(v[:, 0]), v[:, 1]
-        levels = np.linspace(0.37, -0.17, 28)
-        trunk = (x < 0.26) & ~((y > 0.30) & (x > 0.165))
+        levels = np.linspace(0.45, -0.17, 32)
+        trunk = (x < 0.26) & ~((y > 0.30) & (x > 0.165)) & ~((y > 0.40) & (x > 0.12))
         reach = np.stack([radial_hull(v[trunk & (np.abs(y - l) < 0.025)][:, [0, 2]]) for l in levels])
         for r in range(1, len(levels)):  # cloth falls from the widest place above
             reach[r] = np.maximum(reach[r], reach[r - 1] * 0.992)
@@ -232,7 +232,7 @@ class Tailor:
         theta, radius = np.arctan2(v[:, 0], v[:, 2]), np.hypot(v[:, 0], v[:, 2])
         t = rows - low
         wanted = at_angle(reach[low], theta) * (1 - t) + at_angle(reach[low + 1], theta) * t
-        ease = 0.012 + 0.030 * smoothstep(0.36, 0.0, y)
+        ease = 0.010 + 0.032 * smoothstep(0.36, 0.0, y)
         out = v[:, [0, 2]] / np.maximum(radius, 1e-6)[:, None] * (np.maximum(wanted - radius, 0) + ease)[:, None]
         torso = np.stack([out[:, 0], np.zeros(len(v)), out[:, 1]], 1)
 
@@ -244,7 +244,7 @@ class Tailor:
         arm[:, 1] -= 0.012 * smoothstep(0.2, 0.3, x)
 
         on_arm = smoothstep(0.15, 0.25, x) * smoothstep(0.27, 0.33, y)
-        on_torso = smoothstep(0.40, 0.28, y) * (1 - on_arm)
+        on_torso = smoothstep(0.45, 0.35, y) * (1 - on_arm)
         rest = self.upper_tight * 1.25
         field = rest * (1 - on_arm - on_torso)[:, None] + arm * on_arm[:, None] + torso * on_torso[:, None]
         return self.smooth(field, 6)
@@ -406,7 +406,7 @@ _ARC -= _ARC[len(_ARC) // 2]
 
 def around_torso(x: Array, z: Array) -> Array:
     """(N,) metres along the girth from the front's middle, positive to the left."""
-    return np.interp(np.arctan2(x / 0.165, z / 0.11), _ELLIPSE, _ARC)
+    return np.interp(np.arctan2(x / 0.165, (z - 0.025) / 0.11), _ELLIPSE, _ARC)
 
 
 # ---------------------------------------------------------------------------------------------------- garments
@@ -421,7 +421,7 @@ class Skirt:
     flare: float
     folds: int
     phase: float
-    fit: float
+    ease: float
     rings: int = 22
 
     @cached_property
@@ -475,7 +475,7 @@ class Skirt:
         soft = np.stack([np.convolve(padded[:, k], kernel, "valid") for k in range(3)], 1)
         tangent = np.gradient(soft, axis=0)
         tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-9)
-        side = transforms[0, :, 0]
+        side, down_axis = transforms[0, :3, 0], -transforms[0, :3, 1]
         reach = np.zeros((self.rings, ANGLES), np.float32)
         frames = []
         hanging = self.flare * abs(self.heights[1] - self.heights[0])
@@ -485,10 +485,12 @@ class Skirt:
             z = np.cross(x, -tangent[r])
             frames.append((x, z))
             away = vertices[band] - soft[r]
-            reach[r] = radial_hull(np.stack([away @ x, away @ z], 1)) + 0.010 + 0.004 * self.fit
-            if r:
-                fall = 0.94 + 0.06 * min(1.0, self.flare * 4)
-                reach[r] = np.maximum(reach[r], reach[r - 1] * fall + hanging)
+            begin = min(1.0, (self.top - self.heights[r]) / 0.06)  # the waistband sits close
+            reach[r] = radial_hull(np.stack([away @ x, away @ z], 1)) + 0.005 + begin * (self.ease - 0.005)
+            if r:  # cloth falls from the widest place above, unless the thighs lie level (sitting)
+                upright = max(0.0, float(tangent[r] @ down_axis)) ** 2
+                fall = 0.90 + (0.04 + 0.06 * min(1.0, self.flare * 4)) * upright
+                reach[r] = np.maximum(reach[r], reach[r - 1] * fall + hanging * upright)
         down = (self.top - self.heights)[:, None] / (self.top - self.hem)
         wave = np.cos(self.folds * _THETA + self.phase) + 0.5 * np.cos((self.folds * 2 - 3) * _THETA + 2 * self.phase)
         reach = reach + (0.006 + 0.05 * self.flare) * down**1.5 * (wave[None, :] + 0.6)
@@ -570,6 +572,8 @@ def make_top(cut: Cut, shape: Array, hem: float | None = None) -> tuple[Cloth, D
     t = tailor()
     keep = upper_keep(cut, cut.hem if hem is None else hem)
     offset = t.upper_tight * (1 - cut.fit) + t.upper_loose * cut.fit
+    if hem is not None:  # a bodice: close at the waist, where the skirt goes over it
+        offset = offset * (1 - 0.75 * smoothstep(0.24, 0.13, t.template[:, 1]))[:, None]
     chosen = ~np.isin(t.dominant, [15, 22, 23, 24])
     rows, faces, edge = _piece(offset, shape, keep, chosen)
     pieces = []
@@ -676,16 +680,22 @@ def make_garment(cut: Cut, shape: Array, phase: float = 0.0) -> Garment:
     if cut.kind in ("trousers", "shorts"):
         cloth, keep = make_legs(cut, shape)
         return Garment(cut, cloth, None, keep)
-    top = WAIST_Y if cut.kind == "skirt" else 0.105
-    skirt = Skirt(top, cut.hem, cut.flare, cut.folds, phase, cut.fit)
+    top = WAIST_Y if cut.kind == "skirt" else 0.115
+    ease = 0.010 + 0.004 * cut.fit if cut.kind == "skirt" else 0.016 + 0.010 * cut.fit
+    skirt = Skirt(top, cut.hem, cut.flare, cut.folds, phase, ease)
 
     def hanging(p: Array) -> Array:
         return np.minimum(np.minimum(top - p[:, 1], p[:, 1] - cut.hem), 0.6 - np.abs(p[:, 0]))
 
     if cut.kind == "skirt":
         return Garment(cut, None, skirt, hanging)
-    bodice, bodice_keep = make_top(replace(cut, fit=cut.fit * 0.35), shape, hem=0.075)
-    return Garment(cut, bodice, skirt, lambda p: np.maximum(bodice_keep(p), hanging(p)))
+    bodice, bodice_keep = make_top(replace(cut, fit=cut.fit * 0.3), shape, hem=0.05)
+
+    def both(p: Array) -> Array:  # deep under the overlap of the two
+        over, below = bodice_keep(p), hanging(p)
+        return np.maximum(over, below) + np.maximum(np.minimum(over, below), 0)
+
+    return Garment(cut, bodice, skirt, both)
 
 
 def make_shoes(shape: Array, height: float) -> tuple[Cloth, Distance]:

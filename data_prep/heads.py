@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 SKIN_TONES = {
     "very light": (0.93, 0.78, 0.69), "light": (0.88, 0.70, 0.58), "tan": (0.78, 0.58, 0.44),
-    "brown": (0.60, 0.41, 0.29), "dark brown": (0.42, 0.27, 0.19), "deep": (0.29, 0.18, 0.13),
+    "brown": (0.60, 0.41, 0.29), "dark brown": (0.46, 0.30, 0.21), "deep": (0.35, 0.22, 0.16),
 }  # fmt: skip
 HAIR_COLOURS = {
     "black": (0.06, 0.05, 0.05), "dark brown": (0.17, 0.10, 0.07), "brown": (0.31, 0.19, 0.11),
@@ -99,7 +99,7 @@ def draw_person(rng: np.random.Generator) -> Person:
 
     return Person(
         betas=tuple(float(b) for b in np.clip(rng.normal(0, 0.75, 10), -1.6, 1.6).round(4)),
-        morph=tuple(float(m) for m in np.clip(rng.normal(0, 1, 12), -1.8, 1.8).round(4)),
+        morph=tuple(float(m) for m in np.clip(rng.normal(0, 1, 13), -1.8, 1.8).round(4)),
         skin=rgb(skin),
         hair_colour=rgb(hair),
         eye_colour=rgb(eye),
@@ -132,12 +132,13 @@ _FEATURES = (
     ((0.030, 0.690, 0.160), 0.022, (0.0, -0.0015, 0.0030)),  # brow ridge
     ((0.090, 0.660, 0.050), 0.022, (0.0050, 0.0, 0.0)),  # ears
     ((0.070, 0.720, 0.070), 0.070, (0.0045, 0.0, 0.0)),  # width of the head
+    ((0.024, 0.592, 0.155), 0.011, (0.0010, 0.0032, -0.0010)),  # corners of the mouth, up
 )
 
 
 @lru_cache(maxsize=1)
 def _morph_basis() -> tuple[Array, Array]:
-    """Ids of the head's vertices (h,) and their displacement per feature (12, h, 3)."""
+    """Ids of the head's vertices (h,) and their displacement per feature (13, h, 3)."""
     t = tailor()
     ids = np.where(t.template[:, 1] > 0.50)[0]
     p = t.template[ids]
@@ -157,7 +158,9 @@ def face_shape(person: Person) -> Array:
     """(V, 3) float32 what the person's features add to the head at rest."""
     ids, basis = _morph_basis()
     out = np.zeros_like(tailor().template)
-    out[ids] = np.einsum("k,kvc->vc", np.array(person.morph, np.float32), basis)
+    size = np.array(person.morph, np.float32)
+    size[-1] = 1.3 + 0.5 * size[-1]  # the template looks glum
+    out[ids] = np.einsum("k,kvc->vc", size, basis)
     return out
 
 
@@ -199,7 +202,7 @@ def paint_skin(person: Person, p: Array, eyeball: Array) -> Array:
         lay(skin * 0.72, person.freckles * smoothstep(1.0, 1.5, specks) * spot(0.03, 0.635, 0.04, 0.03) * 0.8)
     hair = np.array(person.hair_colour, np.float32)
     if person.beard:
-        grain = 0.85 + 0.15 * noise(person.seed % 61 + 5, q[:, 0], y, 0.012, 1)
+        grain = 0.94 + 0.05 * noise(person.seed % 61 + 5, q[:, 0], y, 0.012, 1)
         jaw = smoothstep(0.622, 0.600, y - 0.55 * np.maximum(side - 0.03, 0)) * smoothstep(0.525, 0.548, y)
         jaw = jaw * smoothstep(0.035, 0.06, z)
         cover = np.clip(jaw * grain * (0.35 + 0.6 * person.beard), 0, 0.97)
@@ -240,8 +243,8 @@ def paint_skin(person: Person, p: Array, eyeball: Array) -> Array:
 
 # ---------------------------------------------------------------------------------------------------- hair
 
-_LINE_AT = np.radians([0, 30, 52, 66, 78, 92, 106, 140, 180])
-_LINE = np.radians([62, 62, 68, 76, 90, 90, 118, 132, 136])
+_LINE_AT = np.radians([0, 18, 34, 48, 60, 72, 80, 92, 106, 140, 180])
+_LINE = np.radians([63, 61, 57, 62, 72, 86, 93, 90, 118, 132, 136])
 
 
 def hairline(theta: Array) -> Array:
@@ -297,7 +300,9 @@ def make_hair(person: Person, shape: Array) -> Cloth | None:
     theta = np.linspace(-np.pi, np.pi, 65)
     steps = np.linspace(0, 1, 30)
     turn = np.abs(theta)
-    end = hairline(theta)
+    tufts = noise(person.seed % 61 + 9, theta * 0.085, 0 * theta, 0.03, 2)
+    tufts[-1] = tufts[0]
+    end = hairline(theta) + (0.035 if style not in ("bun", "ponytail") else 0.015) * tufts
     top = {"short": 0.016, "quiff": 0.022, "bob": 0.020, "long": 0.018, "ponytail": 0.010, "bun": 0.010, "afro": 0.062,
            "curly": 0.034}[style] * volume  # fmt: skip
     side = {"short": 0.009, "quiff": 0.005, "bob": 0.022, "long": 0.019, "ponytail": 0.008, "bun": 0.008, "afro": 0.058,
@@ -339,7 +344,7 @@ def make_hair(person: Person, shape: Array) -> Cloth | None:
     flat_radius = np.sin(polar) * reach
     y = CENTRE[1] + np.cos(polar) * reach - below
     behind = np.maximum(-np.cos(around), 0)
-    flat_radius = flat_radius + 0.035 * behind * smoothstep(0.56, 0.40, y) + 0.10 * below * (0.3 if style != "curly" else 0.55)
+    flat_radius = flat_radius + 0.055 * behind * smoothstep(0.60, 0.45, y) + 0.10 * below * (0.3 if style != "curly" else 0.55)
     if style == "bob":
         flat_radius = flat_radius - 0.25 * below * smoothstep(0.5, 1.0, below / (hang.max() + 1e-9))
     points = np.stack([np.sin(around) * flat_radius, y, CENTRE[2] + np.cos(around) * flat_radius], -1).reshape(-1, 3)

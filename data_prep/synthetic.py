@@ -57,6 +57,7 @@ TEST_EVERY = 10  # every tenth person is held out
 
 BACKGROUND, SKIN, FACE, HAIR, UPPER, LOWER, DRESS, SHOES, PROP = range(9)  # values of the label map
 LABELS = ("background", "skin", "face", "hair", "upper", "lower", "dress", "shoes", "prop")
+_LABEL_OF = {Category.UPPER: UPPER, Category.LOWER: LOWER, Category.DRESS: DRESS}
 _PART_OF_JOINT = np.array([1, 8, 9, 1, 10, 11, 1, 12, 13, 1, 12, 13, 0, 1, 1, 0, 2, 3, 4, 5, 6, 7, 0, 0, 0] + [6] * 15 + [7] * 15)
 
 
@@ -230,6 +231,7 @@ class Model:
     hair: Cloth | None
     body_faces: Array  # the skin that is not under cloth
     garment_faces: tuple[Array, ...]  # ids of each garment's faces that are not under another garment
+    under: Array  # (V, 2) how deep the skin lies under cloth, metres; which garment covers it most
 
 
 @lru_cache(maxsize=1)
@@ -278,7 +280,9 @@ def dress(person: Person, outfit: Outfit) -> Model:
             heights = np.repeat(garment.skirt.heights, 49)
             shown = ~(heights > outfit.worn[0].cut.hem + 0.05)[garment.skirt.faces].all(1)
         visible.append(np.where(shown)[0])
-    return Model(person, outfit, shape, joints, garments, shoes, make_hair(person, shape), body_faces, tuple(visible))
+    depth = np.where(upper_ids, under[:-1].max(0), -1)
+    under = np.stack([depth, under[:-1].argmax(0)], 1).astype(np.float32)
+    return Model(person, outfit, shape, joints, garments, shoes, make_hair(person, shape), body_faces, tuple(visible), under)
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,11 +337,10 @@ def _cloth_layer(label: int, garment: Garment, vertices: Array, chosen: Array, s
 def _layers(model: Model, posed: Posed) -> list[Layer]:
     """Body, clothes, shoes and hair of a posed person."""
     t = tailor()
-    blank = np.zeros((len(t.template), 3), np.float32)
-    blank[:, 0] = np.isin(t.dominant, [23, 24])
-    layers = [Layer(SKIN, posed.vertices, model.body_faces, np.concatenate([t.template, blank], 1), np.zeros(len(model.body_faces), int))]
+    rows = np.concatenate([t.template, np.isin(t.dominant, [23, 24])[:, None], model.under], 1).astype(np.float32)
+    layers = [Layer(SKIN, posed.vertices, model.body_faces, rows, np.zeros(len(model.body_faces), int))]
     for garment, chosen, worn in zip(model.garments, model.garment_faces, model.outfit.worn, strict=True):
-        label = {"upper": UPPER, "lower": LOWER, "dress": DRESS}[worn.cut.category]
+        label = _LABEL_OF[worn.category]
         vertices = garment.posed(posed.vertices, posed.joints, posed.transforms)
         layers.append(_cloth_layer(label, garment, vertices, chosen, worn))
     for label, cloth in ((SHOES, model.shoes), (HAIR, model.hair)):
@@ -362,8 +365,8 @@ def draw_light(rng: np.random.Generator) -> Light:
     side, height = np.radians(rng.uniform(-55, 55)), np.radians(rng.uniform(25, 60))
     direction = (np.sin(side) * np.cos(height), -np.sin(height), -np.cos(side) * np.cos(height))
     warm = rng.normal(0, 0.02)
-    key = rng.uniform(0.42, 0.62)
-    return Light(direction, key, 1.04 - key + rng.uniform(-0.04, 0.04), (1 + warm, 1.0, 1 - warm))
+    key = rng.uniform(0.36, 0.56)
+    return Light(direction, key, 1.08 - key + rng.uniform(-0.04, 0.04), (1 + warm, 1.0, 1 - warm))
 
 
 STUDIO = Light((0.35, -0.6, -0.72), 0.42, 0.64, (1.0, 1.0, 1.0))
@@ -436,6 +439,10 @@ def render(layers: list[Layer], person: Person | None, outfit: Outfit | None, K:
             albedo[at_k] = paint_skin(person, v[:, :3], v[:, 3] > 0.5)
             gloss[at_k] = 0.10
             label[at_k[v[:, 1] > 0.53]] = FACE
+            for g, worn in enumerate(outfit.worn if outfit is not None else ()):  # never bare where there is cloth
+                lining = (v[:, 4] > 0.010) & (np.abs(v[:, 5] - g) < 0.5)
+                albedo[at_k[lining]] = worn.pattern.palette[0] * 0.8
+                label[at_k[lining]] = _LABEL_OF[worn.category]
             if outfit is not None:
                 sock = (v[:, 1] < GROUND_Y + outfit.shoe_height + 0.045)
                 albedo[at_k[sock]] = outfit.sock_colour
@@ -702,7 +709,7 @@ def portrait(model: Model, rng: np.random.Generator, side: int) -> Array:
     move = np.array([0, 0, K[1, 1] * reach / side]) - head
     posed = Posed(posed.vertices + move.astype(np.float32), posed.joints + move, _moved(posed.transforms, move))
     layers = [l for l in _layers(model, posed) if l.label not in (LOWER, SHOES)]
-    picture = render(layers, model.person, None, K, (side, side), draw_light(rng))
+    picture = render(layers, model.person, model.outfit, K, (side, side), draw_light(rng))
     place = background(rng, (side, side), None)
     return _to_bytes(picture.rgb + place * (1 - picture.cover[..., None]))
 
