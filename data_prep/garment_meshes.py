@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ ARM_Y, ARM_Z = 0.418, 0.028  # the arm's axis at rest
 TORSO, SLEEVE, COLLAR, SKIRT, LEGS = range(5)  # regions of a garment: what a pattern may colour differently
 
 
-def smoothstep(low: float, high: float, x: Array) -> Array:
+def smoothstep(low: float | Array, high: float | Array, x: Array) -> Array:
     """0 before ``low``, 1 after ``high`` (or the reverse for low > high), smooth between."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
@@ -65,10 +66,9 @@ class Cloth:
     edge: Array
     region: Array
 
-    def posed(self, transforms: Array, shaped: bool = True) -> Array:
-        """(N, 3) float32 vertices under (55, 3, 4) joint transforms; ``shaped``: on the wearer, else the template."""
-        points = self.rest + self.shape if shaped else self.rest
-        return skin(points, self.weights, transforms)
+    def posed(self, transforms: Array) -> Array:
+        """(N, 3) float32 vertices on the wearer under (55, 3, 4) joint transforms."""
+        return skin(self.rest + self.shape, self.weights, transforms)
 
 
 def skin(points: Array, weights: Array, transforms: Array) -> Array:
@@ -78,8 +78,8 @@ def skin(points: Array, weights: Array, transforms: Array) -> Array:
     return np.einsum("nab,nb->na", matrices[..., :3], points) + matrices[..., 3]
 
 
-def joint_transforms(joints: Array, parents: Array, rotations: Array, transl: Array) -> Array:
-    """(55, 3, 4) float32 world transforms of joints (55, 3) at rest turned by rotations (55, 3, 3)."""
+def joint_transforms(joints: Array, parents: Array, rotations: Array) -> Array:
+    """(55, 3, 4) float32 world transforms of joints (55, 3) at rest turned by local rotations (55, 3, 3)."""
     world = np.zeros((len(joints), 3, 4))
     for j, p in enumerate(parents):
         if p < 0:
@@ -87,7 +87,7 @@ def joint_transforms(joints: Array, parents: Array, rotations: Array, transl: Ar
         else:
             world[j, :, :3] = world[p, :, :3] @ rotations[j]
             world[j, :, 3] = world[p, :, :3] @ (joints[j] - joints[p]) + world[p, :, 3]
-    world[..., 3] += transl - np.einsum("jab,jb->ja", world[..., :3], joints)
+    world[..., 3] -= np.einsum("jab,jb->ja", world[..., :3], joints)
     return world.astype(np.float32)
 
 
@@ -296,7 +296,9 @@ class Tailor:
             away = p[:, :2] - centre
             theta, radius = np.arctan2(away[:, 0], away[:, 1]), np.linalg.norm(away, axis=1)
             wanted = at_angle(grid[low], theta) * (1 - t) + at_angle(grid[low + 1], theta) * t
-            fill = np.where(p[:, 1] < ANKLE_Y, np.maximum(wanted - radius, 0) * smoothstep(ANKLE_Y, ANKLE_Y - 0.03, p[:, 1]), 0)
+            fill = np.where(
+                p[:, 1] < ANKLE_Y, np.maximum(wanted - radius, 0) * smoothstep(ANKLE_Y, ANKLE_Y - 0.03, p[:, 1]), 0
+            )
             push = away / np.maximum(radius, 1e-6)[:, None] * fill[:, None]
             field[foot, :2] += push
         field += self.normals * 0.007
@@ -467,7 +469,9 @@ class Skirt:
         t = tailor()
         rest = t.joints
         middle_rest = np.array([rest[3, 1], rest[0, 1] - 0.06, rest[4, 1], rest[7, 1]])
-        middle = np.stack([joints[3], (joints[1] + joints[2]) / 2, (joints[4] + joints[5]) / 2, (joints[7] + joints[8]) / 2])
+        middle = np.stack(
+            [joints[3], (joints[1] + joints[2]) / 2, (joints[4] + joints[5]) / 2, (joints[7] + joints[8]) / 2]
+        )
         order = np.argsort(middle_rest)
         centres = np.stack([np.interp(self.heights, middle_rest[order], middle[order, k]) for k in range(3)], 1)
         kernel = np.array([1, 2, 3, 2, 1]) / 9
@@ -476,7 +480,7 @@ class Skirt:
         tangent = np.gradient(soft, axis=0)
         tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-9)
         side, down_axis = transforms[0, :3, 0], -transforms[0, :3, 1]
-        reach = np.zeros((self.rings, ANGLES), np.float32)
+        reach: Array = np.zeros((self.rings, ANGLES), np.float32)
         frames = []
         hanging = self.flare * abs(self.heights[1] - self.heights[0])
         for r, band in enumerate(self._bands):
@@ -496,9 +500,7 @@ class Skirt:
         reach = reach + (0.006 + 0.05 * self.flare) * down**1.5 * (wave[None, :] + 0.6)
         columns = (np.arange(ANGLES + 1) + ANGLES // 2) % ANGLES  # start at the back
         d = _DIRECTIONS[columns]
-        rows = [
-            soft[r] + reach[r, columns, None] * (d[:, :1] * x + d[:, 1:] * z) for r, (x, z) in enumerate(frames)
-        ]
+        rows = [soft[r] + reach[r, columns, None] * (d[:, :1] * x + d[:, 1:] * z) for r, (x, z) in enumerate(frames)]
         return np.stack(rows).reshape(-1, 3).astype(np.float32)
 
 
@@ -526,6 +528,14 @@ class Garment:
         return np.concatenate(parts)
 
     @cached_property
+    def heights(self) -> Array:
+        """(N,) rest heights of the vertices, metres."""
+        parts = [] if self.cloth is None else [self.cloth.rest[:, 1]]
+        if self.skirt is not None:
+            parts.append(np.repeat(self.skirt.heights, len(self.skirt.uv) // self.skirt.rings))
+        return np.concatenate(parts)
+
+    @cached_property
     def rows(self) -> tuple[Array, Array, Array]:
         """uv (N, 2), edge (N,), region (M,)."""
         uv, edge, region = [], [], []
@@ -536,11 +546,11 @@ class Garment:
             region = [*region, np.full(len(self.skirt.faces), SKIRT)]
         return np.concatenate(uv).astype(np.float32), np.concatenate(edge).astype(np.float32), np.concatenate(region)
 
-    def posed(self, vertices: Array, joints: Array, transforms: Array, shaped: bool = True) -> Array:
+    def posed(self, vertices: Array, joints: Array, transforms: Array) -> Array:
         """(N, 3) float32 vertices on a posed body (arguments as :meth:`Skirt.hang`)."""
         parts = []
         if self.cloth is not None:
-            parts.append(self.cloth.posed(transforms, shaped))
+            parts.append(self.cloth.posed(transforms))
         if self.skirt is not None:
             parts.append(self.skirt.hang(vertices, joints, transforms))
         return np.concatenate(parts).astype(np.float32)
@@ -610,7 +620,11 @@ def _neck_band(profile: list[tuple[float, float, float]], shape: Array, span: fl
         front = (1 + np.cos(angle)) / 2
         rows.append(
             np.stack(
-                [radius * 0.98 * np.sin(angle), height - slope * front, radius * np.cos(angle) * 1.02 + centre[2] + 0.012 * front],
+                [
+                    radius * 0.98 * np.sin(angle),
+                    height - slope * front,
+                    radius * np.cos(angle) * 1.02 + centre[2] + 0.012 * front,
+                ],
                 1,
             )
         )
@@ -624,7 +638,7 @@ def _neck_band(profile: list[tuple[float, float, float]], shape: Array, span: fl
     faces = np.concatenate(
         [np.stack([i, j, i + columns], -1).reshape(-1, 3), np.stack([j, j + columns, i + columns], -1).reshape(-1, 3)]
     )
-    length = np.cumsum([0.0] + [np.hypot(b[0] - a_[0], b[1] - a_[1]) for a_, b in zip(profile[:-1], profile[1:], strict=True)])
+    length = np.cumsum([0.0] + [np.hypot(b[0] - a_[0], b[1] - a_[1]) for a_, b in pairwise(profile)])
     uv = np.stack([np.tile(angle * 0.075, n), np.repeat(length, columns) + 0.5], 1)
     edge = np.repeat(length[-1] - length, columns)
     edge = np.minimum(edge, np.tile((span - np.abs(angle - np.pi)) * 0.075, n))
@@ -634,15 +648,16 @@ def _neck_band(profile: list[tuple[float, float, float]], shape: Array, span: fl
 
 def _collar(shape: Array) -> Cloth:
     return _neck_band(
-        [(0.078, 0.487, 0.048), (0.076, 0.515, 0.052), (0.080, 0.528, 0.056), (0.094, 0.512, 0.062), (0.108, 0.478, 0.066)],
+        [(0.078, 0.487, 0.048), (0.076, 0.515, 0.052), (0.080, 0.528, 0.056), (0.094, 0.512, 0.062),
+         (0.108, 0.478, 0.066)],
         shape, span=np.pi - 0.16,
     )  # fmt: skip
 
 
 def _hood(shape: Array) -> Cloth:
     return _neck_band(
-        [(0.088, 0.485, 0.055), (0.098, 0.525, 0.055), (0.118, 0.535, 0.055), (0.135, 0.510, 0.055), (0.135, 0.465, 0.045),
-         (0.118, 0.435, 0.02)],
+        [(0.088, 0.485, 0.055), (0.098, 0.525, 0.055), (0.118, 0.535, 0.055), (0.135, 0.510, 0.055),
+         (0.135, 0.465, 0.045), (0.118, 0.435, 0.02)],
         shape, span=np.pi - 0.35,
     )  # fmt: skip
 

@@ -87,7 +87,7 @@ def draw_person(rng: np.random.Generator) -> Person:
     odds = [6, 4, 2, 0.5, 0.2, 0.5, 0.2, 1, 0.5, 0.3, 0.3] if dark else [2, 3, 3, 1.5, 1.2, 2.5, 1.2, 1, 0.7, 0.3, 0.3]
     hair_name, hair = pick(HAIR_COLOURS, odds)
     hair = np.clip(hair * rng.uniform(0.85, 1.15), 0.03, 0.95)
-    eye_name, eye = pick(EYE_COLOURS, [6, 1, 0.3, 0.3, 0.3] if dark else [2, 1.2, 1, 2, 1])
+    _, eye = pick(EYE_COLOURS, [6, 1, 0.3, 0.3, 0.3] if dark else [2, 1.2, 1, 2, 1])
     style = HAIR_STYLES[rng.choice(10, p=np.array([5, 7, 14, 10, 13, 16, 11, 9, 7, 8]) / 100)]
     bearded = style in ("bald", "cropped", "short", "quiff", "afro") and rng.random() < 0.45
     lips = skin * np.array([0.86, 0.62, 0.62]) + np.array([0.06, 0.0, 0.01])
@@ -176,7 +176,7 @@ def paint_skin(person: Person, p: Array, eyeball: Array) -> Array:
         (n, 3) float32 in [0, 1].
     """
     skin = np.array(person.skin, np.float32)
-    out = np.repeat(skin[None], len(p), 0)
+    out: Array = np.repeat(skin[None], len(p), 0)
     blotch = noise(person.seed % 61, p[:, 0] + p[:, 2], p[:, 1], 0.12, 2)
     out *= (1 + 0.02 * blotch)[:, None]
     head = np.where((p[:, 1] > 0.50) & (np.abs(p[:, 0]) < 0.13))[0]
@@ -209,14 +209,22 @@ def paint_skin(person: Person, p: Array, eyeball: Array) -> Array:
         lay(hair * 1.05 + 0.02, cover)
     lip = np.array(person.lip_colour, np.float32)
     line = 0.5935 - 0.03 * side**1.2
-    upper = smoothstep(0.0, 0.0022, y - line + 0.0012) * smoothstep(0.0105, 0.0085, (y - line) * (1 + (side / 0.026) ** 4) + 0.001)
-    lower = smoothstep(0.0, 0.0022, line - y + 0.0012) * smoothstep(0.0140, 0.0115, (line - y) * (1 + (side / 0.025) ** 4))
+    upper = smoothstep(0.0, 0.0022, y - line + 0.0012) * smoothstep(
+        0.0105, 0.0085, (y - line) * (1 + (side / 0.026) ** 4) + 0.001
+    )
+    lower = smoothstep(0.0, 0.0022, line - y + 0.0012) * smoothstep(
+        0.0140, 0.0115, (line - y) * (1 + (side / 0.025) ** 4)
+    )
     mouth = smoothstep(0.0275, 0.0245, side) * smoothstep(0.12, 0.135, z)
     lay(lip, np.clip(np.maximum(upper, lower) * mouth, 0, 1) * 0.9)
     lay(lip * 0.35, smoothstep(0.0022, 0.0008, np.abs(y - line)) * mouth * 0.85)
     arch = 0.6875 + 0.0055 * np.sin(np.clip((side - 0.013) / 0.042, 0, 1) * 2.3)
     thick = 0.0042 * person.brow * (1 - 0.45 * smoothstep(0.03, 0.058, side))
-    brow = smoothstep(thick * 1.25, thick * 0.75, np.abs(y - arch)) * smoothstep(0.011, 0.015, side) * smoothstep(0.060, 0.052, side)
+    brow = (
+        smoothstep(thick * 1.25, thick * 0.75, np.abs(y - arch))
+        * smoothstep(0.011, 0.015, side)
+        * smoothstep(0.060, 0.052, side)
+    )
     brow_colour = hair * 0.75 if person.hair_colour[0] < 0.7 else hair * 0.62
     lay(np.minimum(brow_colour, skin * 0.75), brow * front * 0.9)
     ring = np.hypot((side - EYE[0]) / 0.0170, (y - EYE[1] - 0.0005) / 0.0088)
@@ -231,7 +239,7 @@ def paint_skin(person: Person, p: Array, eyeball: Array) -> Array:
     r = np.hypot(side - EYE[0], y - EYE[1])
     iris = np.array(person.eye_colour, np.float32)
     white = np.array([0.90, 0.88, 0.86], np.float32)
-    ball = np.repeat(white[None], len(q), 0)
+    ball: Array = np.repeat(white[None], len(q), 0)
     for colour, radius in ((iris * 0.45, 0.0075), (iris * 1.15, 0.0066), (np.full(3, 0.03), 0.0034)):
         cover = smoothstep(radius + 0.0005, radius - 0.0005, r)[:, None]
         ball = ball * (1 - cover) + colour * cover
@@ -265,7 +273,12 @@ def _skull() -> tuple[Array, Array, Array]:
     theta = np.linspace(-np.pi, np.pi, 65)
     polar = np.linspace(0, np.radians(150), 40)
     grid = np.stack(
-        [np.sin(polar) * np.sin(theta[:, None]), np.cos(polar) + 0 * theta[:, None], np.sin(polar) * np.cos(theta[:, None])], -1
+        [
+            np.sin(polar) * np.sin(theta[:, None]),
+            np.cos(polar) + 0 * theta[:, None],
+            np.sin(polar) * np.cos(theta[:, None]),
+        ],
+        -1,
     )
     near = np.einsum("tsc,vc->tsv", grid, unit)
     close = near > np.minimum(near.max(-1, keepdims=True), np.cos(0.10)) - 1e-6
@@ -309,9 +322,15 @@ def make_hair(person: Person, shape: Array) -> Cloth | None:
             "curly": 0.032}[style] * (0.6 + 0.4 * volume)  # fmt: skip
     hang = np.zeros_like(theta)
     if style in ("bob", "long", "curly"):
-        drop = {"bob": 0.10 + 0.06 * person.length, "long": 0.20 + 0.17 * person.length, "curly": 0.06 + 0.22 * person.length}[style]
+        drop = {
+            "bob": 0.10 + 0.06 * person.length,
+            "long": 0.20 + 0.17 * person.length,
+            "curly": 0.06 + 0.22 * person.length,
+        }[style]
         hang = drop * smoothstep(0.80, 1.25, turn)
-        end = np.where(turn > 0.8, end * (1 - smoothstep(0.8, 1.25, turn)) + np.radians(96) * smoothstep(0.8, 1.25, turn), end)
+        end = np.where(
+            turn > 0.8, end * (1 - smoothstep(0.8, 1.25, turn)) + np.radians(96) * smoothstep(0.8, 1.25, turn), end
+        )
     fringe = style in ("bob", "long") and person.seed % 3 == 0
     if fringe:
         end = end + np.radians(17) * smoothstep(0.85, 0.55, turn)
@@ -344,7 +363,9 @@ def make_hair(person: Person, shape: Array) -> Cloth | None:
     flat_radius = np.sin(polar) * reach
     y = CENTRE[1] + np.cos(polar) * reach - below
     behind = np.maximum(-np.cos(around), 0)
-    flat_radius = flat_radius + 0.055 * behind * smoothstep(0.60, 0.45, y) + 0.10 * below * (0.3 if style != "curly" else 0.55)
+    flat_radius = (
+        flat_radius + 0.055 * behind * smoothstep(0.60, 0.45, y) + 0.10 * below * (0.3 if style != "curly" else 0.55)
+    )
     if style == "bob":
         flat_radius = flat_radius - 0.25 * below * smoothstep(0.5, 1.0, below / (hang.max() + 1e-9))
     points = np.stack([np.sin(around) * flat_radius, y, CENTRE[2] + np.cos(around) * flat_radius], -1).reshape(-1, 3)
@@ -372,18 +393,31 @@ def _tail(style: str, person: Person) -> tuple[Array, Array, Array]:
     angle = np.linspace(0, 2 * np.pi, 17)
     s = np.linspace(0, 1, 18)
     if style == "bun":
-        r = 0.036 + 0.012 * (person.volume - 0.75)
+        ball = 0.036 + 0.012 * (person.volume - 0.75)
         centre = np.array([0, 0.70 + 0.085 * high, -0.075 + 0.055 * high])
         polar = s * np.pi
-        ring = np.stack([np.sin(angle)[:, None] * np.sin(polar), np.cos(polar) + 0 * angle[:, None], np.cos(angle)[:, None] * np.sin(polar)], -1)
-        points = centre + r * ring * [1, 0.9, 0.9]
+        ring = np.stack(
+            [
+                np.sin(angle)[:, None] * np.sin(polar),
+                np.cos(polar) + 0 * angle[:, None],
+                np.cos(angle)[:, None] * np.sin(polar),
+            ],
+            -1,
+        )
+        points = centre + ball * ring * [1, 0.9, 0.9]
     else:
         length = 0.20 + 0.18 * person.length
         spine_y = 0.70 + 0.055 * high + 0.03 * np.sin(np.minimum(s * 4, 1) * np.pi) - length * np.maximum(s - 0.08, 0)
         spine_z = -0.060 + 0.02 * high - 0.055 * np.minimum(s * 4, 1) + 0.015 * s - 0.02 * smoothstep(0.3, 1, s)
-        r = (0.014 + 0.022 * person.volume * np.sin(np.clip(s * 1.15, 0, 1) * np.pi) ** 0.7) * smoothstep(1.05, 0.85, s) + 0.002
+        belly = 0.014 + 0.022 * person.volume * np.sin(np.clip(s * 1.15, 0, 1) * np.pi) ** 0.7
+        r = belly * smoothstep(1.05, 0.85, s) + 0.002
         points = np.stack(
-            [np.sin(angle)[:, None] * r * 1.1, spine_y + 0 * angle[:, None], spine_z + np.cos(angle)[:, None] * r * 0.8], -1
+            [
+                np.sin(angle)[:, None] * r * 1.1,
+                spine_y + 0 * angle[:, None],
+                spine_z + np.cos(angle)[:, None] * r * 0.8,
+            ],
+            -1,
         )
     uv = np.stack([np.repeat(angle[:, None] * 0.03, len(s), 1), np.repeat(s[None] * 0.3, len(angle), 0)], -1)
     return points.reshape(-1, 3), uv.reshape(-1, 2), _grid_faces(len(angle), len(s))

@@ -22,8 +22,10 @@ MOTIFS = ("letters", "star", "heart", "disc", "ring", "triangle", "bolt", "bars"
 NAMED_COLOURS = {
     "white": (0.95, 0.95, 0.94), "black": (0.07, 0.07, 0.08), "grey": (0.52, 0.53, 0.55), "red": (0.78, 0.12, 0.14),
     "burgundy": (0.42, 0.07, 0.14), "orange": (0.92, 0.48, 0.13), "mustard": (0.80, 0.61, 0.13),
-    "yellow": (0.96, 0.84, 0.28), "beige": (0.84, 0.76, 0.63), "brown": (0.42, 0.27, 0.17), "olive": (0.42, 0.43, 0.20),
-    "green": (0.18, 0.52, 0.27), "mint": (0.64, 0.87, 0.76), "teal": (0.08, 0.45, 0.47), "light blue": (0.58, 0.76, 0.92),
+    "yellow": (0.96, 0.84, 0.28),
+    "beige": (0.84, 0.76, 0.63), "brown": (0.42, 0.27, 0.17), "olive": (0.42, 0.43, 0.20),
+    "green": (0.18, 0.52, 0.27), "mint": (0.64, 0.87, 0.76), "teal": (0.08, 0.45, 0.47),
+    "light blue": (0.58, 0.76, 0.92),
     "blue": (0.16, 0.36, 0.74), "navy": (0.09, 0.13, 0.29), "purple": (0.43, 0.24, 0.58), "lilac": (0.76, 0.67, 0.88),
     "pink": (0.95, 0.64, 0.74), "magenta": (0.78, 0.16, 0.49),
 }  # fmt: skip
@@ -61,11 +63,11 @@ def sample(texture: Array, x: Array, y: Array) -> Array:
     n = len(x)
     width = 1024
     height = -(-n // width)
-    maps = np.zeros((2, height * width), np.float32)
+    maps: Array = np.zeros((2, height * width), np.float32)
     maps[0, :n] = np.mod(x, texture.shape[1])
     maps[1, :n] = np.mod(y, texture.shape[0])
     maps = maps.reshape(2, height, width)
-    padded = np.pad(texture, ((0, 1), (0, 1)), mode="wrap")
+    padded: Array = np.pad(texture, ((0, 1), (0, 1)), mode="wrap")
     return cv2.remap(padded, maps[0], maps[1], cv2.INTER_LINEAR).reshape(-1)[:n]
 
 
@@ -73,10 +75,10 @@ def sample(texture: Array, x: Array, y: Array) -> Array:
 def noise_tile(seed: int, octaves: int = 3) -> Array:
     """(256, 256) float32 tileable noise, zero mean, unit deviation; 16 cells a side, then finer octaves."""
     rng = np.random.default_rng([seed, 77])
-    total = np.zeros((256, 256), np.float32)
+    total: Array = np.zeros((256, 256), np.float32)
     for octave in range(octaves):
         cells = 16 * 2**octave
-        lattice = np.pad(rng.normal(size=(cells, cells)).astype(np.float32), 2, mode="wrap")
+        lattice: Array = np.pad(rng.normal(size=(cells, cells)).astype(np.float32), 2, mode="wrap")
         step = 256 // cells
         big = cv2.resize(lattice, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
         total += big[2 * step : 2 * step + 256, 2 * step : 2 * step + 256] * 0.5**octave
@@ -245,7 +247,10 @@ def motif_mask(motif: str, text: str) -> Array:
         t = np.linspace(0, 2 * np.pi, 80)
         outlines = {
             "star": np.stack([np.sin(angle) * radius, -np.cos(angle) * radius], 1),
-            "heart": 13.5 * np.stack([16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))], 1),
+            "heart": 13.5
+            * np.stack(
+                [16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))], 1
+            ),
             "triangle": np.array([[0, -210], [215, 180], [-215, 180]]),
             "bolt": np.array([[60, -230], [-130, 40], [-15, 40], [-70, 230], [130, -60], [10, -60]]),
         }
