@@ -345,9 +345,8 @@ def load_body(path: str | Path | None = None) -> Body:
         _check_body(data)
     except ValueError as e:
         raise ValueError(f"no SMPL-X body in {e}. {WHERE_TO_GET_ONE}") from None
-    plain = {
-        k: (v.astype(np.float32) if v.dtype == np.float16 else v) for k, v in data.items() if v.dtype.kind in "fiu"
-    }
+    plain: dict[str, Any] = {k: v for k, v in data.items() if v.dtype.kind in "fiu"}
+    plain = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in plain.items()}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         clean = Path(folder) / "SMPLX_NEUTRAL.npz"  # smplx itself opens pickles: it only ever sees this clean copy
         np.savez(clean, **plain)
@@ -357,10 +356,8 @@ def load_body(path: str | Path | None = None) -> Body:
     return Body(model, name, _body_hash(plain))
 
 
-_PARAMETERS = (
-    "betas global_orient body_pose transl left_hand_pose right_hand_pose expression jaw_pose leye_pose reye_pose"
-)
-_NO_PARAMETERS: dict[str, Any] = {f"create_{name}": False for name in _PARAMETERS.split()}
+_PARAMETERS = ("betas", "global_orient", "body_pose", "transl", "left_hand_pose", "right_hand_pose", "expression")
+_NO_PARAMETERS: dict[str, Any] = {f"create_{n}": False for n in (*_PARAMETERS, "jaw_pose", "leye_pose", "reye_pose")}
 
 
 def _check_body(data: Mapping[str, Array]) -> None:
@@ -525,15 +522,9 @@ def _arms(z: float, y: float = 0.0, x: float = 0.0) -> Array:
     return np.degrees(_euler(z, y, x))
 
 
+_CURLS = {"index": (12, 14, 8), "middle": (15, 17, 10), "ring": (17, 19, 11), "pinky": (19, 20, 12)}  # degrees
 _RELAXED_HANDS: dict[str, ArrayLike] = {
-    f"both_{finger}{k}": (0, 0, -a)
-    for finger, angles in {
-        "index": (12, 14, 8),
-        "middle": (15, 17, 10),
-        "ring": (17, 19, 11),
-        "pinky": (19, 20, 12),
-    }.items()
-    for k, a in enumerate(angles, 1)
+    f"both_{finger}{k}": (0, 0, -a) for finger, angles in _CURLS.items() for k, a in enumerate(angles, 1)
 }
 
 

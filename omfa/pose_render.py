@@ -57,9 +57,9 @@ def rasterise(
     """The nearest face at every pixel centre, with perspective-correct barycentric coordinates.
 
     Homogeneous rasterisation (Olano and Greer, 1997): with P = K [V0 V1 V2] and a pixel's ray r = (u, v, 1), the
-    solution of P e = r has all e >= 0 exactly where the ray meets the triangle before the camera; then depth = 1 / sum(e)
-    and barycentric coordinates are e / sum(e). Faces through or behind the camera plane need no clipping. Both sides
-    of a face are drawn; of two faces equally near, the one first in the list wins.
+    solution of P e = r has all e >= 0 exactly where the ray meets the triangle before the camera; then depth is
+    1 / sum(e) and barycentric coordinates are e / sum(e). Faces through or behind the camera plane need no clipping.
+    Both sides of a face are drawn; of two faces equally near, the one first in the list wins.
 
     Args:
         vertices: (V, 3) in the camera frame, metres.
@@ -268,27 +268,11 @@ _COLOURS: dict[str, tuple[int, int, int]] = {
 _FINGERS: dict[str, tuple[int, int, int]] = {  # added to the wrist's colour at the finger's tip
     "thumb": (0, -150, 60), "index": (0, -90, 0), "middle": (-40, 0, 60), "ring": (-90, 0, 0), "pinky": (-150, -60, 60),
 }  # fmt: skip
-_TIPS: dict[str, tuple[int, int, int]] = {
-    "head": (255, 250, 245),
-    "left_foot": (255, 215, 245),
-    "right_foot": (215, 255, 160),
-}
-_TIP_OFFSETS = {
-    "head": (0.0, 0.2, 0.0),
-    "jaw": (0.0, -0.03, 0.08),
-    "left_foot": (0, 0, 0.07),
-    "right_foot": (0, 0, 0.07),
-}
-_CHILD = {
-    "pelvis": "spine1",
-    "spine3": "neck",
-    "neck": "head",
-    "left_wrist": "left_middle1",
-    "right_wrist": "right_middle1",
-}
-_LIGHT = torch.tensor(
-    [0.0, 0.5, 0.866]
-)  # from above and before, fixed to the body: colours do not depend on the camera
+_TIPS = {"head": (255, 250, 245), "left_foot": (255, 215, 245), "right_foot": (215, 255, 160)}
+_TIP_OFFSETS = {"head": (0, 0.2, 0), "jaw": (0, -0.03, 0.08), "left_foot": (0, 0, 0.07), "right_foot": (0, 0, 0.07)}
+_TRUNK = {"pelvis": "spine1", "spine1": "spine2", "spine2": "spine3", "spine3": "neck", "neck": "head"}
+_LIMB = {"hip": "knee", "knee": "ankle", "ankle": "foot", "collar": "shoulder", "shoulder": "elbow", "elbow": "wrist"}
+_LIGHT = torch.tensor([0.0, 0.5, 0.866])  # from above and before, turns with the body: colours ignore the camera
 
 
 def _joint_colours() -> tuple[Array, Array]:
@@ -316,17 +300,9 @@ def _main_children() -> Array:
     child = np.full(JOINTS, -1)
     for name, j in JOINT_IDS.items():
         side, _, rest = name.partition("_")
-        chain = {
-            "hip": "knee",
-            "knee": "ankle",
-            "ankle": "foot",
-            "collar": "shoulder",
-            "shoulder": "elbow",
-            "elbow": "wrist",
-        }
-        following = _CHILD.get(name) or (f"{side}_{chain[rest]}" if rest in chain else None)
-        if name in ("spine1", "spine2"):
-            following = f"spine{int(name[-1]) + 1}"
+        following = _TRUNK.get(name) or (f"{side}_{_LIMB[rest]}" if rest in _LIMB else None)
+        if rest == "wrist":
+            following = f"{side}_middle1"
         if j >= 25 and rest[-1] != "3":
             following = f"{name[:-1]}{int(name[-1]) + 1}"
         if following is not None:
@@ -418,9 +394,9 @@ def _albedo(body: Body) -> Array:
 
 
 def supersampled(K: ArrayLike, factor: int) -> Array:
-    """(3, 3) the camera of the same picture with ``factor`` times as many pixels a side (pixel centres at whole numbers)."""
+    """(3, 3) the camera of the same picture with ``factor`` times as many pixels a side."""
     scale = np.diag([factor, factor, 1.0])
-    scale[:2, 2] = (factor - 1) / 2
+    scale[:2, 2] = (factor - 1) / 2  # pixel centres are at whole numbers
     return scale @ np.asarray(K, np.float64)
 
 
