@@ -43,10 +43,12 @@ class FitCLI(LightningCLI):
             save_top_k=2,
             every_n_train_steps=self.config.save_every,
         )
-        extra = {"callbacks": [saver, StepBar()], "plugins": [SafeCheckpointIO()]}
-        if self.config.trainer.logger is None:
-            extra["logger"] = TensorBoardLogger(root, name="", version="")  # type: ignore[assignment]
-        return super().instantiate_trainer(**kwargs, **extra)
+        configured = self._get(self.config_init, "trainer", default={})
+        kwargs["callbacks"] = [*(configured.get("callbacks") or []), saver, StepBar()]
+        kwargs["plugins"] = [*(configured.get("plugins") or []), SafeCheckpointIO()]
+        if not configured.get("logger"):
+            kwargs["logger"] = TensorBoardLogger(root, name="", version="")
+        return super().instantiate_trainer(**kwargs)
 
 
 def checkpoint_to_resume(root: Path, wanted: str | None) -> Path | None:
