@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,9 +16,9 @@ from omfa.prepared import Record, iter_records, record_files, resolve
 PARTS = "parts"  # key of the provenance: path of the part map (data_prep.parts), relative to the folder
 
 
-def record_items(folder: Path) -> Iterator[tuple[str, Record]]:
-    """Records as items of the runner."""
-    return ((record.id, record) for record in iter_records(folder))
+def record_items(folder: Path, limit: int | None = None) -> Iterator[tuple[str, Record]]:
+    """Records as items of the runner; only the first ``limit`` of them."""
+    return ((record.id, record) for record in islice(iter_records(folder), limit))
 
 
 def as_line(record: Record) -> dict[str, Any]:
