@@ -360,7 +360,7 @@ class _Journal:
         columns = "id TEXT PRIMARY KEY, position INTEGER, payload TEXT, lines TEXT, reason TEXT"
         self.db.execute(f"CREATE TABLE IF NOT EXISTS item ({columns})")
         before, finished = self.db.execute("SELECT text, finished FROM call").fetchone() or (call, True)
-        if before != call:
+        if before != call and self._used():
             raise ValueError(f"{self.out} belongs to another call; give another --out. There: {before}. Here: {call}")
         if not finished:
             for part in self.out.rglob(".*.part"):  # what a killed run was writing
@@ -421,9 +421,15 @@ class _Journal:
             os.fsync(file.fileno())
         os.replace(part, self.out / name)
 
+    def _used(self) -> bool:
+        return self.db.execute("SELECT 1 FROM item").fetchone() is not None
+
     def close(self) -> None:
-        """Release the folder."""
+        """Release the folder; a call that came to nothing leaves no claim on it."""
+        used = self._used()
         self.db.close()
+        if not used:
+            (self.out / JOURNAL).unlink()
 
 
 def _digest(payload: Any) -> str:
