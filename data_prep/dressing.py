@@ -166,7 +166,7 @@ def layers_of(dressed: Dressed, posed: Posed) -> dict[str, Layer]:
     rows = np.concatenate([t.template, eyeball, dressed.under], 1).astype(np.float32)
     paint = partial(paint_body, person=dressed.person, outfit=outfit)
     none = np.zeros(len(dressed.body_faces), np.int64)
-    out = {"body": Layer(posed.vertices, dressed.body_faces, rows, part_of_joint()[t.dominant], none, paint)}
+    out = {"body": Layer(posed.vertices, dressed.body_faces, rows, part_of_joint()[t.dominant], none, paint, True)}
     for garment, faces, worn in zip(dressed.garments, dressed.garment_faces, outfit.worn, strict=True):
         vertices = garment.posed(posed.vertices, posed.joints, posed.transforms)
         out[worn.category.value] = garment_layer(garment, vertices, faces, worn)

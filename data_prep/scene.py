@@ -34,6 +34,7 @@ class Layer:
         part: (N,) uint8, 0 or 1 + index into ``omfa.body.PARTS``.
         region: (M,) of a garment, else zeros.
         paint: what it looks like.
+        solid: only its outside can be seen.
     """
 
     vertices: Array
@@ -42,6 +43,14 @@ class Layer:
     part: Array
     region: Array
     paint: Callable[[Points], Look]
+    solid: bool = False
+
+    def facing(self) -> Array:
+        """(m,) ids of the faces that can be seen from the camera."""
+        if not self.solid:
+            return np.arange(len(self.faces))
+        a, b, c = (self.vertices[self.faces[:, k]] for k in range(3))
+        return np.where((np.cross(b - a, c - a) * a).sum(1) < 0)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +108,8 @@ def render(layers: list[Layer], K: Array, size: tuple[int, int], light: Light) -
     fine[:2, 2] += 0.5  # pixel centres are whole numbers
     starts = np.cumsum([0] + [len(l.vertices) for l in layers[:-1]])
     vertices = np.concatenate([l.vertices for l in layers]).astype(np.float32)
-    faces = np.concatenate([l.faces + s for l, s in zip(layers, starts, strict=True)])
+    facing = [l.facing() for l in layers]
+    faces = np.concatenate([l.faces[f] + s for l, f, s in zip(layers, facing, starts, strict=True)])
     shown = rasterise(torch.from_numpy(vertices), torch.from_numpy(faces), fine, (2 * height, 2 * width), "torch")
     face, depth = shown.face.numpy(), shown.depth.numpy()
     py, px = np.nonzero(face >= 0)
@@ -111,8 +121,8 @@ def render(layers: list[Layer], K: Array, size: tuple[int, int], light: Light) -
     a, b, c = (vertices[corner[:, k]] for k in range(3))
     inside = (np.cross(b - a, c - a) * ray).sum(1) > 0
     normal = _unit(np.where(inside[:, None], -mixed[:, :3], mixed[:, :3]))
-    which = np.repeat(np.arange(len(layers)), [len(l.faces) for l in layers])[seen]
-    region = np.concatenate([l.region for l in layers])[seen]
+    which = np.repeat(np.arange(len(layers)), [len(f) for f in facing])[seen]
+    region = np.concatenate([l.region[f] for l, f in zip(layers, facing, strict=True)])[seen]
     look = _paint(layers, which, Points(mixed[:, 3:], region, normal))
     gain = look.gain * np.where(inside, 0.55, 1.0)
     open_ = _openness(depth, light, fine[0, 0])[py, px]
@@ -170,8 +180,7 @@ def _openness(depth: Array, light: Light, focal: float) -> Array:
     for metres, strength in ((0.035, 7.0), (0.11, 2.2)):
         k = int(2 * round(metres * pixel / 2) + 1)
         mean = cv2.blur(np.where(solid, d, 0), (k, k)) / np.maximum(cv2.blur(solid.astype(np.float32), (k, k)), 1e-3)
-        mean = cv2.blur(mean.astype(np.float32), (k, k))
-        out -= np.clip((d - mean) * strength, 0, 0.3)
+        out = out - np.clip((d - cv2.blur(mean, (k, k))) * strength, 0, 0.3)
     shift = np.round(np.array(light.direction[:2]) * 0.045 * pixel)
     matrix = np.array([[1, 0, -shift[0]], [0, 1, -shift[1]]], np.float32)
     moved = cv2.warpAffine(d, matrix, d.shape[::-1], borderMode=cv2.BORDER_REPLICATE)

@@ -272,7 +272,7 @@ def make_outfit(seed: int, index: int, size: tuple[int, int] = (256, 192), views
                 face=face,
                 garments={category: picture for category, (picture, _) in shop.items()},
                 garment_masks={category: mask for category, (_, mask) in shop.items()},
-                pose_map=np.asarray(render_pose_map(tailor().body, view.params)),
+                pose_map=render_pose_map(tailor().body, view.params, engine="torch"),
                 params=view.params,
                 labels=view.labels,
                 parts=view.parts,
