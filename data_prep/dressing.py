@@ -82,18 +82,18 @@ class Posed:
 
 
 @lru_cache(maxsize=1)
-def _directions() -> tuple[Array, Array, Array]:
-    """Shape directions (V, 3, 10), what they do to the joints (55, 3, 10), and expression directions (V, 3, 10)."""
+def _directions() -> tuple[Array, Array, Array, Array]:
+    """Directions of shape (V, 3, 10) and expression (V, 3, 10), then what they do to the joints, (55, 3, 10) each."""
     model = tailor().body.model
     shape, face = (d.cpu().numpy()[..., :10].astype(np.float32) for d in (model.shapedirs, model.expr_dirs))
     regress = model.J_regressor.cpu().numpy().astype(np.float32)
-    return shape, np.einsum("jv,vck->jck", regress, shape), face
+    return shape, face, np.einsum("jv,vck->jck", regress, shape), np.einsum("jv,vck->jck", regress, face)
 
 
 def dress(person: Person, outfit: Outfit) -> Dressed:
     """Sew the outfit for the person, and leave out what is hidden under it."""
     t = tailor()
-    shape_dirs, joint_dirs, _ = _directions()
+    shape_dirs, _, joint_dirs, _ = _directions()
     betas = np.array(person.betas, np.float32)
     figure = np.einsum("vck,k->vc", shape_dirs, betas)
     shape = figure + face_shape(person)
@@ -133,7 +133,9 @@ def pose_body(shape: Array, joints: Array, pose: Array, expression: Array | None
     t = tailor()
     rest = t.template + shape
     if expression is not None:
-        rest = rest + np.einsum("vck,k->vc", _directions()[2], expression)
+        _, face_dirs, _, joint_dirs = _directions()
+        rest = rest + np.einsum("vck,k->vc", face_dirs, expression)
+        joints = joints + joint_dirs @ expression
     transforms = joint_transforms(joints, t.parents, np.stack([rotation(r) for r in pose]))
     posed = np.einsum("jab,jb->ja", transforms[..., :3], joints) + transforms[..., 3]
     return Posed(skin(rest.astype(np.float32), t.weights, transforms), posed.astype(np.float32), transforms)

@@ -14,9 +14,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from omfa.pattern_kind import KINDS
+
 Array = NDArray[Any]
 
-KINDS = ("plain", "stripes", "checks", "dots", "gradient", "noise", "print", "two_tone")
+
 MOTIFS = ("letters", "star", "heart", "disc", "ring", "triangle", "bolt", "bars")
 
 NAMED_COLOURS = {
