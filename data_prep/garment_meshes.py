@@ -32,6 +32,7 @@ ANKLE_Y, GROUND_Y = -0.971, -1.051
 SEAM_X = 0.172  # the sleeve's seam at the shoulder
 ARM_Y, ARM_Z = 0.418, 0.028  # the arm's axis at rest
 
+_BAND = 4  # rings of a skirt that make its waistband
 TORSO, SLEEVE, COLLAR, SKIRT, LEGS = range(5)  # regions of a garment: what a pattern may colour differently
 
 
@@ -303,6 +304,8 @@ class Tailor:
             field[foot, :2] += push
         field += self.normals * 0.007
         field = np.where((v[:, 1] < ANKLE_Y + 0.1)[:, None], self.smooth(field, 3), field)
+        toes = smoothstep(0.09, 0.16, v[:, 2]) * smoothstep(GROUND_Y + 0.008, GROUND_Y + 0.022, v[:, 1])
+        field[:, 1] += 0.016 * toes * (v[:, 1] < ANKLE_Y)  # room above them
         sole = smoothstep(GROUND_Y + 0.03, GROUND_Y + 0.015, v[:, 1])
         field[:, 2] += sole * 0.004 * np.sign(v[:, 2] - 0.06)
         field[:, 1] = np.where(v[:, 1] < GROUND_Y + 0.012, GROUND_Y - 0.012 - v[:, 1], field[:, 1])
@@ -424,6 +427,7 @@ class Skirt:
     folds: int
     phase: float
     ease: float
+    shape: Array
     rings: int = 22
 
     @cached_property
@@ -458,6 +462,20 @@ class Skirt:
         below = np.isin(t.dominant, [0, 1, 2, 3, 4, 5, 6, 7, 8])
         return [np.where(below & (np.abs(t.template[:, 1] - h) < 0.027))[0] for h in self.heights]
 
+    @cached_property
+    def _band(self) -> tuple[Array, Array]:
+        """The waistband, which moves with the skin: rest positions (4 A, 3) on the wearer and weights (4 A, 55)."""
+        t = tailor()
+        rows = []
+        for height, ids in zip(self.heights[:_BAND], self._bands[:_BAND], strict=True):
+            reach = radial_hull(t.template[ids][:, [0, 2]])[:, None] + 0.006
+            ring = _DIRECTIONS * reach
+            rows.append(np.stack([ring[:, 0], np.full(ANGLES, height, np.float32), ring[:, 1]], 1))
+        points = np.concatenate(rows).astype(np.float32)
+        ids = np.unique(np.concatenate(self._bands[:_BAND]))
+        nearest = ids[((points[:, None] - t.template[ids][None]) ** 2).sum(-1).argmin(1)]
+        return points + self.shape[nearest], t.soft_weights[nearest]
+
     def hang(self, vertices: Array, joints: Array, transforms: Array) -> Array:
         """(N, 3) the skirt around a posed body.
 
@@ -480,6 +498,8 @@ class Skirt:
         tangent = np.gradient(soft, axis=0)
         tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-9)
         side, down_axis = transforms[0, :3, 0], -transforms[0, :3, 1]
+        tangent += np.maximum(tangent @ down_axis, 0)[:, None] ** 2 * down_axis  # hems hang level
+        tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
         reach: Array = np.zeros((self.rings, ANGLES), np.float32)
         frames = []
         hanging = self.flare * abs(self.heights[1] - self.heights[0])
@@ -498,10 +518,14 @@ class Skirt:
         down = (self.top - self.heights)[:, None] / (self.top - self.hem)
         wave = np.cos(self.folds * _THETA + self.phase) + 0.5 * np.cos((self.folds * 2 - 3) * _THETA + 2 * self.phase)
         reach = reach + (0.006 + 0.05 * self.flare) * down**1.5 * (wave[None, :] + 0.6)
+        d = _DIRECTIONS
+        rings = [soft[r] + reach[r, :, None] * (d[:, :1] * x + d[:, 1:] * z) for r, (x, z) in enumerate(frames)]
+        points = np.stack(rings)
+        band = skin(*self._band, transforms).reshape(_BAND, ANGLES, 3)
+        share = smoothstep(0.0, 1.0, np.arange(_BAND) / _BAND)[:, None, None]
+        points[:_BAND] = band * (1 - share) + points[:_BAND] * share
         columns = (np.arange(ANGLES + 1) + ANGLES // 2) % ANGLES  # start at the back
-        d = _DIRECTIONS[columns]
-        rows = [soft[r] + reach[r, columns, None] * (d[:, :1] * x + d[:, 1:] * z) for r, (x, z) in enumerate(frames)]
-        return np.stack(rows).reshape(-1, 3).astype(np.float32)
+        return points[:, columns].reshape(-1, 3).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -598,7 +622,7 @@ def make_top(cut: Cut, shape: Array, hem: float | None = None) -> tuple[Cloth, D
             uv = np.stack([around_torso(p[:, 0], p[:, 2]), p[:, 1]], 1)
         else:
             angle = np.arctan2(p[:, 2] - ARM_Z, p[:, 1] - ARM_Y)
-            uv = np.stack([angle * 0.06 + np.sign(p[:, 0]), np.abs(p[:, 0]) - 0.02], 1)
+            uv = np.stack([angle * 0.06 + np.sign(p[:, 0]), 0.44 + SEAM_X - np.abs(p[:, 0])], 1)  # as if it hung
         pieces.append(_cloth(part[:, :-1], part_faces, uv, part[:, -1], region))
     if cut.neck == "collar":
         pieces.append(_collar(shape))
@@ -697,7 +721,7 @@ def make_garment(cut: Cut, shape: Array, phase: float = 0.0) -> Garment:
         return Garment(cut, cloth, None, keep)
     top = WAIST_Y if cut.kind == "skirt" else 0.115
     ease = 0.010 + 0.004 * cut.fit if cut.kind == "skirt" else 0.016 + 0.010 * cut.fit
-    skirt = Skirt(top, cut.hem, cut.flare, cut.folds, phase, ease)
+    skirt = Skirt(top, cut.hem, cut.flare, cut.folds, phase, ease, shape)
 
     def hanging(p: Array) -> Array:
         return np.minimum(np.minimum(top - p[:, 1], p[:, 1] - cut.hem), 0.6 - np.abs(p[:, 0]))
@@ -723,5 +747,5 @@ def make_shoes(shape: Array, height: float) -> tuple[Cloth, Distance]:
 
     chosen = np.isin(t.dominant, [4, 5, 7, 8, 10, 11])
     rows, faces, edge = _piece(t.shoe, shape, keep, chosen)
-    uv = np.stack([rows[:, 2], rows[:, 1] - GROUND_Y], 1)
+    uv = np.stack([rows[:, 2], rows[:, 4] - GROUND_Y + 0.012], 1)
     return _cloth(rows, faces, uv, edge, TORSO), keep

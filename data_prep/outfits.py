@@ -80,20 +80,20 @@ def _draw_cut(rng: np.random.Generator, kind: str) -> Cut:
     return Cut("dress", fit, between(-0.85, -0.36), sleeve, neck, one_of(0.08, 0.20, 0.34), folds)
 
 
-def _draw_worn(rng: np.random.Generator, kind: str) -> Worn:
+def _draw_worn(rng: np.random.Generator, kind: str, skin: tuple[float, ...] | None) -> Worn:
     cut = _draw_cut(rng, kind)
     span = {"upper": (cut.hem, 0.45), "lower": (cut.hem, WAIST_Y), "dress": (cut.hem, 0.45)}[cut.category]
-    return Worn(cut, draw_pattern(rng, kind, span), float(rng.uniform(0, 2 * np.pi)))
+    return Worn(cut, draw_pattern(rng, kind, span, skin), float(rng.uniform(0, 2 * np.pi)))
 
 
-def draw_outfit(rng: np.random.Generator) -> Outfit:
-    """An outfit at random: a dress one time in five."""
+def draw_outfit(rng: np.random.Generator, skin: tuple[float, ...] | None = None) -> Outfit:
+    """An outfit at random, a dress one time in five, in colours that nobody takes for the wearer's ``skin`` (RGB)."""
     if rng.random() < 0.2:
-        worn: tuple[Worn, ...] = (_draw_worn(rng, "dress"),)
+        worn: tuple[Worn, ...] = (_draw_worn(rng, "dress", skin),)
     else:
         top = str(rng.choice(list(_TOPS), p=list(_TOPS.values())))
         bottom = str(rng.choice(list(_BOTTOMS), p=list(_BOTTOMS.values())))
-        worn = (_draw_worn(rng, top), _draw_worn(rng, bottom))
+        worn = (_draw_worn(rng, top, skin), _draw_worn(rng, bottom, skin))
     tucked = len(worn) > 1 and worn[0].cut.kind != "hoodie" and worn[0].cut.fit < 0.6 and rng.random() < 0.35
     name, shoe = draw_colour(rng)
     sole = (0.93, 0.93, 0.91) if rng.random() < 0.6 else (0.12, 0.11, 0.10)

@@ -47,14 +47,23 @@ def draw_colour(rng: np.random.Generator) -> tuple[str, tuple[float, float, floa
     return name, (round(r, 4), round(g, 4), round(b, 4))
 
 
-def draw_palette(rng: np.random.Generator, count: int) -> tuple[tuple[str, ...], tuple[tuple[float, ...], ...]]:
-    """Names and colours, neighbours well apart so that a pattern can be seen."""
+def like_skin(colour: Array | tuple[float, ...], skin: Array | tuple[float, ...]) -> bool:
+    """Whether cloth of this colour could be taken for bare skin: nearly the same hue, about as light."""
+    a, b = np.asarray(colour, np.float64), np.asarray(skin, np.float64)
+    return bool(a @ b > 0.988 * np.linalg.norm(a) * np.linalg.norm(b) and abs(luminance(a) - luminance(b)) < 0.3)
+
+
+def draw_palette(
+    rng: np.random.Generator, count: int, skin: tuple[float, ...] | None = None
+) -> tuple[tuple[str, ...], tuple[tuple[float, ...], ...]]:
+    """Names and colours, well apart so that a pattern can be seen, none like the wearer's skin."""
     names, colours = [], list[tuple[float, ...]]()
     while len(colours) < count:
         name, colour = draw_colour(rng)
         apart = [np.linalg.norm(np.subtract(colour, c)) > 0.42 for c in colours]
         light = [abs(luminance(colour) - luminance(c)) > 0.16 for c in colours[:1]]
-        if name not in names and all(apart) and all(light):
+        bare = skin is not None and like_skin(colour, skin)
+        if name not in names and all(apart) and all(light) and not bare:
             names.append(name)
             colours.append(colour)
     return tuple(names), tuple(colours)
@@ -194,7 +203,7 @@ class Pattern:
                 cover = _edge(other - 0.75, 0.06)[:, None]
                 out = out * (1 - cover) + c[2] * cover
             return out
-        u = np.where(np.abs(u) > 0.5, np.abs(u) - 1, u) if self.place[1] < 0 else u  # a print on each leg
+        u = np.where(np.abs(u) > 0.5, u - np.sign(u), u) if self.place[1] < 0 else u  # a print on each leg
         size = self.scale
         x = ((u - self.place[0]) / size + 0.5) * 128
         y = (0.5 - (v - self.place[1]) / size) * 128
@@ -260,20 +269,23 @@ def motif_mask(motif: str, text: str) -> Array:
     return cv2.resize(big, (128, 128), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-def draw_pattern(rng: np.random.Generator, cut_kind: str, span: tuple[float, float]) -> Pattern:
+def draw_pattern(
+    rng: np.random.Generator, cut_kind: str, span: tuple[float, float], skin: tuple[float, ...] | None = None
+) -> Pattern:
     """A pattern that suits a garment.
 
     Args:
         rng: the garment's.
         cut_kind: ``t-shirt``, ``trousers``, ...: trousers are plain more often; prints sit where they can be seen.
         span: lowest and highest v of the garment.
+        skin: the wearer's, whose colour cloth does not take.
     """
     odds = np.array([0.18, 0.16, 0.12, 0.12, 0.09, 0.10, 0.13, 0.10])
     if cut_kind in ("trousers", "shorts"):
         odds = np.array([0.38, 0.12, 0.12, 0.07, 0.07, 0.08, 0.06, 0.10])
     kind = KINDS[rng.choice(len(KINDS), p=odds / odds.sum())]
     three = kind in ("stripes", "checks", "noise") and rng.random() < 0.35
-    names, colours = draw_palette(rng, 1 if kind == "plain" else 3 if three else 2)
+    names, colours = draw_palette(rng, 1 if kind == "plain" else 3 if three else 2, skin)
     scale, angle, place = rng.uniform(0.045, 0.11), 0.0, (0.0, 0.27)
     if kind == "stripes":
         angle = float(rng.choice([0.0, np.pi / 2, np.pi / 4], p=[0.6, 0.3, 0.1]))

@@ -257,10 +257,10 @@ def make_outfit(seed: int, index: int, size: tuple[int, int] = (256, 192), views
         ``views`` samples that share face and shop pictures.
     """
     person = draw_person(np.random.default_rng([seed, 1, index // OUTFITS]))
-    outfit = draw_outfit(np.random.default_rng([seed, 2, index]))
+    outfit = draw_outfit(np.random.default_rng([seed, 2, index]), person.skin)
     dressed = dress(person, outfit)
     other_day = np.random.default_rng([seed, 4, index])  # the portrait shows other clothes
-    face = portrait(dress(person, draw_outfit(other_day)), other_day, face_size(size[1]))
+    face = portrait(dress(person, draw_outfit(other_day, person.skin)), other_day, face_size(size[1]))
     shop = {w.category.value: shop_picture(w, size) for w in outfit.worn}
     samples = []
     for number in range(views):
