@@ -485,13 +485,10 @@ class Skirt:
             transforms: (55, 3, 4): the pelvis gives the frame.
         """
         t = tailor()
-        rest = t.joints
-        middle_rest = np.array([rest[3, 1], rest[0, 1] - 0.06, rest[4, 1], rest[7, 1]])
-        middle = np.stack(
-            [joints[3], (joints[1] + joints[2]) / 2, (joints[4] + joints[5]) / 2, (joints[7] + joints[8]) / 2]
-        )
-        order = np.argsort(middle_rest)
-        centres = np.stack([np.interp(self.heights, middle_rest[order], middle[order, k]) for k in range(3)], 1)
+        spine = [(7, 8), (4, 5), (1, 2), (6, 6), (9, 9)]  # joints whose middles the skirt hangs around, from below
+        levels = np.array([t.joints[a, 1] for a, _ in spine])
+        middle = np.stack([(joints[a] + joints[b]) / 2 for a, b in spine])
+        centres = np.stack([np.interp(self.heights, levels, middle[:, k]) for k in range(3)], 1)
         kernel = np.array([1, 2, 3, 2, 1]) / 9
         padded = np.concatenate([np.repeat(centres[:1], 2, 0), centres, np.repeat(centres[-1:], 2, 0)])
         soft = np.stack([np.convolve(padded[:, k], kernel, "valid") for k in range(3)], 1)
@@ -577,7 +574,9 @@ class Garment:
             parts.append(self.cloth.posed(transforms))
         if self.skirt is not None:
             parts.append(self.skirt.hang(vertices, joints, transforms))
-        return np.concatenate(parts).astype(np.float32)
+        points = np.concatenate(parts).astype(np.float32)
+        assert np.isfinite(points).all(), f"the {self.cut.kind} has no place on this pose"
+        return points
 
 
 def _piece(offset: Array, shape: Array, keep: Distance, chosen: Array) -> tuple[Array, Array, Array]:
