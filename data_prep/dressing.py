@@ -6,7 +6,7 @@ Legend: V body vertices, N, M vertices and faces of a surface, J = 55 joints.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from data_prep.garment_meshes import (
     make_garment,
     make_shoes,
     skin,
+    smoothstep,
     tailor,
 )
 from data_prep.heads import Person, face_shape, make_hair
@@ -168,14 +169,28 @@ def layers_of(dressed: Dressed, posed: Posed) -> dict[str, Layer]:
     rows = np.concatenate([t.template, eyeball, dressed.under], 1).astype(np.float32)
     paint = partial(paint_body, person=dressed.person, outfit=outfit)
     none = np.zeros(len(dressed.body_faces), np.int64)
-    out = {"body": Layer(posed.vertices, dressed.body_faces, rows, part_of_joint()[t.dominant], none, paint, True)}
-    for garment, faces, worn in zip(dressed.garments, dressed.garment_faces, outfit.worn, strict=True):
+    behind = 0.02 * smoothstep(0.0, 0.012, dressed.under[:, 0])
+    part = part_of_joint()[t.dominant]
+    out = {"body": Layer(posed.vertices, dressed.body_faces, rows, part, none, paint, solid=True, behind=behind)}
+    for k, (garment, faces, worn) in enumerate(zip(dressed.garments, dressed.garment_faces, outfit.worn, strict=True)):
         vertices = garment.posed(posed.vertices, posed.joints, posed.transforms)
-        out[worn.category.value] = garment_layer(garment, vertices, faces, worn)
+        layer = garment_layer(garment, vertices, faces, worn)
+        out[worn.category.value] = replace(layer, behind=_tucked_under(garment, k, outfit))
     out["shoes"] = _cloth_layer(dressed.shoes, posed, partial(paint_shoes, outfit=outfit))
     if dressed.hair is not None:
         out["hair"] = _cloth_layer(dressed.hair, posed, partial(paint_hair, person=dressed.person))
     return out
+
+
+def _tucked_under(garment: Garment, place: int, outfit: Outfit) -> Array | None:
+    """(N,) metres by which the covered end of a garment counts as behind the one that covers it."""
+    if len(outfit.worn) == 1 or (place == 0) != outfit.tucked:
+        return None
+    heights = garment.heights
+    if outfit.tucked:
+        return 1.5 * COVER * smoothstep(WAIST_Y + 0.03, WAIST_Y, heights)
+    hem = outfit.worn[0].cut.hem
+    return 1.5 * COVER * smoothstep(hem - 0.06, hem - 0.03, heights)
 
 
 def garment_layer(garment: Garment, vertices: Array, faces: Array, worn: Worn) -> Layer:

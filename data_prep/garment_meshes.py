@@ -210,45 +210,60 @@ class Tailor:
 
     @cached_property
     def upper_tight(self) -> Array:
-        """Tops close to the skin."""
-        return self._ironed(22, 0.009)
+        """Tops close to the skin: they bridge the chest's hollows and follow its girth."""
+        on_torso = self._torso_share()[:, None]
+        field = self._ironed(22, 0.009) * (1 - on_torso) + self._around_trunk(0.965, 0.009, 0.013) * on_torso
+        return self.smooth(field, 4)
 
     @cached_property
     def lower_slim(self) -> Array:
         """Trousers close to the skin."""
         return self._ironed(8, 0.006)
 
-    @cached_property
-    def upper_loose(self) -> Array:
-        """Tops that hang straight from chest and shoulder, in wide sleeves."""
+    def _torso_share(self) -> Array:
+        """(V,) 1 on the torso below the shoulders, 0 on arms, neck and head."""
+        x, y = np.abs(self.template[:, 0]), self.template[:, 1]
+        return smoothstep(0.45, 0.35, y) * (1 - smoothstep(0.15, 0.25, x) * smoothstep(0.27, 0.33, y))
+
+    def _around_trunk(self, fall: float, above: float, below: float) -> Array:
+        """(V, 3) offsets to the convex girth of the trunk.
+
+        Args:
+            fall: how much of the girth above is kept 2 cm lower: 1 hangs straight down, less follows the body.
+            above: ease at the chest, metres.
+            below: ease at the hips.
+        """
         v = self.template
         x, y = np.abs(v[:, 0]), v[:, 1]
         levels = np.linspace(0.45, -0.17, 32)
         trunk = (x < 0.26) & ~((y > 0.30) & (x > 0.165)) & ~((y > 0.40) & (x > 0.12))
         reach = np.stack([radial_hull(v[trunk & (np.abs(y - l) < 0.025)][:, [0, 2]]) for l in levels])
-        for r in range(1, len(levels)):  # cloth falls from the widest place above
-            reach[r] = np.maximum(reach[r], reach[r - 1] * 0.992)
+        for r in range(1, len(levels)):
+            reach[r] = np.maximum(reach[r], reach[r - 1] * fall)
         rows = np.clip((levels[0] - y) / (levels[0] - levels[1]), 0, len(levels) - 1.001)
         low = rows.astype(int)
         theta, radius = np.arctan2(v[:, 0], v[:, 2]), np.hypot(v[:, 0], v[:, 2])
         t = rows - low
         wanted = at_angle(reach[low], theta) * (1 - t) + at_angle(reach[low + 1], theta) * t
-        ease = 0.010 + 0.032 * smoothstep(0.36, 0.0, y)
+        ease = above + (below - above) * smoothstep(0.36, 0.0, y)
         out = v[:, [0, 2]] / np.maximum(radius, 1e-6)[:, None] * (np.maximum(wanted - radius, 0) + ease)[:, None]
-        torso = np.stack([out[:, 0], np.zeros(len(v)), out[:, 1]], 1)
+        return np.stack([out[:, 0], np.zeros(len(v)), out[:, 1]], 1)
 
+    @cached_property
+    def upper_loose(self) -> Array:
+        """Tops that hang straight from chest and shoulder, in wide sleeves."""
+        v = self.template
+        x, y = np.abs(v[:, 0]), v[:, 1]
         dy, dz = y - ARM_Y, v[:, 2] - ARM_Z
         radius = np.hypot(dy, dz)
         sleeve = 0.088 - 0.028 * smoothstep(0.36, 0.72, x)
         out = (np.maximum(sleeve - radius, 0) + 0.008) / np.maximum(radius, 1e-6)
         arm = np.stack([np.zeros(len(v)), dy * out, dz * out], 1)
         arm[:, 1] -= 0.012 * smoothstep(0.2, 0.3, x)
-
-        on_arm = smoothstep(0.15, 0.25, x) * smoothstep(0.27, 0.33, y)
-        on_torso = smoothstep(0.45, 0.35, y) * (1 - on_arm)
-        rest = self.upper_tight * 1.25
-        field = rest * (1 - on_arm - on_torso)[:, None] + arm * on_arm[:, None] + torso * on_torso[:, None]
-        return self.smooth(field, 6)
+        on_arm = (smoothstep(0.15, 0.25, x) * smoothstep(0.27, 0.33, y))[:, None]
+        on_torso = self._torso_share()[:, None]
+        torso = self._around_trunk(0.992, 0.010, 0.042)
+        return self.smooth(self.upper_tight * 1.25 * (1 - on_arm - on_torso) + arm * on_arm + torso * on_torso, 6)
 
     @cached_property
     def lower_wide(self) -> Array:
@@ -589,7 +604,21 @@ def _piece(offset: Array, shape: Array, keep: Distance, chosen: Array) -> tuple[
     return clip(rows, flat.reshape(-1, 3), distance[used])
 
 
-def _cloth(rows: Array, faces: Array, uv: Array, edge: Array, region: int) -> Cloth:
+def _cloth(rows: Array, faces: Array, uv: Array, edge: Array, region: int, girth: float = 0.0) -> Cloth:
+    """A cloth from rows as :func:`_piece` makes them; faces across the seam where u jumps by ``girth`` are opened."""
+    if girth:
+        u = uv[:, 0]
+        across = np.ptp(u[faces], axis=1) > girth / 2
+        low = across[:, None] & (u[faces] < u[faces].max(1, keepdims=True) - girth / 2)
+        ids, back = np.unique(faces[low], return_inverse=True)
+        faces = faces.copy()
+        faces[low] = len(rows) + back.reshape(-1)
+        moved = uv[ids] + np.array([girth, 0], uv.dtype)
+        rows, uv, edge = (
+            np.concatenate([rows, rows[ids]]),
+            np.concatenate([uv, moved]),
+            np.concatenate([edge, edge[ids]]),
+        )
     fields = (rows[:, 3:6], rows[:, 6:9], rows[:, 9:])
     return Cloth(*fields, faces=faces, uv=uv, edge=edge, region=np.full(len(faces), region))
 
@@ -622,7 +651,8 @@ def make_top(cut: Cut, shape: Array, hem: float | None = None) -> tuple[Cloth, D
         else:
             angle = np.arctan2(p[:, 2] - ARM_Z, p[:, 1] - ARM_Y)
             uv = np.stack([angle * 0.06 + np.sign(p[:, 0]), 0.44 + SEAM_X - np.abs(p[:, 0])], 1)  # as if it hung
-        pieces.append(_cloth(part[:, :-1], part_faces, uv, part[:, -1], region))
+        girth = 2 * _ARC[-1] if region == TORSO else 2 * np.pi * 0.06
+        pieces.append(_cloth(part[:, :-1], part_faces, uv, part[:, -1], region, girth))
     if cut.neck == "collar":
         pieces.append(_collar(shape))
     if cut.neck == "hood":
@@ -640,7 +670,7 @@ def _neck_band(profile: list[tuple[float, float, float]], shape: Array, span: fl
     angle = np.linspace(-span, span, columns) + np.pi
     rows = []
     for radius, height, slope in profile:
-        front = (1 + np.cos(angle)) / 2
+        front = ((1 + np.cos(angle)) / 2) ** 2.5
         rows.append(
             np.stack(
                 [
@@ -659,7 +689,7 @@ def _neck_band(profile: list[tuple[float, float, float]], shape: Array, span: fl
     r, a = np.meshgrid(np.arange(n - 1), np.arange(columns - 1), indexing="ij")
     i, j = r * columns + a, r * columns + a + 1
     faces = np.concatenate(
-        [np.stack([i, j, i + columns], -1).reshape(-1, 3), np.stack([j, j + columns, i + columns], -1).reshape(-1, 3)]
+        [np.stack([i, i + columns, j], -1).reshape(-1, 3), np.stack([j, i + columns, j + columns], -1).reshape(-1, 3)]
     )
     length = np.cumsum([0.0] + [np.hypot(b[0] - a_[0], b[1] - a_[1]) for a_, b in pairwise(profile)])
     uv = np.stack([np.tile(angle * 0.075, n), np.repeat(length, columns) + 0.5], 1)
@@ -670,14 +700,16 @@ def _neck_band(profile: list[tuple[float, float, float]], shape: Array, span: fl
 
 
 def _collar(shape: Array) -> Cloth:
+    """A stand around the neck, and the fall turned down over it."""
     return _neck_band(
-        [(0.078, 0.487, 0.048), (0.076, 0.515, 0.052), (0.080, 0.528, 0.056), (0.094, 0.512, 0.062),
-         (0.108, 0.478, 0.066)],
-        shape, span=np.pi - 0.16,
+        [(0.074, 0.488, 0.050), (0.074, 0.522, 0.050), (0.079, 0.533, 0.052), (0.096, 0.523, 0.060),
+         (0.112, 0.503, 0.072), (0.120, 0.488, 0.086)],
+        shape, span=np.pi - 0.14,
     )  # fmt: skip
 
 
 def _hood(shape: Array) -> Cloth:
+    """A hood that lies on the back and the shoulders."""
     return _neck_band(
         [(0.088, 0.485, 0.055), (0.098, 0.525, 0.055), (0.118, 0.535, 0.055), (0.135, 0.510, 0.055),
          (0.135, 0.465, 0.045), (0.118, 0.435, 0.02)],
@@ -700,7 +732,7 @@ def make_legs(cut: Cut, shape: Array) -> tuple[Cloth, Distance]:
         away = p[:, [0, 2]] - t.leg_axis(p[:, 1], np.full(len(p), side))
         angle = np.arctan2(away[:, 0], away[:, 1])
         uv = np.stack([angle * 0.095 + side, p[:, 1]], 1)
-        pieces.append(_cloth(part[:, :-1], part_faces, uv, part[:, -1], LEGS))
+        pieces.append(_cloth(part[:, :-1], part_faces, uv, part[:, -1], LEGS, 2 * np.pi * 0.095))
     return join(pieces), keep
 
 

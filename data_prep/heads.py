@@ -98,7 +98,7 @@ def draw_person(rng: np.random.Generator) -> Person:
         return tuple(round(float(x), 4) for x in np.clip(a, 0, 1))
 
     return Person(
-        betas=tuple(float(b) for b in np.clip(rng.normal(0, 0.75, 10), -1.6, 1.6).round(4)),
+        betas=tuple(float(b) for b in np.clip(rng.normal(0, 0.9, 10), -1.8, 1.8).round(4)),
         morph=tuple(float(m) for m in np.clip(rng.normal(0, 1, 13), -1.8, 1.8).round(4)),
         skin=rgb(skin),
         hair_colour=rgb(hair),
@@ -364,7 +364,7 @@ def make_hair(person: Person, shape: Array) -> Cloth | None:
     y = CENTRE[1] + np.cos(polar) * reach - below
     behind = np.maximum(-np.cos(around), 0)
     flat_radius = (
-        flat_radius + 0.055 * behind * smoothstep(0.60, 0.45, y) + 0.10 * below * (0.3 if style != "curly" else 0.55)
+        flat_radius + 0.072 * behind * smoothstep(0.61, 0.50, y) + 0.10 * below * (0.3 if style != "curly" else 0.55)
     )
     if style == "bob":
         flat_radius = flat_radius - 0.25 * below * smoothstep(0.5, 1.0, below / (hang.max() + 1e-9))

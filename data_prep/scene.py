@@ -35,6 +35,7 @@ class Layer:
         region: (M,) of a garment, else zeros.
         paint: what it looks like.
         solid: only its outside can be seen.
+        behind: (N,) metres by which it counts as farther away than it is, so that what lies on it covers it; or None.
     """
 
     vertices: Array
@@ -44,6 +45,14 @@ class Layer:
     region: Array
     paint: Callable[[Points], Look]
     solid: bool = False
+    behind: Array | None = None
+
+    def sorted(self) -> Array:
+        """(N, 3) vertices moved along the line of sight by ``behind``: other depths, the same picture."""
+        if self.behind is None:
+            return self.vertices
+        distance = np.linalg.norm(self.vertices, axis=1, keepdims=True)
+        return self.vertices * (1 + self.behind[:, None] / distance)
 
     def facing(self) -> Array:
         """(m,) ids of the faces that can be seen from the camera."""
@@ -110,7 +119,8 @@ def render(layers: list[Layer], K: Array, size: tuple[int, int], light: Light) -
     vertices = np.concatenate([l.vertices for l in layers]).astype(np.float32)
     facing = [l.facing() for l in layers]
     faces = np.concatenate([l.faces[f] + s for l, f, s in zip(layers, facing, starts, strict=True)])
-    shown = rasterise(torch.from_numpy(vertices), torch.from_numpy(faces), fine, (2 * height, 2 * width), "torch")
+    ordered = np.concatenate([l.sorted() for l in layers]).astype(np.float32)
+    shown = rasterise(torch.from_numpy(ordered), torch.from_numpy(faces), fine, (2 * height, 2 * width), "torch")
     face, depth = shown.face.numpy(), shown.depth.numpy()
     py, px = np.nonzero(face >= 0)
     seen, bary = face[py, px], shown.bary.numpy()[py, px]
