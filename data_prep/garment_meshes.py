@@ -327,14 +327,28 @@ class Tailor:
         return field
 
 
+def dot(a: Array, b: Array) -> Array:
+    """(n,) dot products of (n, 3) rows; much faster than ``(a * b).sum(1)``."""
+    return np.einsum("nc,nc->n", a, b)
+
+
+def face_normals(vertices: Array, faces: Array) -> Array:
+    """(M, 3) normals, twice as long as the faces' areas."""
+    a, b, c = (vertices[faces[:, k]] for k in range(3))
+    (x0, y0, z0), (x1, y1, z1) = (b - a).T, (c - a).T
+    return np.stack([y0 * z1 - z0 * y1, z0 * x1 - x0 * z1, x0 * y1 - y0 * x1], 1)
+
+
+def unit(v: Array) -> Array:
+    """(n, 3) float32 rows scaled to length one."""
+    return (v / np.maximum(np.sqrt(dot(v, v)), 1e-12)[:, None]).astype(np.float32)
+
+
 def vertex_normals(vertices: Array, faces: Array) -> Array:
     """(N, 3) float32 unit normals, area-weighted."""
-    a, b, c = (vertices[faces[:, k]] for k in range(3))
-    n = np.cross(b - a, c - a)
-    total = np.stack(
-        [np.bincount(faces.reshape(-1), np.repeat(n[:, k], 3), len(vertices)) for k in range(3)], 1
-    ).astype(np.float32)
-    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+    n = face_normals(vertices, faces)
+    corners = faces.reshape(-1)
+    return unit(np.stack([np.bincount(corners, np.repeat(n[:, k], 3), len(vertices)) for k in range(3)], 1))
 
 
 @lru_cache(maxsize=1)

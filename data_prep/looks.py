@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.garment_meshes import COLLAR, GROUND_Y, LEGS, SKIRT, SLEEVE, TORSO, WAIST_Y, Cut, smoothstep
+from data_prep.garment_meshes import COLLAR, GROUND_Y, LEGS, SKIRT, SLEEVE, TORSO, WAIST_Y, Cut, smoothstep, unit
 from data_prep.heads import Person, paint_skin
 from data_prep.outfits import Outfit, Worn
 from data_prep.patterns import luminance, noise
@@ -128,7 +128,7 @@ def folds(p: Points, worn: Worn) -> Array:
     n = p.normal.copy()
     n[:, 0] += depth * noise(seed, u, v * long, 0.11, 1)
     n[:, 1] += 0.6 * depth * noise(seed + 1, u, v * long, 0.11, 1)
-    return n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-6)
+    return unit(n)
 
 
 def second_tone(cut: Cut, uv: Array, region: Array) -> Array:

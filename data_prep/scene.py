@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.garment_meshes import smoothstep, vertex_normals
+from data_prep.garment_meshes import dot, face_normals, smoothstep, unit, vertex_normals
 from data_prep.looks import Look, Points
 from data_prep.patterns import NAMED_COLOURS
 from omfa.pose_render import rasterise
@@ -58,8 +58,7 @@ class Layer:
         """(m,) ids of the faces that can be seen from the camera."""
         if not self.solid:
             return np.arange(len(self.faces))
-        a, b, c = (self.vertices[self.faces[:, k]] for k in range(3))
-        return np.where((np.cross(b - a, c - a) * a).sum(1) < 0)[0]
+        return np.where(dot(face_normals(self.vertices, self.faces), self.vertices[self.faces[:, 0]]) < 0)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,10 +126,9 @@ def render(layers: list[Layer], K: Array, size: tuple[int, int], light: Light) -
     corner = faces[seen]
     smooth = np.concatenate([np.concatenate([vertex_normals(l.vertices, l.faces), l.rows], 1) for l in layers])
     mixed = np.einsum("nk,nkc->nc", bary, smooth.astype(np.float32)[corner])
-    ray = _unit(np.stack([(px - fine[0, 2]) / fine[0, 0], (py - fine[1, 2]) / fine[1, 1], np.ones(len(px))], 1))
-    a, b, c = (vertices[corner[:, k]] for k in range(3))
-    inside = (np.cross(b - a, c - a) * ray).sum(1) > 0
-    normal = _unit(np.where(inside[:, None], -mixed[:, :3], mixed[:, :3]))
+    ray = unit(np.stack([(px - fine[0, 2]) / fine[0, 0], (py - fine[1, 2]) / fine[1, 1], np.ones(len(px))], 1))
+    inside = dot(face_normals(vertices, faces)[seen], ray) > 0
+    normal = unit(np.where(inside[:, None], -mixed[:, :3], mixed[:, :3]))
     which = np.repeat(np.arange(len(layers)), [len(f) for f in facing])[seen]
     region = np.concatenate([l.region[f] for l, f in zip(layers, facing, strict=True)])[seen]
     look = _paint(layers, which, Points(mixed[:, 3:], region, normal))
@@ -145,10 +143,6 @@ def render(layers: list[Layer], K: Array, size: tuple[int, int], light: Light) -
     nearest = corner[np.arange(len(px)), bary.argmax(1)]
     maps[0, py, px], maps[1, py, px] = look.label, np.concatenate([l.part for l in layers])[nearest]
     return Picture(small[..., :3], small[..., 3], *maps[:, 1::2, 1::2])
-
-
-def _unit(v: Array) -> Array:
-    return (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-6)).astype(np.float32)
 
 
 def _paint(layers: list[Layer], which: Array, p: Points) -> Look:
@@ -172,7 +166,7 @@ def _lit(look: Look, gain: Array, ray: Array, open_: Array, light: Light) -> Arr
     toward = np.array(light.direction, np.float32)
     key = np.clip((look.normal @ toward + 0.25) / 1.25, 0, 1) * (0.35 + 0.65 * open_)
     sky = (0.86 - 0.14 * look.normal[:, 1]) * (0.45 + 0.55 * open_)
-    shine = look.gloss * np.clip((look.normal * _unit(toward - ray)).sum(1), 0, 1) ** 24 * open_ * 0.8
+    shine = look.gloss * np.clip(dot(look.normal, unit(toward - ray)), 0, 1) ** 24 * open_ * 0.8
     diffuse = look.albedo * (gain * (light.fill * sky + light.key * key))[:, None]
     return np.clip((diffuse + shine[:, None]) * np.array(light.tint, np.float32), 0, 1)
 
@@ -203,33 +197,41 @@ def _openness(depth: Array, light: Light, focal: float) -> Array:
 # ---------------------------------------------------------------------------------------------------- places
 
 
-def background(rng: np.random.Generator, size: tuple[int, int], feet: Array | None) -> Array:
-    """(H, W, 3) float32 a simple place: a studio, a wall and a floor, soft lights. ``feet``: (k, 3) x, y, reach."""
+def background(rng: np.random.Generator, size: tuple[int, int], shadows: Array | None) -> Array:
+    """A simple place: a studio, a wall and a floor, soft lights.
+
+    Args:
+        rng: the picture's.
+        size: (H, W).
+        shadows: (k, 3) x, y and reach in pixels of soft shadows on the floor, or None.
+
+    Returns:
+        (H, W, 3) float32 in [0, 1].
+    """
     height, width = size
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    y, x = y / height, x / width - 0.5
-    base = np.array(
-        NAMED_COLOURS[str(rng.choice(["white", "beige", "light blue", "grey", "mint", "lilac", "white", "white"]))]
-    )
-    base = 0.55 * base + 0.45 * rng.uniform(0.72, 0.95)
+    x = (np.arange(width, dtype=np.float32) / width - 0.5)[None, :]
+    y = (np.arange(height, dtype=np.float32) / height)[:, None]
+    wall = np.array(NAMED_COLOURS[_WALLS[rng.integers(len(_WALLS))]], np.float32)
+    wall = 0.55 * wall + np.float32(0.45 * rng.uniform(0.72, 0.95))
     kind = rng.choice(["studio", "room", "lights"], p=[0.55, 0.33, 0.12])
-    shade = 1 - 0.10 * (x**2 * 2 + (y - 0.4) ** 2)
-    image = base * shade[..., None]
     horizon = rng.uniform(0.68, 0.80)
-    floor = base * rng.uniform(0.78, 0.95) * np.array([1.0, 0.985, 0.96])
-    soft = 0.09 if kind != "room" else 0.003
-    mix = smoothstep(horizon - soft, horizon + soft, y)[..., None]
-    image = image * (1 - mix) + floor * (1 - 0.06 * (1 - y))[..., None] * mix
-    if kind == "room":
-        rail = smoothstep(0.006, 0.004, np.abs(y - horizon + 0.012))[..., None]
-        image = image * (1 - rail) + np.minimum(base * 1.12, 1) * rail
+    floor = wall * np.array([1.0, 0.985, 0.96], np.float32) * np.float32(rng.uniform(0.78, 0.95))
+    soft = 0.003 if kind == "room" else 0.09
+    below = smoothstep(horizon - soft, horizon + soft, y)
+    light = (1 - 0.10 * (2 * x**2 + (y - 0.4) ** 2)) * (1 - below)
+    image = light[..., None] * wall + ((0.94 + 0.06 * y) * below)[..., None] * floor
+    if kind == "room":  # a skirting board
+        board = smoothstep(0.006, 0.004, np.abs(y - horizon + 0.012))[..., None]
+        image = image * (1 - board) + np.minimum(wall * 1.12, 1) * board
     if kind == "lights":
         for _ in range(5):
-            cx, cy, r = rng.uniform(-0.5, 0.5), rng.uniform(0, 0.6), rng.uniform(0.06, 0.2)
-            glow = np.exp(-(((x - cx) * width / height) ** 2 + (y - cy) ** 2) / r**2)[..., None]
-            image = image * (1 - 0.25 * glow) + np.array([1, 0.97, 0.9]) * 0.25 * glow
-    if feet is not None:
-        for fx, fy, r in feet:
-            spot = np.exp(-(((x + 0.5) * width - fx) ** 2 / r**2 + (y * height - fy) ** 2 / (0.30 * r) ** 2))
-            image = image * (1 - 0.38 * spot[..., None])
+            cx, cy, reach = rng.uniform(-0.5, 0.5), rng.uniform(0, 0.6), rng.uniform(0.06, 0.2)
+            glow = 0.25 * np.exp(-(((x - cx) * width / height / reach) ** 2)) * np.exp(-(((y - cy) / reach) ** 2))
+            image = image * (1 - glow[..., None]) + np.array([1, 0.97, 0.9], np.float32) * glow[..., None]
+    for sx, sy, reach in () if shadows is None else shadows:
+        across = np.exp(-((((x + 0.5) * width - sx) / reach) ** 2))
+        image = image * (1 - 0.38 * across * np.exp(-(((y * height - sy) / (0.30 * reach)) ** 2)))[..., None]
     return np.clip(image, 0, 1).astype(np.float32)
+
+
+_WALLS = ("white", "beige", "light blue", "grey", "mint", "lilac", "white", "white")

@@ -92,9 +92,11 @@ def rasterise(
 
 def interpolate(fragments: Fragments, faces: Tensor | Array, attributes: Tensor) -> Tensor:
     """(H, W, C) vertex attributes (V, C) at every pixel; zero where nothing is shown."""
-    corners = attributes[torch.as_tensor(faces, device=attributes.device).long()[fragments.face.clamp_min(0)]]
-    mixed = (corners * fragments.bary[..., None].to(attributes.dtype)).sum(-2)
-    return torch.where(fragments.face[..., None] >= 0, mixed, torch.zeros_like(mixed))
+    shown = fragments.face >= 0
+    corners = attributes[torch.as_tensor(faces, device=attributes.device).long()[fragments.face[shown]]]
+    picture = attributes.new_zeros(*fragments.face.shape, attributes.shape[1])
+    picture[shown] = (corners * fragments.bary[shown][..., None].to(attributes.dtype)).sum(-2)
+    return picture
 
 
 def _edge_functions(corners: Tensor) -> Tensor:
