@@ -690,7 +690,7 @@ def rest_rotations(from_body: Body, to_body: Body) -> Array:
         if len(children) == 0:
             table[j] = table[parents[j]]
         else:
-            table[j] = _best_rotation(_unit(b[children] - b[j]), _unit(a[children] - a[j]))
+            table[j] = best_rotation(_unit(b[children] - b[j]), _unit(a[children] - a[j]))
     return table
 
 
@@ -724,7 +724,7 @@ def _unit(v: Array) -> Array:
     return v / np.linalg.norm(v, axis=-1, keepdims=True)
 
 
-def _best_rotation(a: Array, b: Array) -> Array:
+def best_rotation(a: Array, b: Array) -> Array:
     """(3, 3) rotation R with R a[i] nearest to b[i] for unit vectors (n, 3); least turn for a single vector."""
     if len(a) == 1:
         axis = np.cross(a[0], b[0])
