@@ -549,8 +549,8 @@ def _named_poses() -> dict[str, Array]:
             **_RELAXED_HANDS,
         },
         "arms_crossed": {
-            "both_shoulder": _arms(-62, -30, 10), "left_elbow": (0, -110, 0), "right_elbow": (20, 105, 0),
-            **_RELAXED_HANDS,
+            "left_shoulder": _arms(-58, -34, 50), "right_shoulder": _arms(54, 28, 44), "left_elbow": (0, -112, 0),
+            "right_elbow": (0, 98, 0), **_RELAXED_HANDS,
         },
         "arms_raised": {"both_collar": (0, 0, 18), "both_shoulder": (0, 0, 60), "both_elbow": (0, -12, 0)},
         "waving": {
