@@ -134,8 +134,7 @@ class BodyParameters:
             )
         try:
             fields = {name: data[name] for name in _SHAPES}
-            size = tuple(int(n) for n in data["image_size"].reshape(-1))
-            return cls(str(data["body"]), str(data["body_hash"]), image_size=size, **fields)  # type: ignore[arg-type]
+            return cls(str(data["body"]), str(data["body_hash"]), image_size=data["image_size"], **fields)  # type: ignore[arg-type]
         except (ValueError, TypeError, OverflowError) as e:
             raise ValueError(f"{path}: {e}") from None
 
