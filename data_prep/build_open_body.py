@@ -6,8 +6,8 @@ expression coefficients, vertices ordered so that nose, ears, finger tips and to
 
 MakeHuman stands with its arms half lowered; SMPL-X rests in a T-pose. One reference deformer (:func:`deform`) makes
 both the T-pose and the targets of the pose correctives, always from MakeHuman's own stance, so the corrected body
-bends like the reference: half linear, half dual-quaternion skinning (Kavan et al., SIGGRAPH 2007), then delta mush
-(Mancewicz et al., DigiPro 2014), which brings back the volume and the detail that skinning loses.
+bends like the reference: dual-quaternion skinning (Kavan et al., SIGGRAPH 2007) with an arm's twist spread along it,
+then delta mush (Mancewicz et al., DigiPro 2014), which brings back the volume and the detail that skinning loses.
 
 Legend: V vertices, F faces, J = 55 joints.
 """
@@ -157,12 +157,6 @@ def posed_transforms(joints: Array, straight: Array, turn: Array, local: Array) 
     return total, place - np.einsum("jab,jb->ja", total, joints)
 
 
-def blend_linear(vertices: Array, weights: Array, turns: Array, shifts: Array) -> Array:
-    """Linear blend skinning."""
-    matrix = np.einsum("vj,jab->vab", weights, turns)
-    return np.einsum("vab,vb->va", matrix, vertices) + weights @ shifts
-
-
 def blend_dual(vertices: Array, weights: Array, turns: Array, shifts: Array) -> Array:
     """Dual-quaternion skinning (Kavan et al. 2007), signs taken relative to each vertex's heaviest joint."""
     real = Rotation.from_matrix(turns).as_quat()  # x y z w
@@ -294,8 +288,7 @@ def deform(rest: Array, joints: Array, weights: Array, mush: DeltaMush, local: A
     transforms = posed_transforms(joints, straight, turn, local)
     transforms = twist_transforms(joints, turn, local, *transforms)
     split = split_twist(rest, joints, weights)
-    half = 0.5 * blend_linear(rest, split, *transforms) + 0.5 * blend_dual(rest, split, *transforms)
-    return mush(rest, half)
+    return mush(rest, blend_dual(rest, split, *transforms))
 
 
 # ---------------------------------------------------------------------------------------------------- spaces
