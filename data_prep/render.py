@@ -82,7 +82,8 @@ def main(args: argparse.Namespace) -> Outcome:
     shared_body(args.body)  # a wrong body stops the call, not every item
     options: dict[str, Any] = {"body": args.body, "style": args.style}
     if args.records is not None:
-        work, items = partial(render_record, source=args.records, **options), record_items(args.records, args.limit)
+        work: Any = partial(render_record, source=args.records, **options)
+        items: Iterator[tuple[str, Any]] = record_items(args.records, args.limit)
     else:
         work, items = partial(render_params, **options), parameter_files(args.params, args.limit)
     return run_stage("render", items, work, args.out, workers=args.workers, engine=args.engine)
