@@ -93,9 +93,12 @@ def rasterise(
 
 def interpolate(fragments: Fragments, faces: Tensor | Array, attributes: Tensor) -> Tensor:
     """(H, W, C) vertex attributes (V, C) at every pixel; zero where nothing is shown."""
-    corners = attributes[torch.as_tensor(faces, device=attributes.device).long()[fragments.face.clamp_min(0)]]
-    mixed = (corners * fragments.bary[..., None].to(attributes.dtype)).sum(-2)
-    return torch.where(fragments.face[..., None] >= 0, mixed, torch.zeros_like(mixed))
+    shown = torch.nonzero(fragments.face.reshape(-1) >= 0)[:, 0]  # mostly background: only touch what is shown
+    corners = torch.as_tensor(faces, device=attributes.device).long()[fragments.face.reshape(-1)[shown]]
+    bary = fragments.bary.reshape(-1, 3)[shown].to(attributes.dtype)
+    mixed = torch.einsum("nk,nkc->nc", bary, attributes[corners])
+    out = attributes.new_zeros(fragments.face.numel(), attributes.shape[1])
+    return out.index_copy_(0, shown, mixed).reshape(*fragments.face.shape, -1)
 
 
 def _edge_functions(corners: Tensor) -> Tensor:
@@ -160,13 +163,14 @@ def _chunks(area: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def _fragments(face: Tensor, edges: Tensor) -> Fragments:
     """Barycentrics and depth of the face each pixel shows, the same arithmetic whoever found the face."""
     height, width = face.shape
-    bary = torch.zeros(height, width, 3, device=face.device)
-    depth = torch.full((height, width), torch.inf, device=face.device)
-    y, x = torch.nonzero(face >= 0, as_tuple=True)
-    ray = torch.stack([x, y, torch.ones_like(x)], dim=1).double()
-    e = torch.einsum("nij,nj->ni", edges[face[y, x]], ray).clamp_min(0)
-    total = e.sum(1).clamp_min(1e-12)
-    bary[y, x], depth[y, x] = (e / total[:, None]).float(), (1 / total).float()
+    shown = torch.nonzero(face.reshape(-1) >= 0)[:, 0]
+    inverse = edges[face.reshape(-1)[shown]]
+    x, y = (shown % width).double()[:, None], torch.div(shown, width, rounding_mode="floor").double()[:, None]
+    e = (inverse[..., 0] * x + inverse[..., 1] * y + inverse[..., 2]).clamp_min(0)
+    total = e.sum(1, keepdim=True).clamp_min(1e-12)
+    bary = torch.zeros(height * width, 3, device=face.device).index_copy_(0, shown, (e / total).float())
+    depth = torch.full((height * width, 1), torch.inf, device=face.device).index_copy_(0, shown, (1 / total).float())
+    bary, depth = bary.reshape(height, width, 3), depth.reshape(height, width)
     return Fragments(face, bary, depth)
 
 
@@ -332,7 +336,7 @@ def body_colours(body: Body) -> Array:
         along = np.clip(from_joint @ bone / (bone @ bone), 0, 1)[:, None]
         off = from_joint - along * bone
         off = off[:, 2] / np.maximum(np.linalg.norm(off, axis=1), 0.02)
-        tint = (0.8 + 0.2 * off)[:, None]  # 0.6 behind to 1 before
+        tint = (0.84 + 0.16 * off)[:, None]  # 0.68 behind to 1 before
         colour[rows] += weights[rows, j, None] * tint * (start[j] + along * (end[j] - start[j]))
     return colour
 
@@ -377,7 +381,7 @@ def render_pose_map(
         picture = (smooth * smooth.new_tensor([1, -1, -1]) + 1) * 127.5 * (fragments.face >= 0)[..., None]
     else:
         root = torch.tensor(rotation(params.pose[0]), dtype=normals.dtype, device=normals.device)
-        light = 0.78 + 0.22 * (normals @ root) @ _LIGHT.to(normals)
+        light = 0.85 + 0.15 * (normals @ root) @ _LIGHT.to(normals)
         picture = interpolate(fragments, faces, torch.as_tensor(_albedo(body)).to(vertices) * light[:, None])
     mean = picture.reshape(height, supersample, width, supersample, 3).mean((1, 3))
     return mean.clamp(0, 255).round().byte().cpu().numpy()
