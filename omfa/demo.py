@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -53,7 +54,7 @@ def make(pipe: OMFAPipeline, folder: Path, steps: int, seed: int) -> list[Row]:
     first, second = ([pictures_of(folder, r) for r in records if r.person_id == p] for p in people[:2])
     a, b, pose = first[0], second[0], second[-1]["pose"]
 
-    def options() -> dict[str, object]:
+    def options() -> dict[str, Any]:
         return {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(seed)}
 
     off = pipe.try_off(a["person"], ["upper", "lower"], **options())
