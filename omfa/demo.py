@@ -36,7 +36,8 @@ class Row:
 def pictures_of(folder: Path, record: Record) -> dict[str, Image.Image]:
     """A record's pictures: person, face, pose and each garment by category."""
     paths: dict[str, str | None] = {"person": record.file_name}
-    paths |= {"face": record.face and record.face.path, "pose": record.pose and record.pose.map}
+    paths["face"] = None if record.face is None else record.face.path
+    paths["pose"] = None if record.pose is None else record.pose.map
     paths |= {g.category.value: g.path for g in record.garments}
     return {name: read_image(resolve(folder, path)) for name, path in paths.items() if path is not None}
 
