@@ -21,6 +21,7 @@ FLOORS = {
 WITHIN = {  # imports inside one floor, from the first to the second
     *{("images", "components"), ("canvas", "components"), ("prepared", "components")},
     *{("pose_render", "body"), ("callbacks", "module"), ("data", "pipeline")},
+    ("bench", "fit"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 SOURCES = sorted([*ROOT.glob("omfa/*.py"), *ROOT.glob("data_prep/*.py")])
