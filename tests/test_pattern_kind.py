@@ -18,7 +18,7 @@ def shop(index: int, size: tuple[int, int] = (128, 96)) -> tuple[Tensor, Tensor,
 
 
 def test_kinds_of_garments_never_seen() -> None:
-    shops = [shop(i) for i in range(48)]
+    shops = [shop(i) for i in range(32)]
     guessed = pattern_kinds(torch.stack([s[0] for s in shops]), torch.stack([s[1] for s in shops]))
     assert np.mean([g == s[2] for g, s in zip(guessed, shops, strict=True)]) >= 0.85
 
