@@ -29,7 +29,7 @@ from omfa.images import read_image
 from omfa.prepared import GarmentRef, Record, iter_records, resolve
 
 HIDDEN = 128  # grey of what can't be seen: neither cloth nor the white ground
-MIN_AREA = 0.01  # of the picture: less is no garment worth cutting
+MIN_AREA = 0.02  # of the picture: less is a sliver, not a garment
 _BELTED = (Category.LOWER, Category.DRESS)
 # What hides a garment, and from how many of eight directions cloth must be seen around it. Hair, scarves and skin of
 # no known limb lie beside cloth as often as before it (a neckline is open to the top), so they must be enclosed.
@@ -78,12 +78,11 @@ def cut_out(rgb: np.ndarray, parts: np.ndarray, category: Category) -> Cutout | 
     if mask.mean() < MIN_AREA:
         return None
     holes = _hidden(parts, mask, category)
-    top, left, height, width = cv2.boundingRect((mask | holes).astype(np.uint8))
-    top, left, height, width = left, top, width, height  # boundingRect gives x, y, w, h
-    margin = round(0.04 * max(height, width)) + 1
+    left, top, width, height = cv2.boundingRect((mask | holes).astype(np.uint8))
+    radius = max(1, round(len(parts) / 256))
+    margin = round(0.04 * max(height, width)) + 2 * radius  # the edge may move out by as much
     rows, columns = slice(top - margin, top + height + margin), slice(left - margin, left + width + margin)
     rgb, mask, holes = (_window(a, rows, columns) for a in (rgb, mask, holes))
-    radius = max(1, round(len(parts) / 256))
     mask = _snap(rgb, mask, holes, radius)
     alpha = _soft_edge(rgb, mask | holes, radius)
     colour = np.where(holes[..., None], HIDDEN, _inner_colours(rgb, mask, radius))
@@ -110,8 +109,10 @@ def _hidden(parts: np.ndarray, mask: np.ndarray, category: Category) -> np.ndarr
     holes = np.zeros_like(mask)
     for directions, of in _HIDES.items():
         holes |= np.isin(parts, of) & (around >= directions)
-    if category == Category.LOWER:  # a coat hangs over trousers, never the other way round; a mere hem sees three
-        holes |= np.isin(parts, CLOTHES[Category.UPPER]) & (around >= 4)
+    if category == Category.LOWER:  # a coat hangs over trousers, never the other way round; a mere hem is thin
+        over = (np.isin(parts, CLOTHES[Category.UPPER]) & (around >= 4)).astype(np.uint8)
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (len(parts) // 25 | 1, len(parts) // 25 | 1))
+        holes |= cv2.morphologyEx(over, cv2.MORPH_OPEN, kernel) > 0
     return holes & ~mask
 
 
