@@ -172,6 +172,13 @@ def existing_folder(text: str) -> Path:
     return Path(text).resolve()
 
 
+def positive(text: str) -> int:
+    """Argument type: a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
+    return int(text)
+
+
 # ------------------------------------------------------------------------------------------------------- one attempt
 
 
