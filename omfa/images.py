@@ -166,7 +166,7 @@ def decode_trusted(data: bytes, name: str) -> Tensor:
     except cv2.error:
         pixels = None
     if pixels is None:
-        raise ImageError(f"{name}: damaged; prepare the record again")
+        raise ImageError(f"{name}: missing or damaged; prepare the record again")
     return pixels_to_tensor(pixels)
 
 
@@ -175,7 +175,7 @@ def read_trusted(path: Path) -> Tensor:
     try:
         return decode_trusted(path.read_bytes(), str(path))
     except OSError:
-        raise ImageError(f"{path}: missing; prepare the record again") from None
+        raise ImageError(f"{path}: missing or damaged; prepare the record again") from None
 
 
 def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
