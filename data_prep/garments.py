@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -179,7 +180,7 @@ def _inner_colours(rgb: np.ndarray, mask: np.ndarray, radius: int) -> np.ndarray
 
 def outfits(folder: Path, limit: int | None = None) -> Iterator[tuple[str, tuple[Record, ...]]]:
     """Records grouped by outfit, in the order in which outfits first appear; grouped on disk, not in memory."""
-    with sqlite3.connect("") as lines:  # a temporary file that goes with the connection
+    with closing(sqlite3.connect("")) as lines:  # a temporary file that goes with the connection
         lines.execute("CREATE TABLE line (outfit TEXT, position INTEGER, text TEXT)")
         rows = ((r.outfit_id, n, r.to_json()) for n, r in enumerate(iter_records(folder)))
         lines.executemany("INSERT INTO line VALUES (?, ?, ?)", rows)

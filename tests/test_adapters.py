@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,9 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / "in/test/cloth/00003_00.jpg").unlink()
     assert run("vitonhd", tmp_path / "in", tmp_path / "whole") == 0
     assert run("vitonhd", tmp_path / "in", tmp_path / "out", "--limit", "2") == 0
-    with sqlite3.connect(tmp_path / "out/.journal.sqlite") as journal:  # as a kill leaves it
+    with closing(sqlite3.connect(tmp_path / "out/.journal.sqlite")) as journal:  # as a kill leaves it
         journal.execute("UPDATE call SET finished = 0")
+        journal.commit()
     (tmp_path / "out/person/.1234.part").touch()
     assert run("vitonhd", tmp_path / "in", tmp_path / "out") == 0
     files = {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*")}
