@@ -33,6 +33,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what was wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """One line, and exit code 2."""
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
