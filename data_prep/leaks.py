@@ -29,7 +29,7 @@ from omfa.prepared import METADATA, Record, iter_records, resolve
 
 LEAKS = "leaks.jsonl"
 COARSE, FINE = 14, 72  # bits of 64 and of 256 in which the hashes of candidates may differ
-LIKE = 0.7  # correlation of fine detail from which two pictures are one
+LIKE = 0.75  # correlation of fine detail from which two pictures are one
 _VARIANTS = ("same", "mirrored", "cropped")  # how the one may have been made from the other
 _TRIM = 0.03
 _SIDE = 128

@@ -330,11 +330,12 @@ def _perform_ray(attempt: Callable[[_Task], _Result], tasks: Iterator[_Task], wo
         def perform(rows: dict[str, np.ndarray], shared: Any = shared) -> dict[str, list[Any]]:
             with one_thread():
                 given = ray.get(shared)
-                results = [attempt(given[k]) for k in rows["id"]]
+                results = [attempt(given[k]) for k in rows["k"]]
             done = [r.reason is None for r in results]
-            return {"k": list(rows["id"]), "done": done, "text": [r.lines or r.reason or "" for r in results]}
+            return {"k": list(rows["k"]), "done": done, "text": [r.lines or r.reason or "" for r in results]}
 
-        numbers = ray.data.range(len(batch), override_num_blocks=min(len(batch), AHEAD * workers))
+        blocks = min(len(batch), AHEAD * workers)
+        numbers = ray.data.from_items([{"k": k} for k in range(len(batch))], override_num_blocks=blocks)
         for row in numbers.map_batches(perform, batch_size=None, compute=pool).iter_rows():
             task = batch[int(row["k"])]
             yield _Result(task, lines=row["text"]) if row["done"] else _Result(task, reason=row["text"])

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -35,7 +36,8 @@ class Row:
 def pictures_of(folder: Path, record: Record) -> dict[str, Image.Image]:
     """A record's pictures: person, face, pose and each garment by category."""
     paths: dict[str, str | None] = {"person": record.file_name}
-    paths |= {"face": record.face and record.face.path, "pose": record.pose and record.pose.map}
+    paths["face"] = None if record.face is None else record.face.path
+    paths["pose"] = None if record.pose is None else record.pose.map
     paths |= {g.category.value: g.path for g in record.garments}
     return {name: read_image(resolve(folder, path)) for name, path in paths.items() if path is not None}
 
@@ -53,7 +55,7 @@ def make(pipe: OMFAPipeline, folder: Path, steps: int, seed: int) -> list[Row]:
     first, second = ([pictures_of(folder, r) for r in records if r.person_id == p] for p in people[:2])
     a, b, pose = first[0], second[0], second[-1]["pose"]
 
-    def options() -> dict[str, object]:
+    def options() -> dict[str, Any]:
         return {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(seed)}
 
     off = pipe.try_off(a["person"], ["upper", "lower"], **options())
