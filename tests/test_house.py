@@ -12,13 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-<<<<<<< HEAD
     0: {"components", "canvas", "images", "prepared", "shards"},
-    1: {"body", "pose_render", "partial_diffusion", "backbone", "conditioning", "metrics"},
-=======
-    0: {"components", "canvas", "images", "prepared"},
     1: {"body", "pose_render", "partial_diffusion", "backbone", "conditioning", "metrics", "pattern_kind"},
->>>>>>> main
     2: {"pipeline", "data"},
     3: {"module", "callbacks"},
     4: {"fit", "encode", "predict", "evaluate", "bench", "__main__", "demo"},
