@@ -1,0 +1,305 @@
+"""What the network is told: which slot plays which part, prompts or slot tokens, drops, guidance.
+
+``B`` batch, ``C`` latent channels, ``h w`` latents of the canvas, ``N D`` context tokens and width.
+
+A :class:`Layout` says what one example holds. :func:`assemble` turns a batch of layouts and latents into a
+:class:`Guide`, the only form in which anything given reaches the network, in training and in sampling alike. Dropped
+and absent are the same input because both are a slot that is not in the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from omfa.canvas import Canvas
+from omfa.components import Category, Component, State, TaskKind
+
+GARMENT_WORDS = {
+    Category.UPPER: "an upper-body garment",
+    Category.LOWER: "a lower-body garment",
+    Category.DRESS: "a dress",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one example holds.
+
+    Args:
+        kind: the family of the task.
+        states: slot name to TARGET or GIVEN; a slot that is not named is ABSENT.
+        categories: garment slot name to the category it holds.
+        caption: a few words for the prompt, or None.
+        prompted: False for the null prompt.
+    """
+
+    kind: TaskKind
+    states: Mapping[str, State]
+    categories: Mapping[str, Category] = field(default_factory=dict)
+    caption: str | None = None
+    prompted: bool = True
+
+    def slots(self, state: State) -> set[str]:
+        """Names of the slots in that state."""
+        return {name for name, s in self.states.items() if s is state}
+
+    def without(self, slots: Collection[str], prompt: bool = False) -> Layout:
+        """The layout with some given slots absent and, if ``prompt``, without its prompt."""
+        states = {n: s for n, s in self.states.items() if n not in slots or s is State.TARGET}
+        categories = {n: c for n, c in self.categories.items() if n in states}
+        return replace(self, states=states, categories=categories, prompted=self.prompted and not prompt)
+
+    def prompt(self) -> str:
+        """The phrase for the text encoders: task, categories, caption. Empty for the null prompt."""
+        if not self.prompted:
+            return ""
+        worn = " and ".join(GARMENT_WORDS[c] for c in sorted(self.categories.values(), key=list(Category).index))
+        phrase = {
+            TaskKind.TRY_ON: f"try-on: a photo of a person wearing {worn or 'clothes'}",
+            TaskKind.TRY_OFF: f"try-off: a shop picture of {worn or 'a garment'}",
+            TaskKind.JOINT: f"try-on and try-off: a person wearing {worn or 'clothes'}, and shop pictures of it",
+        }[self.kind]
+        return f"{phrase}; {self.caption}" if self.caption else phrase
+
+
+@dataclass(frozen=True)
+class Guide:
+    """All a forward pass is given besides z_t and t.
+
+    ``target`` (B, 1, h, w) bool; ``mask`` (B, 1, h, w) the mask channel; ``known`` (B, C, h, w) clean latents of given
+    slots, zeros elsewhere; ``pose`` (B, C, h, w); ``context`` (B, N, D); ``pooled`` (B, P) and ``time_ids`` (B, 6) for
+    SDXL, else None.
+    """
+
+    target: Tensor
+    mask: Tensor
+    known: Tensor
+    pose: Tensor
+    context: Tensor
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
+
+    def network_input(self, latents: Tensor) -> Tensor:
+        """z_t | mask | known | pose, (B, 3C + 1, h, w). ``latents``: noised targets, clean elsewhere (B, C, h, w)."""
+        return torch.cat([latents, self.mask, self.known, self.pose], dim=1)
+
+    def added(self) -> dict[str, Tensor] | None:
+        """``added_cond_kwargs`` of an SDXL UNet, or None."""
+        if self.pooled is None or self.time_ids is None:
+            return None
+        return {"text_embeds": self.pooled, "time_ids": self.time_ids}
+
+    def map(self, change: Any, *others: Guide) -> Guide:
+        """A guide with ``change(own tensor, tensors of others...)`` in every field that is not None."""
+        values: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            own = getattr(self, name)
+            values[name] = None if own is None else change(own, *(getattr(o, name) for o in others))
+        return Guide(**values)
+
+
+def assemble(
+    canvas: Canvas,
+    layouts: Sequence[Layout],
+    latents: Mapping[str, Tensor],
+    pose: Tensor | None,
+    has_pose: Tensor | None,
+    context: Tensor,
+    pooled: Tensor | None = None,
+) -> Guide:
+    """Everything given, laid on the canvas.
+
+    Args:
+        canvas: where each slot lies.
+        layouts: one per example.
+        latents: slot name to (B, C, slot height, slot width); only GIVEN slots are looked at.
+        pose: latents of the pose map (B, C, person height, person width), or None.
+        has_pose: (B,) bool, False where an example has no pose; None: all have one.
+        context: (B, N, D).
+        pooled: (B, P) for SDXL, or None.
+    """
+    like = next(iter(latents.values())) if latents else context
+    channels = like.shape[1] if latents else (4 if pose is None else pose.shape[1])
+    b, device = len(layouts), like.device
+    target = canvas.mask([x.slots(State.TARGET) for x in layouts], device)
+    given = canvas.mask([x.slots(State.GIVEN) for x in layouts], device)
+    known = torch.zeros(b, channels, *canvas.size, dtype=like.dtype, device=device)
+    if latents:
+        known = torch.where(given, canvas.join(latents), known)
+    return Guide(
+        target=target,
+        mask=target.to(known.dtype),
+        known=known,
+        pose=_pose_plane(canvas, known, pose, has_pose),
+        context=context,
+        pooled=pooled,
+        time_ids=None if pooled is None else time_ids(canvas, b).to(pooled),
+    )
+
+
+def _pose_plane(canvas: Canvas, like: Tensor, pose: Tensor | None, has_pose: Tensor | None) -> Tensor:
+    """Pose latents on the person slot (zeros without a pose), the slot codes elsewhere. (B, C, h, w)."""
+    plane = canvas.slot_codes(like.shape[1]).to(like).expand_as(like).clone()
+    if pose is not None:
+        if has_pose is not None:
+            pose = torch.where(has_pose[:, None, None, None].to(pose.device), pose, 0.0)
+        plane[..., *canvas["person"].window] = pose
+    return plane
+
+
+def unconditional(guide: Guide, canvas: Canvas, context: Tensor) -> Guide:
+    """The guide with everything given dropped: no latents, no mask channel, no pose, the null prompt.
+
+    Training draws it for whole examples, guidance samples with it: one function, the same tensors.
+
+    Args:
+        guide: any guide.
+        canvas: its canvas.
+        context: the null context, (B, N, D) or (1, N, D).
+    """
+    nothing = torch.zeros_like(guide.known)
+    return replace(
+        guide,
+        mask=torch.zeros_like(guide.mask),
+        known=nothing,
+        pose=_pose_plane(canvas, nothing, None, None),
+        context=context.to(guide.context).expand_as(guide.context),
+        pooled=None if guide.pooled is None else torch.zeros_like(guide.pooled),
+    )
+
+
+def choose(flags: Tensor, yes: Guide, no: Guide) -> Guide:
+    """Example by example: ``yes`` where flags (B,) are True, ``no`` elsewhere."""
+    return yes.map(lambda a, b: torch.where(flags.view(-1, *[1] * (a.ndim - 1)).to(a.device), a, b), no)
+
+
+def stack(first: Guide, second: Guide) -> Guide:
+    """Both guides in one batch of 2B: unconditional first, as diffusers does."""
+    return first.map(lambda a, b: torch.cat([a, b]), second)
+
+
+def guided(prediction: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022): u + scale (c - u), from a (2B, ...) batch of [u, c]."""
+    without, with_ = prediction.chunk(2)
+    return without + scale * (with_ - without)
+
+
+def time_ids(canvas: Canvas, batch: int, factor: int = 8) -> Tensor:
+    """SDXL's size conditioning: original size, crop corner, target size, all of the person picture. (B, 6) float32."""
+    h, w = (n * factor for n in canvas.person)
+    return torch.tensor([[h, w, 0, 0, h, w]], dtype=torch.float32).repeat(batch, 1)
+
+
+@dataclass(frozen=True)
+class Drops:
+    """Probabilities with which training hides what is given, one draw per example.
+
+    Args:
+        everything: hide all at once; exactly the unconditional input.
+        each: hide each given slot, and the prompt, on their own.
+        pose_in_try_off: try-off without a pose, as it is used (one photo and nothing else).
+    """
+
+    everything: float = 0.05
+    each: float = 0.05
+    pose_in_try_off: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"drop probability {name}={getattr(self, name)} must be in [0, 1]")
+
+    def draw(self, layout: Layout, generator: torch.Generator) -> tuple[Layout, bool, bool]:
+        """One draw. The number of random numbers taken depends on nothing but the class.
+
+        Returns:
+            The layout with what was dropped absent; whether its pose is kept; whether everything is dropped.
+        """
+        order = ["person", "garment_1", "garment_2", "face"]
+        u = torch.rand(len(order) + 3, generator=generator, dtype=torch.float64).tolist()
+        dropped = {slot for slot, x in zip(order, u, strict=False) if x < self.each}
+        keep_pose = layout.kind is not TaskKind.TRY_OFF or u[-2] >= self.pose_in_try_off
+        return layout.without(dropped, prompt=u[-3] < self.each), keep_pose, u[-1] < self.everything
+
+
+class SlotTokens(ModelMixin, ConfigMixin):
+    """The compact model's context: one learned token per slot, by component, category and state.
+
+    Row 0 is the null row; every slot takes it in the unconditional input.
+
+    Args:
+        dim: width of a token, the UNet's ``cross_attention_dim``.
+    """
+
+    _KINDS = ("person", *(f"garment:{c}" for c in Category), "face")
+    _ABSENT = ("person", "garment", "face")
+
+    @register_to_config
+    def __init__(self, dim: int = 256) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(1 + 2 * len(self._KINDS) + len(self._ABSENT), dim)
+        torch.nn.init.normal_(self.table.weight, std=0.5)
+
+    def rows(self, canvas: Canvas, layouts: Sequence[Layout]) -> Tensor:
+        """Row numbers, (B, number of slots) int64; all zero (the null row) for a layout without a prompt."""
+        table = torch.zeros(len(layouts), len(canvas.slots), dtype=torch.long)
+        for b, layout in enumerate(layouts):
+            for n, slot in enumerate(canvas.slots):
+                state = layout.states.get(slot.name, State.ABSENT)
+                if not layout.prompted:
+                    continue
+                if state is State.ABSENT:
+                    table[b, n] = 1 + 2 * len(self._KINDS) + self._ABSENT.index(slot.component)
+                else:
+                    garment = slot.component is Component.GARMENT
+                    kind = f"garment:{layout.categories[slot.name]}" if garment else slot.component.value
+                    table[b, n] = 1 + 2 * self._KINDS.index(kind) + (state is State.GIVEN)
+        return table
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Row numbers (B, N) -> context (B, N, dim)."""
+        return self.table(rows.to(self.table.weight.device))
+
+
+class TextEncoders:
+    """SDXL's two text encoders behind one call, each phrase encoded once and kept.
+
+    Args:
+        tokenizers: both tokenizers.
+        encoders: both encoders; the second one projects.
+    """
+
+    def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[Any]) -> None:
+        self.tokenizers, self.encoders = tokenizers, encoders
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """Phrases -> context (B, 77, D1 + D2) and pooled (B, P); the empty phrase gives zeros (SDXL's null prompt)."""
+        for prompt in dict.fromkeys(p or "null" for p in prompts):
+            if prompt not in self._known:
+                self._known[prompt] = self._encode(prompt, device)
+        rows = [self._known[p or "null"] for p in prompts]
+        keep = torch.tensor([float(bool(p)) for p in prompts])
+        context = torch.cat([r[0] for r in rows]) * keep[:, None, None]
+        pooled = torch.cat([r[1] for r in rows]) * keep[:, None]
+        return context.to(device), pooled.to(device)
+
+    def _encode(self, prompt: str, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """One phrase: the last hidden state but one of both encoders, and the second one's projection, on the CPU."""
+        hidden = []
+        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
+            length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+            ids = tokenizer(
+                prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            ).input_ids
+            out = encoder(ids.to(device), output_hidden_states=True)
+            hidden.append(out.hidden_states[-2].float().cpu())
+        return torch.cat(hidden, dim=-1), out[0].float().cpu()

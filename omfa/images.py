@@ -1,0 +1,232 @@
+"""Pictures in and out: safe decoding, orientation, fitting to a size and back, value ranges.
+
+Everything that comes from a user passes through :func:`read_image`. ``H W`` pixels. Tensors are RGB float32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import kornia
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+"""What the API takes for a picture: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W)."""
+Fill = Literal["edge", "white"]
+
+MAX_PIXELS = 100_000_000
+MAX_ASPECT = 20
+MIN_SIDE = 8
+MAX_BYTES = 200_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "MPO", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class ImageError(ValueError):
+    """A picture that can't be used; the message names it, what was found and what would work."""
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(
+            f"{name}: {width}x{height} pixels is too small; give a picture of at least {MIN_SIDE} on a side"
+        )
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width}x{height} is over {MAX_PIXELS // 10**6} megapixels; scale it down first")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"{name}: {width}x{height} is too narrow (over {MAX_ASPECT}:1); crop it first")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB from any mode: 16-bit scaled, transparency over white."""
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(np.nan_to_num(np.asarray(image)).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode(data: bytes, name: str = "picture") -> Image.Image:
+    """Decode an image file held in memory. Size and kind are checked in the header, before any pixel is decoded.
+
+    Returns:
+        An upright 8-bit RGB picture.
+
+    Raises:
+        ImageError: not one of ``FORMATS``, truncated or damaged, too small, too large or too narrow.
+    """
+    if not data:
+        raise ImageError(f"{name}: the file is empty; give a JPEG or PNG picture")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(*image.size, name)
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture this can read; give one of {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as e:
+        raise ImageError(f"{name}: {e}; scale it down first") from None
+    except MemoryError:
+        raise ImageError(f"{name}: too large for this machine's memory; scale it down first") from None
+    except Exception as e:  # decoders raise almost anything on damaged files
+        raise ImageError(f"{name}: damaged or cut short ({type(e).__name__}: {e}); save it again") from None
+
+
+def read_image(source: Picture, name: str = "picture") -> Image.Image:
+    """One picture from a path, a PIL image, an array or a tensor: upright, 8-bit RGB.
+
+    Args:
+        source: path; PIL image; array (H, W), (H, W, 3) or (H, W, 4), uint8 or float in [0, 1]; tensor (3, H, W), uint8
+            or float in [0, 1] or, if any value is negative, in [-1, 1].
+        name: what the picture is, for messages ("person", "garment upper").
+
+    Raises:
+        ImageError: missing, unreadable, damaged, of a wrong shape or range, with NaN, or of an extreme size.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        try:
+            if path.is_dir():
+                raise ImageError(f"{path}: is a folder; give a picture file")
+            if path.exists() and not path.is_file():
+                raise ImageError(f"{path}: is no regular file; give a picture file")
+            if path.stat().st_size > MAX_BYTES:
+                raise ImageError(f"{path}: over {MAX_BYTES // 10**6} MB; give a smaller file")
+            return decode(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            raise ImageError(f"{path}: no such file") from None
+        except (OSError, ValueError) as e:
+            if isinstance(e, ImageError):
+                raise
+            raise ImageError(f"{path}: can't be read ({getattr(e, 'strerror', None) or e})") from None
+    if isinstance(source, Image.Image):
+        _check_size(*source.size, name)
+        return _to_rgb(ImageOps.exif_transpose(source))
+    if isinstance(source, Tensor):
+        array = source.detach().float().cpu() if source.is_floating_point() else source.cpu()
+        if array.ndim == 4 and array.shape[0] == 1:
+            array = array[0]
+        if array.ndim != 3 or array.shape[0] not in (1, 3):
+            raise ImageError(f"{name}: a tensor of shape {tuple(source.shape)}; give (3, H, W)")
+        if array.is_floating_point() and bool((array < 0).any()):
+            array = array / 2 + 0.5
+        return _from_array(rearrange(array, "c h w -> h w c").numpy(), name)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name)
+    raise ImageError(f"{name}: {type(source).__name__} is no picture; give a path, a PIL image, an array or a tensor")
+
+
+def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ImageError(f"{name}: an array of shape {array.shape}; give (H, W, 3)")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ImageError(f"{name}: holds NaN or infinity; give finite values in [0, 1]")
+        if array.size and (array.min() < -1e-3 or array.max() > 1 + 1e-3):
+            raise ImageError(
+                f"{name}: values from {array.min():.3g} to {array.max():.3g}; give floats in [0, 1] or uint8"
+            )
+        array = (array.clip(0, 1) * 255).round().astype(np.uint8)
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if array.dtype != np.uint8:
+        raise ImageError(f"{name}: an array of {array.dtype}; give uint8, or floats in [0, 1]")
+    _check_size(array.shape[1], array.shape[0], name)
+    return _to_rgb(Image.fromarray(array))
+
+
+def read_trusted(path: Path) -> Tensor:
+    """A prepared picture of a records folder, decoded fast. (3, H, W) in [-1, 1].
+
+    Raises:
+        ImageError: the file can't be decoded.
+    """
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except (OSError, cv2.error):
+        pixels = None
+    if pixels is None:
+        raise ImageError(f"{path}: missing or damaged; prepare the record again")
+    return pixels_to_tensor(pixels)
+
+
+def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (3, H, W) float32 in [-1, 1]. Undone by :func:`tensor_to_pixels`."""
+    return rearrange(torch.from_numpy(np.ascontiguousarray(pixels)), "h w c -> c h w").float() / 127.5 - 1
+
+
+def tensor_to_pixels(tensor: Tensor) -> np.ndarray:
+    """(3, H, W) or (B, 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8. Undoes :func:`pixels_to_tensor` exactly."""
+    pixels = ((tensor.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+    return rearrange(pixels, "... c h w -> ... h w c").numpy()
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where a fitted picture lies inside the padded one, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the picture without its padding."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+def fit(picture: Tensor, size: tuple[int, int], fill: Fill = "edge") -> tuple[Tensor, Box]:
+    """Scale a picture to fit ``size``, pad it and centre it.
+
+    Args:
+        picture: (3, H, W) in [-1, 1].
+        size: (height, width) to fill.
+        fill: ``edge`` repeats the border pixels (persons, poses, faces), ``white`` pads with white (garments).
+
+    Returns:
+        The picture (3, *size) and the box it covers.
+    """
+    height, width = picture.shape[-2:]
+    scale = min(size[0] / height, size[1] / width)
+    inner = (min(size[0], max(1, round(height * scale))), min(size[1], max(1, round(width * scale))))
+    box = Box((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2, *inner)
+    if inner != (height, width):
+        picture = kornia.geometry.resize(picture[None], inner, interpolation="bilinear", antialias=scale < 1)[0]
+    bottom, right = size[0] - box.top - box.height, size[1] - box.left - box.width
+    if fill == "white":
+        return torch.nn.functional.pad(picture, (box.left, right, box.top, bottom), value=1.0), box
+    return torch.nn.functional.pad(picture[None], (box.left, right, box.top, bottom), mode="replicate")[0], box
+
+
+def load(source: Picture, size: tuple[int, int], fill: Fill = "edge", name: str = "picture") -> tuple[Tensor, Box]:
+    """:func:`read_image`, then :func:`fit`: (3, *size) in [-1, 1] and its box."""
+    return fit(pixels_to_tensor(np.asarray(read_image(source, name))), size, fill)
+
+
+def as_list(pictures: Picture | Sequence[Picture] | None) -> list[Any]:
+    """One picture or several as a list; a batch array or tensor (4 axes) becomes its pictures; None becomes []."""
+    if pictures is None:
+        return []
+    if isinstance(pictures, list | tuple):
+        return list(pictures)
+    if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
+        return list(pictures)
+    return [pictures]
