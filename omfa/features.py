@@ -293,7 +293,8 @@ def centre_crop(x: Tensor, side: int, crop: int) -> Tensor:
     height, width = x.shape[-2:]
     scale = side / min(height, width)
     size = (side, int(width * scale)) if height < width else (int(height * scale), side)
-    x = (F.interpolate(x * 255, size, mode="bicubic", antialias=True).clamp(0, 255)).round() / 255
+    for step in ((height, size[1]), size):  # Pillow rounds and clips after each of its two passes, width first
+        x = F.interpolate(x * 255, step, mode="bicubic", antialias=True).round().clamp(0, 255) / 255
     top, left = (round((s - crop) / 2) for s in x.shape[-2:])
     return x[..., top : top + crop, left : left + crop]
 
@@ -329,9 +330,13 @@ class CLIP(nn.Module):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         from transformers import CLIPVisionModelWithProjection
+        from transformers.utils import logging
 
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # that the text encoder is left out needs no table
         load = CLIPVisionModelWithProjection.from_pretrained
         self.network, info = load(folder, local_files_only=True, output_loading_info=True)
+        logging.set_verbosity(verbosity)
         if info["missing_keys"] or info["mismatched_keys"]:  # these would have been left random
             raise ValueError(
                 f"{folder} lacks weights of CLIP's picture encoder: {sorted(info['missing_keys'])[:3]} ..."

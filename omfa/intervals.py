@@ -1,8 +1,8 @@
 """How sure a number is: an interval that is valid for each kind of metric, the same for the same input.
 
-Means over pictures: bootstrap over groups (pictures of one person depend on each other). KID: jackknife. FID: its spread
-over half samples, for a bootstrap of FID or KID with replacement is badly biased (a sample drawn twice looks like a
-perfect match of itself).
+Means over pictures: bootstrap over groups (pictures of one person depend on each other). KID: jackknife. FID: its
+spread over half samples, for a bootstrap of FID or KID with replacement is badly biased (a sample drawn twice looks
+like a perfect match of itself).
 
 Legend: N pictures, G groups, D feature width.
 """
@@ -55,7 +55,6 @@ def jackknife_error(left_out: np.ndarray) -> float:
 
     sqrt((G - 1) / G * sum (v_g - mean v)^2) (Efron & Stein 1981). For the error of a difference of two
     estimates on the same groups, give the difference of their values.
-    difference of their values.
     """
     left_out = left_out[np.isfinite(left_out)]
     if len(left_out) < 2:

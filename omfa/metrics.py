@@ -407,17 +407,21 @@ def _check_features(x: np.ndarray, y: np.ndarray) -> None:
         raise ValueError(f"features {x.shape} and {y.shape} must be (N, D) and (M, D) with at least two samples each")
 
 
-def _kernel_sums(x: np.ndarray, y: np.ndarray, gx: np.ndarray, gy: np.ndarray, groups: int) -> tuple[float, np.ndarray]:
-    """Sum of k(x_i, y_j) over all i, j (i != j if x is y), and the part of it that each group takes part in (G,)."""
+def _kernel_sums(
+    x: np.ndarray, y: np.ndarray, gx: np.ndarray, gy: np.ndarray, groups: int, same: bool = False, block: int = 1024
+) -> tuple[float, np.ndarray]:
+    """Sum of k(x_i, y_j) over i, j (i != j if ``same``), and the part of it that each group takes part in (G,)."""
     total, part = 0.0, np.zeros(groups)
-    for start in range(0, len(x), 512):
-        rows = slice(start, start + 512)
-        kernel = (x[rows].astype(np.float64) @ y.T.astype(np.float64) / x.shape[1] + 1) ** 3
-        if x is y:
-            kernel[np.arange(len(kernel)), np.arange(start, start + len(kernel))] = 0
-        own = np.where(gx[rows, None] == gy[None], kernel, 0).sum(1)  # counted by row and by column: taken off once
-        total += kernel.sum()
-        part += np.bincount(gx[rows], kernel.sum(1) - own, groups) + np.bincount(gy, kernel.sum(0), groups)
+    for top in range(0, len(x), block):
+        rows = slice(top, top + block)
+        for left in range(0, len(y), block):
+            columns = slice(left, left + block)
+            kernel = (x[rows].astype(np.float64) @ y[columns].T.astype(np.float64) / x.shape[1] + 1) ** 3
+            if same and top == left:
+                np.fill_diagonal(kernel, 0)
+            own = np.where(gx[rows, None] == gy[None, columns], kernel, 0).sum(1)  # in its row and in its column
+            total += kernel.sum()
+            part += np.bincount(gx[rows], kernel.sum(1) - own, groups) + np.bincount(gy[columns], kernel.sum(0), groups)
     return total, part
 
 
@@ -449,8 +453,12 @@ def kernel_distance_jackknife(
     _check_features(x, y)
     groups = int(max(groups_x.max(), groups_y.max())) + 1
     (xx, part_xx), (yy, part_yy), (xy, part_xy) = (
-        _kernel_sums(a, b, ga, gb, groups)
-        for a, b, ga, gb in ((x, x, groups_x, groups_x), (y, y, groups_y, groups_y), (x, y, groups_x, groups_y))
+        _kernel_sums(a, b, ga, gb, groups, same)
+        for a, b, ga, gb, same in (
+            (x, x, groups_x, groups_x, True),
+            (y, y, groups_y, groups_y, True),
+            (x, y, groups_x, groups_y, False),
+        )
     )
 
     def mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, n: np.ndarray, m: np.ndarray) -> np.ndarray:

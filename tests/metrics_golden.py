@@ -43,6 +43,68 @@ def distorted(truth: torch.Tensor, seed: int) -> torch.Tensor:
     return (moved.clamp(0, 1) * 255).round() / 255
 
 
+def random_state(net: str) -> dict[str, torch.Tensor]:
+    """Weights of a trunk that anybody can draw again, in the official names; large enough to keep signals alive."""
+    from omfa.features import TRUNKS
+
+    rng = np.random.RandomState(len(net))
+    state = {}
+    for key, like in TRUNKS[net]().state_dict().items():
+        fan_in = like[0].numel() if like.ndim > 1 else 100
+        state[f"features.{key}"] = torch.from_numpy(rng.randn(*like.shape) * (2 / fan_in) ** 0.5).float()
+    return state
+
+
+def _fill(module: torch.nn.Module, net: str) -> None:
+    """Load ``random_state`` into a package's network, whose keys end in the official ones: slice1.0.weight."""
+    state = random_state(net)
+    own = module.state_dict()
+    filled = {k: state[f] for k in own if (f := "features." + k.split(".", 1)[-1]) in state}
+    assert len(filled) == len([k for k in own if k.endswith(("weight", "bias"))])
+    module.load_state_dict(filled, strict=False)
+
+
+def learned(keep) -> None:
+    """LPIPS and DISTS by their authors' packages, heads official, trunks of ``random_state``."""
+    import lpips
+    import torchvision
+    from DISTS_pytorch import DISTS
+
+    torchvision.models.vgg16 = lambda pretrained=False, vgg16=torchvision.models.vgg16: vgg16(weights=None)
+    dists = DISTS()
+    _fill(dists, "vgg")
+    models = {net: lpips.LPIPS(net=net, pnet_rand=True, verbose=False) for net in ("alex", "vgg", "squeeze")}
+    for net, model in models.items():
+        _fill(model.net, net)
+    for seed, size in enumerate([(256, 192), (341, 257)]):
+        truth = picture(seed, *size)
+        pred = distorted(truth, seed)
+        with torch.no_grad():
+            for net, model in models.items():
+                keep(f"lpips_{net}", model(pred, truth, normalize=True))
+            keep("dists", dists(pred, truth))
+
+
+def features(seed: int, count: int, width: int) -> np.ndarray:
+    """Correlated features (count, width), shifted and stretched a little by the seed."""
+    rng = np.random.RandomState(seed)
+    mix = np.random.RandomState(7).randn(width, width) / width**0.5
+    return (np.abs(rng.randn(count, width) @ mix) * (1 + 0.05 * seed) + 0.02 * seed).astype(np.float32)
+
+
+def sets(keep) -> None:
+    """FID's formula with SciPy's matrix root, KID by clean-fid with one subset of everything."""
+    import scipy.linalg
+    from cleanfid.fid import kernel_distance
+
+    for count, width in ((900, 64), (500, 256)):
+        x, y = features(1, count, width).astype(np.float64), features(2, count, width).astype(np.float64)
+        sx, sy = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+        root = scipy.linalg.sqrtm(sx @ sy)
+        keep("fid", ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(sx) + np.trace(sy) - 2 * np.trace(root).real)
+        keep("kid", kernel_distance(x, y, num_subsets=1, max_subset_size=count))
+
+
 def main() -> None:
     import pytorch_msssim
     import skimage.metrics
@@ -65,6 +127,8 @@ def main() -> None:
         keep("ssim_rgb_valid_msssim", pytorch_msssim.ssim(*wide, data_range=1.0))
         keep("ssim_luma", LumaSSIM()(pred, truth))
         keep("ms_ssim", pytorch_msssim.ms_ssim(*wide, data_range=1.0))
+    learned(keep)
+    sets(keep)
     GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
 
 
