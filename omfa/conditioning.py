@@ -109,10 +109,12 @@ def assemble(
     canvas: Canvas,
     layouts: Sequence[Layout],
     latents: Mapping[str, Tensor],
+    channels: int,
     pose: Tensor | None,
     has_pose: Tensor | None,
     context: Tensor,
     pooled: Tensor | None = None,
+    time_ids: Tensor | None = None,
 ) -> Guide:
     """Everything given, laid on the canvas.
 
@@ -120,17 +122,17 @@ def assemble(
         canvas: where each slot lies.
         layouts: one per example.
         latents: slot name to (B, C, slot height, slot width); only GIVEN slots are looked at.
+        channels: C.
         pose: latents of the pose map (B, C, person height, person width), or None.
         has_pose: (B,) bool, False where an example has no pose; None: all have one.
         context: (B, N, D).
         pooled: (B, P) for SDXL, or None.
+        time_ids: (B, 6) for SDXL, or None.
     """
-    like = next(iter(latents.values())) if latents else context
-    channels = like.shape[1] if latents else (4 if pose is None else pose.shape[1])
-    b, device = len(layouts), like.device
+    device = context.device
     target = canvas.mask([x.slots(State.TARGET) for x in layouts], device)
     given = canvas.mask([x.slots(State.GIVEN) for x in layouts], device)
-    known = torch.zeros(b, channels, *canvas.size, dtype=like.dtype, device=device)
+    known = torch.zeros(len(layouts), channels, *canvas.size, device=device)
     if latents:
         known = torch.where(given, canvas.join(latents), known)
     return Guide(
@@ -140,7 +142,7 @@ def assemble(
         pose=_pose_plane(canvas, known, pose, has_pose),
         context=context,
         pooled=pooled,
-        time_ids=None if pooled is None else time_ids(canvas, b).to(pooled),
+        time_ids=time_ids,
     )
 
 
@@ -191,9 +193,9 @@ def guided(prediction: Tensor, scale: float) -> Tensor:
     return without + scale * (with_ - without)
 
 
-def time_ids(canvas: Canvas, batch: int, factor: int = 8) -> Tensor:
+def size_ids(person_size: Sequence[int], batch: int) -> Tensor:
     """SDXL's size conditioning: original size, crop corner, target size, all of the person picture. (B, 6) float32."""
-    h, w = (n * factor for n in canvas.person)
+    h, w = person_size
     return torch.tensor([[h, w, 0, 0, h, w]], dtype=torch.float32).repeat(batch, 1)
 
 

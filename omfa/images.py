@@ -169,7 +169,7 @@ def read_trusted(path: Path) -> Tensor:
 
 def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 -> (3, H, W) float32 in [-1, 1]. Undone by :func:`tensor_to_pixels`."""
-    return rearrange(torch.from_numpy(np.ascontiguousarray(pixels)), "h w c -> c h w").float() / 127.5 - 1
+    return rearrange(torch.from_numpy(np.array(pixels)), "h w c -> c h w").float() / 127.5 - 1
 
 
 def tensor_to_pixels(tensor: Tensor) -> np.ndarray:
@@ -193,7 +193,7 @@ class Box:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
-def fit(picture: Tensor, size: tuple[int, int], fill: Fill = "edge") -> tuple[Tensor, Box]:
+def fit(picture: Tensor, size: Sequence[int], fill: Fill = "edge") -> tuple[Tensor, Box]:
     """Scale a picture to fit ``size``, pad it and centre it.
 
     Args:
@@ -216,7 +216,7 @@ def fit(picture: Tensor, size: tuple[int, int], fill: Fill = "edge") -> tuple[Te
     return torch.nn.functional.pad(picture[None], (box.left, right, box.top, bottom), mode="replicate")[0], box
 
 
-def load(source: Picture, size: tuple[int, int], fill: Fill = "edge", name: str = "picture") -> tuple[Tensor, Box]:
+def load(source: Picture, size: Sequence[int], fill: Fill = "edge", name: str = "picture") -> tuple[Tensor, Box]:
     """:func:`read_image`, then :func:`fit`: (3, *size) in [-1, 1] and its box."""
     return fit(pixels_to_tensor(np.asarray(read_image(source, name))), size, fill)
 

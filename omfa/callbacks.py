@@ -1,0 +1,234 @@
+"""What happens around training: averaged weights, checkpoints that can't break, sample pictures, the finished model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from PIL import Image
+from pytorch_lightning.callbacks import TQDMProgressBar
+from torch import Tensor, nn
+
+from omfa import images
+from omfa.canvas import PERSON
+from omfa.prepared import read_records, resolve
+
+
+class EMA(pl.Callback):
+    """An exponential moving average of all trained weights, in float32; saved and resumed with the run.
+
+    Args:
+        decay: of the average; warmed up as (1 + n) / (10 + n) so that the first steps don't linger.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA decay {decay} must be in [0, 1)")
+        self.decay, self.updates = decay, 0
+        self.weights: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Start from the weights as they are, unless a checkpoint brought its own."""
+        for name, p in _trained(pl_module):
+            start = self.weights.get(name, p.detach())
+            self.weights[name] = start.to(p.device, torch.float32, copy=True)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Move towards the new weights after every optimiser step."""
+        if trainer.global_step <= self.updates:  # within an accumulation
+            return
+        self.updates = trainer.global_step
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, p in _trained(pl_module):
+            self.weights[name].lerp_(p.detach().float(), 1 - decay)
+
+    @contextmanager
+    def applied(self, pl_module: Any) -> Iterator[None]:
+        """The averaged weights in the model, for the length of a ``with`` block."""
+        own = {name: p.detach().clone() for name, p in _trained(pl_module)}
+        self._copy(pl_module, self.weights)
+        try:
+            yield
+        finally:
+            self._copy(pl_module, own)
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(pl_module: Any, weights: Mapping[str, Tensor]) -> None:
+        for name, p in _trained(pl_module):
+            if name in weights:
+                p.copy_(weights[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and how many updates it has seen."""
+        return {"updates": self.updates, "weights": {k: v.cpu() for k, v in self.weights.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue a saved average."""
+        self.updates, self.weights = state_dict["updates"], dict(state_dict["weights"])
+
+
+def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Checkpoints written to the side, checksummed, and swapped in; read with ``weights_only=True``."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write ``path`` and ``path.sha256``; a kill at any moment leaves the old file or the new one."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as out:
+            torch.save(checkpoint, out)
+            out.flush()
+            os.fsync(out.fileno())
+        digest = _sha256(part)
+        checksum = path.with_name(path.name + ".sha256")
+        checksum.unlink(missing_ok=True)
+        os.replace(part, path)
+        part.write_text(digest)
+        os.replace(part, checksum)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint; ValueError if its checksum does not match."""
+        if not is_whole(Path(path)):
+            raise ValueError(f"{path}: damaged or cut short (its checksum does not match); use the one before it")
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint and its checksum."""
+        Path(str(path) + ".sha256").unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint file is there and matches its checksum."""
+    checksum = path.with_name(path.name + ".sha256")
+    return path.is_file() and checksum.is_file() and checksum.read_text().strip() == _sha256(path)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run's ``checkpoints`` folder; None if there is none."""
+    found = sorted(folder.glob("step=*.ckpt"), key=lambda p: int(p.stem.split("=")[1]), reverse=True)
+    return next((p for p in found if is_whole(p)), None)
+
+
+class SamplePictures(pl.Callback):
+    """Every so often, try-on and try-off of a few records with the averaged weights, by the pipeline users call.
+
+    Pictures go to TensorBoard and to ``samples/`` in the run folder: given | made | truth, a row per record and task.
+
+    Args:
+        every: steps between two sets.
+        records: number of records, the first ones of ``split``.
+        split: which records; None takes those trained on.
+        steps: sampler steps.
+        guidance: guidance scale.
+    """
+
+    def __init__(
+        self, every: int = 1000, records: int = 4, split: str | None = None, steps: int = 20, guidance: float = 2.0
+    ) -> None:
+        self.every, self.records, self.split, self.steps, self.guidance = every, records, split, steps, guidance
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Sample at every ``every``-th step."""
+        if trainer.global_step % self.every or not trainer.is_global_zero or batch_idx < 0:
+            return
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
+        if ema is None:
+            sheet = self.sheet(trainer, pl_module)
+        else:
+            with ema.applied(pl_module):
+                sheet = self.sheet(trainer, pl_module)
+        folder = Path(trainer.default_root_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet.save(folder / f"step={trainer.global_step:07d}.png")
+        if trainer.logger is not None:
+            pixels = images.pixels_to_tensor(np.asarray(sheet)) / 2 + 0.5
+            trainer.logger.experiment.add_image("samples", pixels, trainer.global_step)  # type: ignore[attr-defined]
+
+    def sheet(self, trainer: pl.Trainer, pl_module: Any) -> Image.Image:
+        """The contact sheet for the weights as they are now."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        pipe, folder = pl_module.pipe, Path(data.folder)
+        pipe.set_progress_bar_config(disable=True)
+        was_training = pipe.unet.training
+        pipe.unet.eval()
+        records = [r for r in read_records(folder, self.split or data.split) if r.garments][: self.records]
+        rows = []
+        for i, record in enumerate(records):
+            person = images.read_image(resolve(folder, record.file_name))
+            worn = {g.category.value: images.read_image(resolve(folder, g.path)) for g in record.garments}
+            worn = dict(list(worn.items())[: pipe.canvas.garments])
+            pose = record.pose and record.pose.map and images.read_image(resolve(folder, record.pose.map))
+            face = record.face and images.read_image(resolve(folder, record.face.path))
+            options: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+            on = pipe(["person"], None, worn, face, pose, generator=torch.Generator().manual_seed(i), **options)
+            off = pipe(list(worn), person, generator=torch.Generator().manual_seed(i), **options)
+            rows.append([*worn.values(), *([pose] if pose else []), on.person[0], person])
+            rows.append([person, *(p[0] for p in off.garments.values()), *worn.values()])
+        pipe.unet.train(was_training)
+        pipe.set_progress_bar_config(disable=False)
+        slot = pipe.canvas[PERSON]
+        return grid(rows, (slot.height * pipe.vae_scale_factor, slot.width * pipe.vae_scale_factor))
+
+
+def grid(rows: list[list[Image.Image]], cell: tuple[int, int]) -> Image.Image:
+    """Pictures in rows, each fitted into a white cell of (height, width) pixels."""
+    height, width = cell
+    sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            fitted, _ = images.fit(images.pixels_to_tensor(np.asarray(picture)), cell, "white")
+            sheet.paste(Image.fromarray(images.tensor_to_pixels(fitted)), (x * width, y * height))
+    return sheet
+
+
+class SaveModel(pl.Callback):
+    """At the end of a run, the pipeline with averaged weights in ``model/`` of the run folder."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write the folder that ``OMFAPipeline.from_pretrained`` reads."""
+        if not trainer.is_global_zero:
+            return
+        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
+        target = Path(trainer.default_root_dir) / "model"
+        if ema is None:
+            pl_module.pipe.save_pretrained(target)
+        else:
+            with ema.applied(pl_module):
+                pl_module.pipe.save_pretrained(target)
+
+
+class StepBar(TQDMProgressBar):
+    """Lightning's bar over the steps of the whole run; it vanishes when the output is piped."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Batches until ``max_steps``."""
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+
+    @property
+    def is_disabled(self) -> bool:
+        """Whether the bar is off."""
+        return not sys.stdout.isatty() or super().is_disabled

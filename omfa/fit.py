@@ -1,0 +1,108 @@
+"""The training door.
+
+    python -m omfa.fit --config lightning_configs/tiny.yaml [--config more.yaml] [--ckpt_path last] [--any.key value]
+
+Everything of a run lies in ``trainer.default_root_dir``: ``config.yaml`` (it re-runs the run), ``checkpoints/``,
+``samples/``, TensorBoard curves, and at the end ``model/``, which ``OMFAPipeline.from_pretrained`` reads.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from omfa.callbacks import SafeCheckpointIO, StepBar, last_checkpoint
+
+
+class FitCLI(LightningCLI):
+    """LightningCLI with a run folder, checkpoints by step, and ``--ckpt_path``."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """``--ckpt_path`` and ``--save_every``."""
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to go on from, or 'last'")
+        parser.add_argument("--save_every", type=int, default=500, help="steps between two checkpoints")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """A trainer whose curves, checkpoints and pictures all lie in the run folder."""
+        root = self.config.trainer.default_root_dir
+        if root is None:
+            raise ValueError("set trainer.default_root_dir, the folder of this run, like runs/tiny")
+        if self.config.trainer.max_steps < 1:
+            raise ValueError("set trainer.max_steps: the stream of examples is endless, epochs don't end it")
+        saver = ModelCheckpoint(
+            Path(root) / "checkpoints",
+            "{step}",
+            monitor="step",
+            mode="max",
+            save_top_k=2,
+            every_n_train_steps=self.config.save_every,
+        )
+        configured = self._get(self.config_init, "trainer", default={})
+        kwargs["callbacks"] = [*(configured.get("callbacks") or []), saver, StepBar()]
+        kwargs["plugins"] = [*(configured.get("plugins") or []), SafeCheckpointIO()]
+        if not configured.get("logger"):
+            kwargs["logger"] = TensorBoardLogger(root, name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+
+def checkpoint_to_resume(root: Path, wanted: str | None) -> Path | None:
+    """The checkpoint a call goes on from.
+
+    Args:
+        root: the run folder.
+        wanted: a path, "last", or None for a fresh start.
+
+    Raises:
+        ValueError: nothing to resume, or a fresh start where a run already lies.
+    """
+    last = last_checkpoint(root / "checkpoints")
+    if wanted is None:
+        if last is not None:
+            raise ValueError(
+                f"{root} already holds a run up to {last.name}; go on with --ckpt_path last, or choose another "
+                "--trainer.default_root_dir"
+            )
+        return None
+    if wanted == "last":
+        return last  # a run killed before its first checkpoint simply starts again
+    if not Path(wanted).is_file():
+        raise ValueError(f"--ckpt_path {wanted}: no such file; give a checkpoint or 'last'")
+    return Path(wanted)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Train; 0 all well, 2 the call or its input was wrong."""
+    try:
+        cli = FitCLI(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            run=False,
+            args=args,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults={
+                "limit_val_batches": 0,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10,
+                "max_epochs": -1,
+            },
+            save_config_kwargs={"overwrite": True},
+        )
+        checkpoint = checkpoint_to_resume(Path(cli.trainer.default_root_dir), cli.config.ckpt_path)
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The LightningModule: encode, delegate, log. The method itself is in partial_diffusion and conditioning."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from omfa import partial_diffusion as pd
+from omfa.backbone import encode
+from omfa.components import State
+from omfa.conditioning import Guide, choose
+from omfa.data import Example
+from omfa.pipeline import OMFAPipeline
+
+
+class OMFAModule(pl.LightningModule):
+    """Trains a pipeline's UNet (and slot tokens) by partial diffusion; VAE and text encoders stay frozen.
+
+    Args:
+        pipeline: what to train: ``omfa.pipeline.compact_pipeline`` or ``omfa.pipeline.sdxl_pipeline`` in a config.
+        learning_rate: AdamW's, after warm-up.
+        weight_decay: AdamW's.
+        warmup_steps: steps of linear warm-up.
+        decay_from: fraction of ``max_steps`` after which the rate falls linearly to zero; 1 never.
+        min_snr: gamma of min-SNR loss weights (5 is usual); None for none.
+        channels_last: memory format of the UNet; faster convolutions on most machines.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self,
+        pipeline: OMFAPipeline,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 100,
+        decay_from: float = 1.0,
+        min_snr: float | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if learning_rate <= 0 or warmup_steps < 0 or not 0 <= decay_from <= 1:
+            raise ValueError(
+                f"learning_rate {learning_rate} > 0, warmup_steps {warmup_steps} >= 0 and 0 <= decay_from {decay_from} "
+                "<= 1 are needed"
+            )
+        self.pipe = pipeline  # no nn.Module: what is frozen stays out of checkpoints
+        self.unet, self.slot_tokens = pipeline.unet, pipeline.slot_tokens
+        if channels_last:
+            self.unet.to(memory_format=torch.channels_last)
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.decay_from, self.min_snr = decay_from, min_snr
+        self.kind = pd.check_scheduler(pipeline.scheduler)
+        self.register_buffer("alphas_cumprod", pipeline.scheduler.alphas_cumprod.clone(), persistent=False)
+        for frozen in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
+            if frozen is not None:
+                frozen.requires_grad_(False).eval()
+
+    def on_fit_start(self) -> None:
+        """Bring what is frozen to the device."""
+        for frozen in (self.pipe.vae, self.pipe.text_encoder, self.pipe.text_encoder_2):
+            if frozen is not None:
+                frozen.to(self.device)
+
+    def training_step(self, batch: Example, batch_idx: int) -> Tensor:
+        """The mean of :meth:`losses`, logged by task."""
+        losses = self.losses(batch)
+        size = len(losses)
+        self.log("loss", losses.mean(), prog_bar=True, batch_size=size)
+        by_kind = defaultdict(list)
+        for layout, value in zip(batch.layout, losses.detach(), strict=True):
+            by_kind[f"loss/{layout.kind}"].append(value)
+        self.log_dict({name: torch.stack(v).mean() for name, v in by_kind.items()}, batch_size=size)
+        return losses.mean()
+
+    def losses(self, batch: Example) -> Tensor:
+        """Each example's loss, (B,): noise the targets, predict, compare on the targets."""
+        z0, guide = self.prepare(batch)
+        alpha_bar = self.alphas_cumprod[batch.t]
+        z_t = torch.where(guide.target, pd.add_noise(z0, batch.noise, alpha_bar, guide.target), guide.known)
+        prediction = self.pipe.predict(z_t, batch.t, guide)
+        weight = None if self.min_snr is None else pd.min_snr_weight(alpha_bar, self.min_snr, self.kind)
+        goal = pd.training_goal(z0, batch.noise, alpha_bar, self.kind)
+        return pd.loss(prediction, goal, guide.target, weight)
+
+    def prepare(self, batch: Example) -> tuple[Tensor, Guide]:
+        """Clean latents of the whole canvas (B, C, h, w), and what the network is given.
+
+        Targets are samples of the VAE's posterior, given components its mode; each picture is encoded alone.
+        """
+        canvas, vae = self.pipe.canvas, self.pipe.vae
+        latents, noise = {}, canvas.split(batch.posterior_noise)
+        with torch.no_grad():
+            for slot, pixels in batch.pixels.items():
+                states = [layout.states.get(slot, State.ABSENT) for layout in batch.layout]
+                z = torch.zeros_like(noise[slot])
+                for state in (State.TARGET, State.GIVEN):
+                    rows = [i for i, s in enumerate(states) if s is state]
+                    if rows:
+                        z[rows] = encode(vae, pixels[rows], noise[slot][rows] if state is State.TARGET else None)
+                latents[slot] = z
+            pose = torch.zeros_like(latents["person"])
+            if batch.has_pose.any():
+                pose[batch.has_pose] = encode(vae, batch.pose[batch.has_pose])
+        guide = self.pipe.guide(batch.layout, latents, pose, batch.has_pose, self.device)
+        return canvas.join(latents), choose(batch.unconditional, self.pipe.unconditional(guide), guide)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with linear warm-up and a linear fall at the end."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate(self, step: int) -> float:
+        """Fraction of the learning rate at a step."""
+        total = self.trainer.max_steps if self._trainer is not None else -1
+        rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        if self.decay_from >= 1 or total <= 0:
+            return rise
+        return rise * min(1.0, max(0.0, (total - step) / (total * (1 - self.decay_from))))

@@ -1,0 +1,140 @@
+"""What all tests share: the drawn records, and tiny models of the real classes. Legend: see ``omfa.canvas``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from omfa.backbone import widen_unet
+from omfa.pipeline import OMFAPipeline, compact_pipeline
+from tests import figures
+
+VAE = {
+    "block_out_channels": [16, 16, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "latent_channels": 4,
+    "norm_num_groups": 8,
+    "layers_per_block": 1,
+    "scaling_factor": 0.5,
+}
+UNET = {
+    "block_out_channels": [16, 32],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": 8,
+    "norm_num_groups": 8,
+    "layers_per_block": 1,
+}
+SIZE = figures.SIZE
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the eight drawn records."""
+    folder = tmp_path_factory.mktemp("records")
+    figures.make_records(folder)
+    return folder
+
+
+def make_compact(seed: int = 0, garment_slots: int = 2) -> OMFAPipeline:
+    """A tiny compact pipeline, random weights (``conv_out`` and ``conv_in`` included), silent."""
+    torch.manual_seed(seed)
+    pipe = compact_pipeline(VAE, UNET, SIZE, garment_slots, token_dim=32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.eval()
+    return pipe
+
+
+def make_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer that knows single letters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
+    words = [*letters, *(x + "</w>" for x in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
+def make_sdxl_parts(folder: Path, seed: int = 0, in_channels: int = 4) -> dict[str, object]:
+    """The parts of an SDXL pipeline at tiny size: same classes, same wiring, random weights."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer(folder / "letters")
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 16,
+        "max_position_embeddings": 77,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
+    unet = UNet2DConditionModel(
+        **UNET,
+        in_channels=in_channels,
+        out_channels=4,
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+        use_linear_projection=True,
+    )
+    return {
+        "vae": AutoencoderKL(**VAE),
+        "unet": unet,
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
+        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**text)),
+        "tokenizer": tokenizer,
+        "tokenizer_2": tokenizer,
+    }
+
+
+def make_sdxl(folder: Path, seed: int = 0) -> OMFAPipeline:
+    """A tiny SDXL-shaped pipeline, widened from 4 channels."""
+    parts = make_sdxl_parts(folder, seed)
+    widen_unet(parts["unet"])
+    torch.nn.init.normal_(parts["unet"].conv_in.weight, std=0.1)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    pipe = OMFAPipeline(**parts, scheduler=scheduler, person_size=SIZE, garment_slots=2)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.eval()
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def compact() -> OMFAPipeline:
+    """A tiny compact pipeline; don't change it."""
+    return make_compact()
+
+
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> OMFAPipeline:
+    """A tiny SDXL-shaped pipeline; don't change it."""
+    return make_sdxl(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(params=["compact", "sdxl"], scope="session")
+def pipe(request: pytest.FixtureRequest) -> OMFAPipeline:
+    """Both kinds in turn."""
+    return request.getfixturevalue(request.param)
