@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from metrics_golden import GOLDEN, distorted, features, picture, random_state
+from tests.metrics_golden import GOLDEN, distorted, features, picture, random_state
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import torchmetrics.functional.image as tm
-from metrics_golden import GOLDEN, distorted, picture
+from tests.metrics_golden import GOLDEN, distorted, picture
 
 from omfa import metrics
 from omfa.metrics import ciede2000, foreground, palette, palette_error, pattern_agreement, psnr, silhouette_iou
