@@ -396,7 +396,7 @@ def person_silhouette(image: Tensor, working_height: int = 256) -> Tensor:
 
 def _grab_cut(rgb: np.ndarray, lab: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 and its L*a*b* -> (H, W) bool."""
-    height, width = lab.shape[:2]
+    width = lab.shape[1]
     rim = max(1, width // 20)
     left, right = np.median(lab[:, :rim], 1)[:, None], np.median(lab[:, -rim:], 1)[:, None]
     across = np.linspace(0, 1, width)[None, :, None]
@@ -411,10 +411,9 @@ def _grab_cut(rgb: np.ndarray, lab: np.ndarray) -> np.ndarray:
     state = np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     state[:3] = state[:, :3] = state[:, -3:] = cv2.GC_BGD
     cv2.setRNGSeed(0)
+    outside, inside = np.zeros((1, 65)), np.zeros((1, 65))
     try:
-        cv2.grabCut(
-            np.ascontiguousarray(rgb), state, None, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK
-        )
+        cv2.grabCut(np.ascontiguousarray(rgb), state, (0, 0, 0, 0), outside, inside, 3, cv2.GC_INIT_WITH_MASK)
     except cv2.error:  # one colour on one side: nothing to model
         return guess
     return (state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)

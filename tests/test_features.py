@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.metrics_golden import GOLDEN, distorted, features, picture, random_state
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +24,7 @@ from omfa.features import (
 )
 from omfa.intervals import bootstrap_mean, frechet_halves, group_numbers, half_samples, jackknife_error
 from omfa.metrics import frechet_distance, kernel_distance, kernel_distance_jackknife
+from tests.metrics_golden import GOLDEN, distorted, features, picture, random_state
 
 GOLDEN_VALUES: dict[str, list[float]] = json.loads(GOLDEN.read_text())
 SIZES = [(256, 192), (341, 257)]

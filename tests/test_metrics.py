@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 import torchmetrics.functional.image as tm
-from tests.metrics_golden import GOLDEN, distorted, picture
 
 from omfa import metrics
 from omfa.metrics import ciede2000, foreground, palette, palette_error, pattern_agreement, psnr, silhouette_iou
+from tests.metrics_golden import GOLDEN, distorted, picture
 
 GOLDEN_VALUES: dict[str, list[float]] = json.loads(GOLDEN.read_text())
 SIZES = [(256, 192), (341, 257), (512, 384)]
