@@ -206,6 +206,11 @@ class Scorer:
             yield self._tensor(read_image(resolve(self.records, garment.path)))
 
 
+def prediction_files(folder: Path, key: str) -> list[Path]:
+    """Files that could be the prediction called ``key``."""
+    return [p for suffix in SUFFIXES if (p := folder / f"{key}{suffix}").is_file()]
+
+
 def read_prediction(folder: Path, key: str) -> Image.Image:
     """The picture called ``key`` with any usual suffix.
 
@@ -213,7 +218,7 @@ def read_prediction(folder: Path, key: str) -> Image.Image:
         LookupError: none, or several.
         ImageError: unreadable.
     """
-    found = [p for suffix in SUFFIXES if (p := folder / f"{key}{suffix}").is_file()]
+    found = prediction_files(folder, key)
     if not found:
         raise LookupError(f"{folder / key}.png: no prediction; make it, or leave it out with --split")
     if len(found) > 1:
