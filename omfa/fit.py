@@ -44,11 +44,15 @@ class FitCLI(LightningCLI):
             every_n_train_steps=self.config.save_every,
         )
         configured = self._get(self.config_init, "trainer", default={})
-        kwargs["callbacks"] = [*(configured.get("callbacks") or []), saver, StepBar()]
-        kwargs["plugins"] = [*(configured.get("plugins") or []), SafeCheckpointIO()]
+        kwargs["callbacks"] = [*_several(configured.get("callbacks")), saver, StepBar()]
+        kwargs["plugins"] = [*_several(configured.get("plugins")), SafeCheckpointIO()]
         if not configured.get("logger"):
             kwargs["logger"] = TensorBoardLogger(root, name="", version="")
         return super().instantiate_trainer(**kwargs)
+
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def checkpoint_to_resume(root: Path, wanted: str | None) -> Path | None:

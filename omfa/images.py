@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
 MIN_SIDE = 8
 MAX_BYTES = 200_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "MPO", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -71,10 +72,12 @@ def decode(data: bytes, name: str = "picture") -> Image.Image:
     if not data:
         raise ImageError(f"{name}: the file is empty; give a JPEG or PNG picture")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_size(*image.size, name)
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an unreadable tag in a picture that can be read
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            _check_size(*image.size, name)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
     except UnidentifiedImageError:

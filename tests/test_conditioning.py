@@ -1,0 +1,151 @@
+"""What the network is told: one function for training and sampling, dropped equals absent, null is null."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from omfa.components import Category, State, TaskKind
+from omfa.conditioning import Drops, Guide, Layout, SlotTokens, choose, stack
+from omfa.data import RecordsDataset, TaskWeights, collate, seeded
+from omfa.module import OMFAModule
+from omfa.pipeline import OMFAPipeline
+from tests.test_pipeline import face, gen, person, pose, shirt
+
+TRY_ON = Layout(
+    TaskKind.TRY_ON,
+    {"person": State.TARGET, "garment_1": State.GIVEN, "garment_2": State.GIVEN, "face": State.GIVEN},
+    {"garment_1": Category.UPPER, "garment_2": Category.LOWER},
+)
+
+
+def same(a: Guide, b: Guide) -> bool:
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(Guide)]
+    return all((x is None and y is None) or torch.equal(x, y) for x, y in pairs)
+
+
+def latents(pipe: OMFAPipeline, batch: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
+    g = gen(seed)
+    return {s.name: torch.randn(batch, 4, s.height, s.width, generator=g) for s in pipe.canvas.slots}
+
+
+@torch.no_grad()
+def test_absent_equals_dropped(pipe: OMFAPipeline) -> None:
+    parts = latents(pipe)
+    dropped = pipe.guide([TRY_ON.without({"garment_2", "face"})], parts, None, None, "cpu")
+    kept = {"person": State.TARGET, "garment_1": State.GIVEN}
+    never = Layout(TaskKind.TRY_ON, kept, {"garment_1": Category.UPPER})
+    only = {"garment_1": parts["garment_1"]}
+    assert same(dropped, pipe.guide([never], only, None, None, "cpu"))
+    assert not same(dropped, pipe.guide([TRY_ON], parts, None, None, "cpu"))
+
+
+@torch.no_grad()
+def test_targets_are_never_dropped_and_prompt_is() -> None:
+    assert TRY_ON.without({"person"}).states == TRY_ON.states
+    assert TRY_ON.without((), prompt=True).prompt() == ""
+
+
+@torch.no_grad()
+def test_unconditional_input_is_the_same_in_training_and_sampling(pipe: OMFAPipeline, records) -> None:  # type: ignore[no-untyped-def]
+    """Both recorded where they enter the network."""
+    seen: list[tuple] = []
+
+    def record(module, args, kwargs):  # type: ignore[no-untyped-def]
+        seen.append((args[0].clone(), kwargs["encoder_hidden_states"].clone(), kwargs["added_cond_kwargs"]))
+
+    hook = pipe.unet.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        tasks = TaskWeights(1, 0, 0)
+        data = RecordsDataset(records, pipe.canvas, 4, 4, tasks=tasks, drops=Drops(everything=1.0, each=0.0))
+        OMFAModule(pipe).losses(collate([data[0, 0]]))
+        worn = {"upper": shirt(), "lower": shirt()}
+        pipe(["person"], None, worn, face(), pose(), num_inference_steps=1, generator=gen(), output_type="latent")
+    finally:
+        hook.remove()
+        pipe.unet.requires_grad_(True)
+    (trained, context_t, added_t), (sampled, context_s, added_s) = seen
+    target = pipe.canvas.mask([{"person"}])[0, 0]
+    assert torch.equal(trained[0, 4:], sampled[0, 4:])  # mask, known, pose channels: all but z_t
+    assert (trained[0, :4][:, ~target] == 0).all() and (sampled[0, :4][:, ~target] == 0).all()
+    assert torch.equal(context_t[0], context_s[0])
+    if added_t is not None:
+        assert all(torch.equal(added_t[k][0], added_s[k][0]) for k in added_t)
+    assert (trained[0, 4:9] == 0).all() and (trained[0, 9:, :, :12] == 0).all()
+    assert not torch.equal(context_s[0], context_s[1])
+
+
+@torch.no_grad()
+def test_pose_reaches_the_person_slot_only(pipe: OMFAPipeline) -> None:
+    z = torch.randn(2, 4, *pipe.canvas.person)
+    guide = pipe.guide([TRY_ON] * 2, latents(pipe, 2), z, torch.tensor([True, False]), "cpu")
+    planes = pipe.canvas.split(guide.pose)
+    assert torch.equal(planes["person"][0], z[0]) and (planes["person"][1] == 0).all()
+    for slot in ("garment_1", "garment_2", "face"):
+        assert torch.equal(planes[slot][0], planes[slot][1])
+
+
+@torch.no_grad()
+def test_known_holds_given_slots_only(pipe: OMFAPipeline) -> None:
+    parts = latents(pipe)
+    guide = pipe.guide([TRY_ON], parts, None, None, "cpu")
+    planes = pipe.canvas.split(guide.known)
+    assert (planes["person"] == 0).all() and torch.equal(planes["face"], parts["face"])
+    assert torch.equal(guide.mask.bool(), guide.target)
+
+
+def test_choose_and_stack(compact: OMFAPipeline) -> None:
+    with torch.no_grad():
+        a = compact.guide([TRY_ON] * 2, latents(compact, 2), None, None, "cpu")
+        b = compact.unconditional(a)
+    mixed = choose(torch.tensor([True, False]), b, a)
+    assert torch.equal(mixed.known[0], b.known[0]) and torch.equal(mixed.known[1], a.known[1])
+    assert stack(b, a).context.shape[0] == 4
+
+
+def test_slot_tokens_tell_component_category_and_state_apart(compact: OMFAPipeline) -> None:
+    tokens, canvas = SlotTokens(8), compact.canvas
+    kinds = [{"garment_1": c} for c in (Category.UPPER, Category.LOWER, Category.DRESS)]
+    layouts = [Layout(TaskKind.TRY_OFF, {"person": State.GIVEN, "garment_1": s}, k) for k in kinds for s in list(State)[:2]]
+    rows = tokens.rows(canvas, layouts)
+    assert len(set(rows[:, 1].tolist())) == 6
+    assert (tokens.rows(canvas, [Layout(TaskKind.TRY_ON, {}, prompted=False)]) == 0).all()
+    absent = tokens.rows(canvas, [Layout(TaskKind.TRY_ON, {})])
+    assert len({*absent[0].tolist(), *rows[:, 1].tolist(), 0}) == 3 + 6 + 1
+
+
+def test_prompts_and_the_text_encoders_cache(sdxl: OMFAPipeline) -> None:
+    assert TRY_ON.prompt() == "try-on: a photo of a person wearing an upper-body garment and a lower-body garment"
+    context, pooled = sdxl.texts(["try-on: a", "", "try-on: a"], "cpu")
+    assert context.shape == (3, 77, 32) and pooled.shape == (3, 16)
+    assert (context[1] == 0).all() and (pooled[1] == 0).all() and torch.equal(context[0], context[2])
+    calls: list[int] = []
+    hook = sdxl.text_encoder.register_forward_pre_hook(lambda *a: calls.append(1))
+    sdxl.texts(["try-on: a"], "cpu")
+    hook.remove()
+    assert calls == []
+
+
+def test_drop_rates_over_a_thousand_draws() -> None:
+    drops, counts = Drops(), {"everything": 0, "garment_2": 0, "face": 0, "prompt": 0}
+    off_pose = 0
+    off = Layout(TaskKind.TRY_OFF, {"person": State.GIVEN, "garment_1": State.TARGET}, {"garment_1": Category.UPPER})
+    n = 4000
+    for i in range(n):
+        g = seeded(0, i)
+        layout, keep, everything = drops.draw(TRY_ON, g)
+        assert keep
+        counts["everything"] += everything
+        counts["prompt"] += not layout.prompted
+        for slot in ("garment_2", "face"):
+            counts[slot] += slot not in layout.states
+        off_pose += drops.draw(off, g)[1]
+    assert all(abs(c / n - 0.05) < 0.015 for c in counts.values()), counts
+    assert abs(off_pose / n - 0.5) < 0.04
+
+
+def test_bad_probabilities_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"each=1\.5"):
+        Drops(each=1.5)

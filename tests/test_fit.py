@@ -1,0 +1,146 @@
+"""The training door: the loss falls, killed runs resume exactly, wrong calls are refused."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from omfa.callbacks import SafeCheckpointIO, is_whole, last_checkpoint
+from omfa.fit import main
+from omfa.module import OMFAModule
+from omfa.pipeline import OMFAPipeline
+from tests.conftest import make_compact
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "lightning_configs" / "tiny.yaml"
+
+
+def arguments(records: Path, run: Path, steps: int, *more: str) -> list[str]:
+    small = ["--model.init_args.pipeline.init_args.unet.block_out_channels=[16,32]"]
+    where = [f"--data.init_args.folder={records}", f"--trainer.default_root_dir={run}"]
+    quiet = ["--trainer.enable_model_summary=false"]
+    return ["--config", str(TINY), *where, *small, *quiet, f"--trainer.max_steps={steps}", *more]
+
+
+def fit(*args: str) -> subprocess.CompletedProcess[str]:
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-m", "omfa.fit", *args]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=500)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    checkpoint = last_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    loaded = torch.load(checkpoint, weights_only=True)
+    ema = next(v for k, v in loaded["callbacks"].items() if k.startswith("EMA"))["weights"]
+    return loaded["state_dict"] | {f"ema.{k}": v for k, v in ema.items()}
+
+
+def test_the_loss_falls_and_the_run_folder_is_complete(records: Path, tmp_path: Path) -> None:
+    assert main(arguments(records, tmp_path, 60, "--data.init_args.batch_size=8")) == 0
+    events = EventAccumulator(str(tmp_path)).Reload()
+    losses = [e.value for e in events.Scalars("loss")]
+    assert len(losses) == 6 and sum(losses[-2:]) < 0.8 * sum(losses[:2])
+    assert last_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step=50.ckpt"
+    pipe = OMFAPipeline.from_pretrained(tmp_path / "model")
+    assert pipe.canvas.person == (16, 12) and (tmp_path / "config.yaml").is_file()
+
+
+def test_sample_pictures_are_drawn_by_the_pipeline(records: Path, tmp_path: Path) -> None:
+    assert main(arguments(records, tmp_path, 2, "--trainer.callbacks=SamplePictures", "--trainer.callbacks.every=2",
+                          "--trainer.callbacks.records=2", "--trainer.callbacks.steps=2")) == 0  # fmt: skip
+    sheet = np.asarray(Image.open(tmp_path / "samples" / "step=0000002.png"))
+    assert sheet.shape == (4 * 64, 5 * 48, 3) and sheet.std() > 20
+
+
+def killed_and_resumed(records: Path, tmp_path: Path, kills: list[int], steps: int) -> None:
+    options = ["--save_every=2", "--trainer.callbacks=EMA"]
+    alone = fit(*arguments(records, tmp_path / "alone", steps, *options))
+    assert alone.returncode == 0, alone.stderr
+    for at in [*kills, None]:
+        more = [] if at is None else ["--trainer.callbacks+=tests.killer.Killer", f"--trainer.callbacks.at={at}"]
+        resumed = fit(*arguments(records, tmp_path / "killed", steps, *options, *more, "--ckpt_path=last"))
+        assert resumed.returncode == (-9 if at is not None else 0), resumed.stderr
+    expected, got = weights(tmp_path / "alone"), weights(tmp_path / "killed")
+    assert expected.keys() == got.keys() and len(expected) > 100
+    assert all(torch.equal(expected[k], got[k]) for k in expected)
+
+
+def test_a_killed_run_resumes_exactly(records: Path, tmp_path: Path) -> None:
+    killed_and_resumed(records, tmp_path, [5], 8)
+
+
+@pytest.mark.slow
+def test_a_run_killed_five_times_resumes_exactly(records: Path, tmp_path: Path) -> None:
+    killed_and_resumed(records, tmp_path, sorted(random.Random(4).sample(range(1, 30), 5)), 30)
+
+
+def test_damaged_checkpoints_are_noticed_and_the_one_before_is_used(tmp_path: Path) -> None:
+    io = SafeCheckpointIO()
+    for n in (1, 2, 3):
+        io.save_checkpoint({"n": torch.tensor(n)}, tmp_path / f"step={n}.ckpt")
+    third = tmp_path / "step=3.ckpt"
+    data = bytearray(third.read_bytes())
+    data[len(data) // 2] ^= 1
+    third.write_bytes(data)
+    (tmp_path / "step=2.ckpt").write_bytes((tmp_path / "step=2.ckpt").read_bytes()[:-10])
+    (tmp_path / "step=4.ckpt.part").write_bytes(b"cut")
+    assert not is_whole(third) and last_checkpoint(tmp_path) == tmp_path / "step=1.ckpt"
+    with pytest.raises(ValueError, match="checksum"):
+        io.load_checkpoint(third)
+    assert io.load_checkpoint(tmp_path / "step=1.ckpt")["n"] == 1
+    io.remove_checkpoint(third)
+    assert not third.exists() and not (tmp_path / "step=3.ckpt.sha256").exists()
+
+
+def test_an_existing_run_is_not_overwritten(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    SafeCheckpointIO().save_checkpoint({}, tmp_path / "checkpoints" / "step=5.ckpt")
+    assert main(arguments(records, tmp_path, 2)) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main([*arguments(records, tmp_path, 2), "--ckpt_path=nowhere.ckpt"]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--trainer.max_steps=-1"], "trainer.max_steps"),
+        (["--model.init_args.learning_rate=-1"], "learning_rate"),
+        (["--model.init_args.pipeline.init_args.person_size=[60,44]"], "multiple"),
+        (["--model.init_args.pipeline.init_args.vae=nowhere"], "holds no VAE"),
+    ],
+)
+def test_wrong_calls_exit_with_2(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+) -> None:
+    try:
+        code: object = main(arguments(records, tmp_path / "run", 2, *more))
+    except SystemExit as e:
+        code = e.code
+    assert code == 2 and words in capsys.readouterr().err
+
+
+def test_misspelt_keys_are_refused_by_name(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(records, tmp_path, 2, "--model.init_args.lerning_rate=1"))
+    assert stop.value.code == 2 and "lerning_rate" in capsys.readouterr().err
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    module = OMFAModule(make_compact(), warmup_steps=9, decay_from=0.5)
+
+    class Trainer:
+        max_steps = 100
+
+    module._trainer = Trainer()  # type: ignore[assignment]
+    rates = [module.rate(s) for s in (0, 4, 9, 50, 75, 100)]
+    assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0])
