@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -213,11 +214,19 @@ def _device(name: str) -> str:
 _scorer: Scorer | None = None
 
 
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
 def _start(run: Run) -> None:
     global _scorer
     # One thread each: sums are then taken in the same order, and the last digit does not depend on --processes.
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # a killed run leaves no workers behind
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _scorer = run.scorer()
 
 
@@ -227,9 +236,9 @@ def _score_chunk(number: int, items: Sequence[Item], fingerprint: str, work: Pat
     scores = [_scorer.score(item) for item in items]
     names = sorted({n for s in scores for n in s.features})
     features = {n: np.stack([s.features[n] for s in scores if n in s.features]) for n in names}
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"key": i.key, "record_id": i.record.id, "person_id": i.record.person_id, "problem": s.problem}
-        | {"values": s.values, "features": sorted(s.features)}
+        | {"values": s.values, "donor": _donor(i)}
         for i, s in zip(items, scores, strict=True)
     ]
     part = work / f"{number:06d}.npz.part"
@@ -238,6 +247,13 @@ def _score_chunk(number: int, items: Sequence[Item], fingerprint: str, work: Pat
     os.replace(part, part.with_suffix(""))
     _write_json(work / f"{number:06d}.json", {"fingerprint": fingerprint, "lines": lines})
     return len(items)
+
+
+def _donor(item: Item) -> dict[str, Any] | None:
+    """Whose garments an unpaired try-on wears, for the report."""
+    if item.donor is None:
+        return None
+    return {"record_id": item.donor.id, "garments": [[str(g.category), g.path] for g in item.donor.garments]}
 
 
 def _write_json(path: Path, value: Any, indent: int | None = None) -> None:
@@ -296,7 +312,7 @@ def gather(run: Run) -> dict[str, Any]:
                 if line["problem"] is not None:
                     problems.append({"key": line["key"], "problem": line["problem"]})
                     continue
-                lines.append({k: line[k] for k in ("key", "record_id", "person_id", "values")})
+                lines.append({k: line[k] for k in ("key", "record_id", "person_id", "values", "donor")})
                 file.write(json.dumps(lines[-1], ensure_ascii=False) + "\n")
     os.replace(part, run.out / VALUES)
     if not lines:
