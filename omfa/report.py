@@ -282,7 +282,7 @@ def _body(results: Sequence[Results], keys: Sequence[str], names: Sequence[str])
     parts.append('<h2>Numbers</h2><div class="wide"><table><tr><th></th>')
     parts += [f"<th>{e(r.name)}</th>" for r in results] + ["</tr>"]
     for metric, cells, best in table_rows(results):
-        parts.append(f"<tr><td>{e(metric.label)} {_arrow(metric)}</td>")
+        parts.append(f"<tr><td>{e(metric.label)}&nbsp;{_arrow(metric)}</td>")
         for i, (value, sure) in enumerate(cells):
             bold = f"<b>{value}</b>" if i == best else value
             parts.append(f"<td>{bold} <small>{e(sure)}</small></td>")
@@ -291,13 +291,12 @@ def _body(results: Sequence[Results], keys: Sequence[str], names: Sequence[str])
         parts.append(f"<tr><td>{e(label)}</td>" + "".join(f"<td>{e(t)}</td>" for t in texts) + "</tr>")
     parts.append("</table></div>")
     if len(results) > 1:
-        text = comparison_text(compare(results))
-        parts.append(f'<h2>Differences</h2><div class="wide"><pre class="note">{e(text)}</pre></div>')
+        parts += ["<h2>Differences</h2>", *(_difference_table(pair) for pair in compare(results)["pairs"])]
     parts.append("<h2>Distributions</h2>" + _key(results) + '<div class="plots">')
     for name in names:
         series = [np.array([r.lines[k]["values"][name] for k in keys if name in r.lines[k]["values"]]) for r in results]
         if all(len(s) for s in series):
-            parts.append(f"<figure><figcaption>{e(METRICS[name].label)} {_arrow(METRICS[name])}</figcaption>")
+            parts.append(f"<figure><figcaption>{e(METRICS[name].label)}&nbsp;{_arrow(METRICS[name])}</figcaption>")
             parts.append(histogram(METRICS[name], series) + "</figure>")
     parts.append("</div><h2>Pictures</h2>")
     parts.append(
@@ -313,6 +312,27 @@ def _body(results: Sequence[Results], keys: Sequence[str], names: Sequence[str])
         parts += [f'<p class="note">{e(name)}: {e(p["problem"])}</p>' for name, p in problems[:200]]
     parts.append("<h2>Notes</h2>" + "".join(f'<p class="note">{e(n)}</p>' for n in _notes(results)))
     return "\n".join(parts)
+
+
+def _difference_table(pair: Mapping[str, Any]) -> str:
+    """One pair of models as an HTML table."""
+    e = html.escape
+    parts = [
+        f"<p>{e(pair['b'])} against {e(pair['a'])}, the same records</p>",
+        '<div class="wide"><table><tr><th></th>',
+    ]
+    parts.append(f"<th>difference</th><th>{e(pair['b'])} wins</th><th>differ most</th></tr>")
+    for name, row in pair["metrics"].items():
+        metric = METRICS[name]
+        value, sure = formatted(metric, row | {"value": row["difference"], "spread": None})
+        sign = "+" if row["difference"] > 0 else ""
+        wins = "" if row["wins"] is None else f"{100 * row['wins']:.0f} %"
+        most = ", ".join(m["key"] for m in row["most"][:3])
+        parts.append(
+            f"<tr><td>{e(metric.label)}&nbsp;{_arrow(metric)}</td><td>{sign}{value} <small>{sure}</small></td>"
+        )
+        parts.append(f"<td>{wins}</td><td><small>{e(most)}</small></td></tr>")
+    return "".join([*parts, "</table></div>"])
 
 
 def _key(results: Sequence[Results]) -> str:
