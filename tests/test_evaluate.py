@@ -59,7 +59,7 @@ def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records.append(
             Record(
                 f"r{i}", "test", f"p{i // 2}", f"o{i // 2}", f"person/r{i}.png", None,
-                (GarmentRef("upper", f"garment/r{i}.png"),), view_yaw=10.0 * i,
+                (GarmentRef("upper", f"garment/r{i}.png"),), view_yaw=9.0 * i,
                 provenance={"masks": {"labels": f"masks/r{i}.png"}},
             )
         )  # fmt: skip
@@ -209,7 +209,7 @@ def test_wrong_calls_end_with_two_and_one_line(wardrobe: Path, tmp_path: Path, c
     (made / "predictions.json").unlink()
     assert run(wardrobe, made, tmp_path / "out")[0] == 2
     assert "--task" in capsys.readouterr().err
-    assert run(wardrobe, made, tmp_path / "few", "--task", "try_on", "--max-yaw", "35")[1]["scored"] == 4
+    assert run(wardrobe, made, tmp_path / "few", "--task", "try_on", "--max-yaw", "30")[1]["scored"] == 4
     shutil.rmtree(made)
     made.mkdir()
     assert run(wardrobe, made, tmp_path / "none", "--task", "try_on")[0] == 2
@@ -359,7 +359,8 @@ def predicted(records: Path, out: Path, *more: str) -> int:
 @pytest.mark.parametrize("task", ["try_off", "try_on"])
 def test_predictions_depend_on_seed_and_name_alone(records: Path, tmp_path: Path, task: str) -> None:
     assert predicted(records, tmp_path / "a", "--task", task) == 0
-    assert predicted(records, tmp_path / "b", "--task", task, "--batch", "3", "--processes", "2") == 0
+    several = ["--processes", "2"] if task == "try_off" else []
+    assert predicted(records, tmp_path / "b", "--task", task, "--batch", "3", *several) == 0
     assert predicted(records, tmp_path / "c", "--task", task, "--seed", "1") == 0
     names = sorted(p.name for p in (tmp_path / "a").glob("*.png"))
     assert names == sorted(p.name for p in (tmp_path / "b").glob("*.png"))
