@@ -236,18 +236,29 @@ def ciede2000(lab_a: Tensor, lab_b: Tensor) -> Tensor:
 
 def _lloyd(points: Tensor, centres: Tensor, steps: int = 20) -> tuple[Tensor, Tensor, Tensor]:
     """k-means from R starts at once: points (N, 3), centres (R, K, 3) -> centres, shares (R, K), inertia (R,)."""
+    numbers = torch.arange(centres.shape[1], device=points.device)[:, None]
     for _ in range(steps):
-        one_hot = F.one_hot(torch.cdist(points, centres).argmin(-1), centres.shape[1]).to(points)  # (R, N, K)
-        count = one_hot.sum(1)
-        means = torch.einsum("rnk,nc->rkc", one_hot, points) / count.clamp(min=1)[..., None]
-        centres = torch.where(count[..., None] > 0, means, centres)  # an empty cluster stays where it was
-    distance, nearest = torch.cdist(points, centres).min(-1)
-    share = F.one_hot(nearest, centres.shape[1]).to(points).mean(1)
-    return centres, share, (distance**2).mean(1)
+        # |p - c|^2 without |p|^2, which is the same for every c
+        distance = (centres**2).sum(-1, keepdim=True) - 2 * centres @ points.T  # (R, K, N)
+        member = (distance.argmin(1, keepdim=True) == numbers).to(points)
+        count = member.sum(-1, keepdim=True)
+        moved = torch.where(count > 0, member @ points / count.clamp(min=1), centres)  # an empty cluster stays
+        if torch.equal(moved, centres):
+            break
+        centres = moved
+    return centres, member.mean(-1), distance.amin(1).mean(-1)
 
 
-def palette(image: Tensor, mask: Tensor, colours: int = 3, sample: int = 4096) -> tuple[Tensor, Tensor]:
-    """The main colours of a region: k-means in L*a*b*, the best of eight fixed starts; the same call, the same result.
+def _far_apart(points: Tensor, count: int) -> Tensor:
+    """(count, 3) of the points, each as far as can be from those before it: small areas of another colour are found."""
+    chosen = [points[(points**2).sum(-1).argmin()]]
+    for _ in range(count - 1):
+        chosen.append(points[torch.stack([((points - c) ** 2).sum(-1) for c in chosen]).amin(0).argmax()])
+    return torch.stack(chosen)
+
+
+def palette(image: Tensor, mask: Tensor, colours: int = 3, sample: int = 2048) -> tuple[Tensor, Tensor]:
+    """The main colours of a region: k-means in L*a*b*, the best of four fixed starts; the same call, the same result.
 
     Args:
         image: (3, H, W) in [0, 1].
@@ -266,13 +277,15 @@ def palette(image: Tensor, mask: Tensor, colours: int = 3, sample: int = 4096) -
     points = points[torch.randperm(len(points), generator=generator)[:sample].to(points.device)]
     # Cluster at double precision, so that the winner among near-equal starts does not hang on rounding.
     points = points.double()
-    starts = torch.randint(len(points), (7, colours), generator=generator).to(points.device)
+    middle = points.mean(0)
+    points = points - middle
+    starts = points[torch.randint(len(points), (2, colours), generator=generator).to(points.device)]
     by_light = points[points[:, 0].argsort()]
     middles = by_light[[(2 * k + 1) * len(points) // (2 * colours) for k in range(colours)]]
-    centres, share, inertia = _lloyd(points, torch.cat((middles[None], points[starts])))
+    centres, share, inertia = _lloyd(points, torch.cat((middles[None], _far_apart(points, colours)[None], starts)))
     best = int(inertia.argmin())
     order = share[best].argsort(descending=True, stable=True)
-    return centres[best][order].to(lab), share[best][order].to(lab)
+    return (centres[best] + middle)[order].to(lab), share[best][order].to(lab)
 
 
 def palette_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
