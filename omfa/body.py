@@ -134,8 +134,7 @@ class BodyParameters:
             )
         try:
             fields = {name: data[name] for name in _SHAPES}
-            size = tuple(int(n) for n in data["image_size"].reshape(-1))
-            return cls(str(data["body"]), str(data["body_hash"]), image_size=size, **fields)  # type: ignore[arg-type]
+            return cls(str(data["body"]), str(data["body_hash"]), image_size=data["image_size"], **fields)  # type: ignore[arg-type]
         except (ValueError, TypeError, OverflowError) as e:
             raise ValueError(f"{path}: {e}") from None
 
@@ -549,8 +548,8 @@ def _named_poses() -> dict[str, Array]:
             **_RELAXED_HANDS,
         },
         "arms_crossed": {
-            "both_shoulder": _arms(-62, -30, 10), "left_elbow": (0, -110, 0), "right_elbow": (20, 105, 0),
-            **_RELAXED_HANDS,
+            "left_shoulder": _arms(-58, -34, 50), "right_shoulder": _arms(54, 28, 44), "left_elbow": (0, -112, 0),
+            "right_elbow": (0, 98, 0), **_RELAXED_HANDS,
         },
         "arms_raised": {"both_collar": (0, 0, 18), "both_shoulder": (0, 0, 60), "both_elbow": (0, -12, 0)},
         "waving": {
@@ -690,7 +689,7 @@ def rest_rotations(from_body: Body, to_body: Body) -> Array:
         if len(children) == 0:
             table[j] = table[parents[j]]
         else:
-            table[j] = _best_rotation(_unit(b[children] - b[j]), _unit(a[children] - a[j]))
+            table[j] = best_rotation(_unit(b[children] - b[j]), _unit(a[children] - a[j]))
     return table
 
 
@@ -724,7 +723,7 @@ def _unit(v: Array) -> Array:
     return v / np.linalg.norm(v, axis=-1, keepdims=True)
 
 
-def _best_rotation(a: Array, b: Array) -> Array:
+def best_rotation(a: Array, b: Array) -> Array:
     """(3, 3) rotation R with R a[i] nearest to b[i] for unit vectors (n, 3); least turn for a single vector."""
     if len(a) == 1:
         axis = np.cross(a[0], b[0])

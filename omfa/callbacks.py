@@ -205,19 +205,19 @@ def grid(rows: list[list[Image.Image]], cell: tuple[int, int]) -> Image.Image:
 
 
 class SaveModel(pl.Callback):
-    """At the end of a run, the pipeline with averaged weights in ``model/`` of the run folder."""
+    """At the end of a run, the module's ``save`` with averaged weights, into ``model/`` of the run folder."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Write the folder that ``OMFAPipeline.from_pretrained`` reads."""
+        """Write the folder."""
         if not trainer.is_global_zero:
             return
         ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
         target = Path(trainer.default_root_dir) / "model"
         if ema is None:
-            pl_module.pipe.save_pretrained(target)
+            pl_module.save(target)
         else:
             with ema.applied(pl_module):
-                pl_module.pipe.save_pretrained(target)
+                pl_module.save(target)
 
 
 class StepBar(TQDMProgressBar):

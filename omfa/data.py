@@ -234,8 +234,143 @@ class Stream(Sampler[tuple[int, int]]):
             base += self.batch * self.world
 
 
-class RecordsDataModule(pl.LightningDataModule):
-    """Training examples from a records folder, in an endless stream that resumes where it stopped.
+class PicturesDataset(Dataset[Tensor]):
+    """Crops of all pictures in some folders, and made-up textures, for training a VAE; indexed by (epoch, position).
+
+    Args:
+        folders: searched recursively for pictures of at least ``size``.
+        size: (height, width) of a crop.
+        textures: fraction of examples that are textures of noise, stripes and flat colours instead.
+        seed: seeds every draw.
+
+    Raises:
+        ValueError: a folder that is none, or no pictures in them.
+    """
+
+    def __init__(self, folders: Sequence[str], size: Sequence[int], textures: float = 0.1, seed: int = 0) -> None:
+        missing = [f for f in folders if not Path(f).is_dir()]
+        if missing:
+            raise ValueError(f"no such folder: {', '.join(missing)}")
+        found = [p for f in folders for p in sorted(Path(f).rglob("*")) if p.suffix.lower() in images.SUFFIXES]
+        self.paths = [p for p in found if "masks" not in p.parts]
+        if not self.paths:
+            raise ValueError(f"no pictures in {', '.join(folders)}")
+        self.size, self.textures, self.seed = (int(size[0]), int(size[1])), textures, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        epoch, position = key
+        generator = seeded(self.seed, epoch, position)
+        u = torch.rand(5, generator=generator).tolist()
+        if u[0] < self.textures:
+            return texture(self.size, generator)
+        picture = images.read_trusted(self.paths[position])
+        scale = max(self.size[0] / picture.shape[1], self.size[1] / picture.shape[2], 1.0) * (
+            1 if u[1] < 0.5 else 1 + u[2]
+        )
+        if scale > 1:
+            picture = kornia.geometry.rescale(picture[None], scale, interpolation="bilinear")[0].clamp(-1, 1)
+        top = int(u[3] * (picture.shape[1] - self.size[0] + 1))
+        left = int(u[4] * (picture.shape[2] - self.size[1] + 1))
+        return picture[:, top : top + self.size[0], left : left + self.size[1]]
+
+
+def texture(size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Noise at a random scale between two colours, with or without stripes, (3, *size) in [-1, 1]."""
+    colours = torch.rand(2, 3, 1, 1, generator=generator) * 2 - 1
+    u = torch.rand(4, generator=generator)
+    cells = int(2 ** (2 + 4 * u[0]))
+    blend = torch.rand(1, 1, cells, cells, generator=generator)
+    blend = kornia.geometry.resize(blend, size, interpolation="bicubic")[0].clamp(0, 1)
+    if u[1] < 0.5:
+        y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+        angle, period = u[2] * torch.pi, 4 + 28 * u[3]
+        wave = torch.sin((x * angle.cos() + y * angle.sin()) * 2 * torch.pi / period)
+        blend = (0.2 * blend + 0.8 * (wave > 0)).float()
+    return colours[0] + (colours[1] - colours[0]) * blend
+
+
+class _StreamDataModule(pl.LightningDataModule):
+    """An endless stream over a data set that resumes where it stopped. Subclasses make the data set."""
+
+    def __init__(self, batch_size: int, workers: int, seed: int) -> None:
+        super().__init__()
+        if batch_size < 1 or workers < 0:
+            raise ValueError(f"batch_size {batch_size} must be 1 or more, workers {workers} 0 or more")
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self._consumed = 0  # samples of the stream behind us when training (re)starts
+        self._first_step = 0  # the trainer's step at that moment
+
+    def dataset(self) -> Dataset[Any]:
+        """The data set, indexed by (epoch, position)."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The stream from where it stopped."""
+        trainer = self.trainer
+        assert trainer is not None
+        self._first_step = trainer.global_step
+        data: Any = self.dataset()
+        stream = Stream(len(data), self.batch_size, self._consumed, self.seed, trainer.global_rank, trainer.world_size)
+        return DataLoader(
+            data,
+            self.batch_size,
+            sampler=stream,
+            num_workers=self.workers,
+            collate_fn=collate if isinstance(data, RecordsDataset) else None,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def consumed(self) -> int:
+        """Samples of the stream consumed so far, by all ranks together."""
+        if self.trainer is None:
+            return self._consumed
+        per_step = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return self._consumed + (self.trainer.global_step - self._first_step) * per_step
+
+    def state_dict(self) -> dict[str, int]:
+        """The position in the stream."""
+        return {"consumed": self.consumed()}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Continue at a saved position."""
+        self._consumed = int(state_dict["consumed"])
+
+
+class PicturesDataModule(_StreamDataModule):
+    """Crops of pictures, for training a VAE; see :class:`PicturesDataset`.
+
+    Args:
+        folders: searched recursively for pictures.
+        size: (height, width) of a crop.
+        textures: fraction of made-up textures.
+        batch_size: crops per process and batch.
+        workers: loader processes.
+        seed: seeds order, crops and textures.
+    """
+
+    def __init__(
+        self,
+        folders: list[str],
+        size: list[int],
+        textures: float = 0.1,
+        batch_size: int = 16,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, workers, seed)
+        self.folders, self.size, self.textures = folders, size, textures
+
+    def dataset(self) -> PicturesDataset:
+        """The pictures."""
+        return PicturesDataset(self.folders, self.size, self.textures, self.seed)
+
+
+class RecordsDataModule(_StreamDataModule):
+    """Training examples from a records folder; see :class:`RecordsDataset`.
 
     Args:
         folder: a records folder.
@@ -259,22 +394,16 @@ class RecordsDataModule(pl.LightningDataModule):
         drops: Drops | None = None,
         jitter: float = 0.0,
     ) -> None:
-        super().__init__()
-        if batch_size < 1 or workers < 0 or not 0 <= jitter < 0.5:
-            raise ValueError(
-                f"batch_size {batch_size} >= 1, workers {workers} >= 0 and 0 <= jitter {jitter} < 0.5 are needed"
-            )
-        self.folder, self.batch_size, self.split, self.workers, self.seed = folder, batch_size, split, workers, seed
-        self.tasks, self.drops, self.jitter = tasks, drops, jitter
-        self._consumed = 0  # samples of the stream behind us when training (re)starts
-        self._first_step = 0  # the trainer's step at that moment
+        super().__init__(batch_size, workers, seed)
+        if not 0 <= jitter < 0.5:
+            raise ValueError(f"jitter {jitter} must be in [0, 0.5)")
+        self.folder, self.split, self.tasks, self.drops, self.jitter = folder, split, tasks, drops, jitter
 
-    def train_dataloader(self) -> DataLoader[Example]:
-        """The stream from where it stopped."""
+    def dataset(self) -> RecordsDataset:
+        """The records, laid out for the canvas of the pipeline in training."""
         assert self.trainer is not None
         pipe: Any = self.trainer.lightning_module.pipe
-        self._first_step = self.trainer.global_step
-        dataset = RecordsDataset(
+        return RecordsDataset(
             self.folder,
             pipe.canvas,
             pipe.vae_scale_factor,
@@ -285,40 +414,11 @@ class RecordsDataModule(pl.LightningDataModule):
             self.drops,
             self.jitter,
         )
-        stream = Stream(
-            len(dataset), self.batch_size, self._consumed, self.seed, self.trainer.global_rank, self.trainer.world_size
-        )
-        return DataLoader(
-            dataset,
-            self.batch_size,
-            sampler=stream,
-            num_workers=self.workers,
-            collate_fn=collate,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move an :class:`Example` batch; its plain values stay."""
-        if not isinstance(batch, Example):
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
         moved = {name: _to(getattr(batch, name), device) for name in batch.__dataclass_fields__}
         return replace(batch, **moved)
-
-    def consumed(self) -> int:
-        """Samples of the stream consumed so far, by all ranks together."""
-        if self.trainer is None:
-            return self._consumed
-        per_step = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return self._consumed + (self.trainer.global_step - self._first_step) * per_step
-
-    def state_dict(self) -> dict[str, int]:
-        """The position in the stream."""
-        return {"consumed": self.consumed()}
-
-    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Continue at a saved position."""
-        self._consumed = int(state_dict["consumed"])
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -1,19 +1,21 @@
-"""The LightningModule: encode, delegate, log. The method itself is in partial_diffusion and conditioning."""
+"""The LightningModules: encode, delegate, log. The method itself is in partial_diffusion and conditioning."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from omfa import partial_diffusion as pd
 from omfa.backbone import encode
 from omfa.components import State
 from omfa.conditioning import Guide, choose
-from omfa.data import Example
+from omfa.data import Example, seeded
 from omfa.pipeline import OMFAPipeline
 
 
@@ -111,15 +113,83 @@ class OMFAModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and a linear fall at the end."""
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw(self, self.learning_rate, self.weight_decay, self.warmup_steps, self.decay_from)
 
-    def rate(self, step: int) -> float:
-        """Fraction of the learning rate at a step."""
-        total = self.trainer.max_steps if self._trainer is not None else -1
-        rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
-        if self.decay_from >= 1 or total <= 0:
-            return rise
-        return rise * min(1.0, max(0.0, (total - step) / (total * (1 - self.decay_from))))
+    def save(self, folder: Path) -> None:
+        """Write the folder that ``OMFAPipeline.from_pretrained`` reads."""
+        self.pipe.save_pretrained(folder)
+
+
+class VAEModule(pl.LightningModule):
+    """Trains the compact model's own VAE: absolute error of pixels and of their differences, and a little KL.
+
+    Args:
+        vae: arguments of diffusers' ``AutoencoderKL``.
+        learning_rate: AdamW's, after warm-up.
+        kl_weight: of the KL divergence per latent number.
+        edge_weight: of the error of horizontal and vertical differences; keeps stripes and outlines sharp.
+        warmup_steps, decay_from: as in :class:`OMFAModule`.
+        channels_last: memory format.
+    """
+
+    latent_square: Tensor
+
+    def __init__(
+        self,
+        vae: dict[str, Any],
+        learning_rate: float = 1e-3,
+        kl_weight: float = 1e-5,
+        edge_weight: float = 1.0,
+        warmup_steps: int = 100,
+        decay_from: float = 0.5,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.vae = AutoencoderKL(**vae)
+        if channels_last:
+            self.vae.to(memory_format=torch.channels_last)
+        self.learning_rate, self.kl_weight, self.edge_weight = learning_rate, kl_weight, edge_weight
+        self.warmup_steps, self.decay_from = warmup_steps, decay_from
+        self.register_buffer("latent_square", torch.ones(()))  # running mean of squared latents
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """One step on pictures (B, 3, H, W) in [-1, 1]."""
+        posterior = self.vae.encode(batch).latent_dist
+        error = (
+            self.vae.decode(posterior.sample(seeded("posterior", self.global_step, batch_idx, self.global_rank))).sample
+            - batch
+        ).float()
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        self.latent_square.lerp_(posterior.mean.detach().float().square().mean(), 0.01)
+        self.log("psnr", 10 * torch.log10(4 / error.detach().square().mean()), prog_bar=True, batch_size=len(batch))
+        self.log("kl", kl.detach(), batch_size=len(batch))
+        return error.abs().mean() + self.edge_weight * edges + self.kl_weight * kl
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with linear warm-up and a linear fall at the end."""
+        return adamw(self, self.learning_rate, 0.0, self.warmup_steps, self.decay_from)
+
+    def save(self, folder: Path) -> None:
+        """Write a plain diffusers folder; the measured ``scaling_factor`` gives latents a standard deviation of 1."""
+        self.vae.register_to_config(scaling_factor=float(self.latent_square.rsqrt()))
+        self.vae.save_pretrained(folder)
+
+
+def adamw(
+    module: pl.LightningModule, rate: float, weight_decay: float, warmup: int, decay_from: float
+) -> dict[str, Any]:
+    """AdamW over what is trained, its rate stepped by :func:`rate_at`, as Lightning wants it."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay)
+    total = module.trainer.max_steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, total, warmup, decay_from))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def rate_at(step: int, total: int, warmup: int, decay_from: float) -> float:
+    """Fraction of the learning rate: up over ``warmup`` steps, down to 0 from ``decay_from * total`` on."""
+    rise = min(1.0, (step + 1) / (warmup + 1))
+    if decay_from >= 1:
+        return rise
+    return rise * min(1.0, max(0.0, (total - step) / (total * (1 - decay_from))))

@@ -93,9 +93,12 @@ def rasterise(
 
 def interpolate(fragments: Fragments, faces: Tensor | Array, attributes: Tensor) -> Tensor:
     """(H, W, C) vertex attributes (V, C) at every pixel; zero where nothing is shown."""
-    corners = attributes[torch.as_tensor(faces, device=attributes.device).long()[fragments.face.clamp_min(0)]]
-    mixed = (corners * fragments.bary[..., None].to(attributes.dtype)).sum(-2)
-    return torch.where(fragments.face[..., None] >= 0, mixed, torch.zeros_like(mixed))
+    shown = torch.nonzero(fragments.face.reshape(-1) >= 0)[:, 0]  # mostly background: only touch what is shown
+    corners = torch.as_tensor(faces, device=attributes.device).long()[fragments.face.reshape(-1)[shown]]
+    bary = fragments.bary.reshape(-1, 3)[shown].to(attributes.dtype)
+    mixed = torch.einsum("nk,nkc->nc", bary, attributes[corners])
+    out = attributes.new_zeros(fragments.face.numel(), attributes.shape[1])
+    return out.index_copy_(0, shown, mixed).reshape(*fragments.face.shape, -1)
 
 
 def _edge_functions(corners: Tensor) -> Tensor:
@@ -128,45 +131,50 @@ def _torch_faces(corners: Tensor, edges: Tensor, image_size: tuple[int, int]) ->
     height, width = image_size
     box = _boxes(corners, image_size)
     wide, high = (box[:, 2] - box[:, 0] + 1).clamp_min(0), (box[:, 3] - box[:, 1] + 1).clamp_min(0)
-    area = wide * high
-    drawn = torch.nonzero((area > 0) & edges.abs().amax((1, 2)).gt(0))[:, 0]
+    drawn = torch.nonzero((wide * high > 0) & edges[:, 0].abs().amax(1).gt(0))[:, 0]
     # e at the box's first pixel and its steps along x and y: small numbers, so float32 is exact enough from here on
     corner = torch.cat([box[drawn, :2].double(), torch.ones_like(box[drawn, :1], dtype=torch.float64)], dim=1)
-    start = torch.einsum("fij,fj->fi", edges[drawn], corner).float()
-    step_x, step_y = edges[drawn, :, 0].float(), edges[drawn, :, 1].float()
-    x0, y0, wide, area = box[drawn, 0], box[drawn, 1], wide[drawn], area[drawn]
+    start = torch.einsum("fij,fj->if", edges[drawn], corner).float().contiguous()  # (3, F): one row each, for speed
+    step_x, step_y = (edges[drawn, :, k].float().T.contiguous() for k in (0, 1))
+    x0, y0, wide, area = box[drawn, 0], box[drawn, 1], wide[drawn], (wide * high)[drawn]
     best = torch.full((height * width,), _EMPTY, dtype=torch.int64, device=corners.device)
-    for chunk, offset in _chunks(area):
-        dx, dy = offset % wide[chunk], torch.div(offset, wide[chunk], rounding_mode="floor")
-        e = start[chunk] + dx[:, None] * step_x[chunk] + dy[:, None] * step_y[chunk]
-        total = e.sum(1)
-        inside = (e >= -1e-6 * total[:, None]).all(1) & (total > 0) & (total < 1 / NEAR)
+    for row, offset in _chunks(area):
+        dy = torch.div(offset, wide[row], rounding_mode="floor")
+        dx = offset - dy * wide[row]
+        x, y = dx.float(), dy.float()
+        e0, e1, e2 = (start[k][row] + x * step_x[k][row] + y * step_y[k][row] for k in range(3))
+        total = e0 + e1 + e2
+        lowest = torch.minimum(torch.minimum(e0, e1), e2)
+        inside = torch.nonzero((lowest >= -1e-6 * total) & (total > 0) & (total < 1 / NEAR))[:, 0]
+        face = row[inside]
         depth_bits = (1 / total[inside]).view(torch.int32).long()  # positive floats sort like their bits
-        pixel = (y0[chunk] + dy)[inside] * width + (x0[chunk] + dx)[inside]
-        best.scatter_reduce_(0, pixel, depth_bits << 32 | drawn[chunk[inside]], "amin")
+        pixel = (y0[face] + dy[inside]) * width + x0[face] + dx[inside]
+        best.scatter_reduce_(0, pixel, depth_bits << 32 | drawn[face], "amin")
     return torch.where(best == _EMPTY, -1, best & 0xFFFFFFFF).reshape(height, width)
 
 
 def _chunks(area: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (row, offset) of every candidate pixel of every row of ``area``, at most ``_CANDIDATES`` at a time."""
     ends = area.cumsum(0)
+    starts = ends - area
     total = int(ends[-1]) if len(ends) else 0
     for first in range(0, total, _CANDIDATES):
-        number = torch.arange(first, min(first + _CANDIDATES, total), device=area.device)
-        row = torch.searchsorted(ends, number, right=True)
-        yield row, number - (ends[row] - area[row])
+        last = min(first + _CANDIDATES, total)
+        row = torch.repeat_interleave((ends.clamp_max(last) - starts.clamp_min(first)).clamp_min(0))
+        yield row, torch.arange(first, last, device=area.device) - starts[row]
 
 
 def _fragments(face: Tensor, edges: Tensor) -> Fragments:
     """Barycentrics and depth of the face each pixel shows, the same arithmetic whoever found the face."""
     height, width = face.shape
-    bary = torch.zeros(height, width, 3, device=face.device)
-    depth = torch.full((height, width), torch.inf, device=face.device)
-    y, x = torch.nonzero(face >= 0, as_tuple=True)
-    ray = torch.stack([x, y, torch.ones_like(x)], dim=1).double()
-    e = torch.einsum("nij,nj->ni", edges[face[y, x]], ray).clamp_min(0)
-    total = e.sum(1).clamp_min(1e-12)
-    bary[y, x], depth[y, x] = (e / total[:, None]).float(), (1 / total).float()
+    shown = torch.nonzero(face.reshape(-1) >= 0)[:, 0]
+    inverse = edges[face.reshape(-1)[shown]]
+    x, y = (shown % width).double()[:, None], torch.div(shown, width, rounding_mode="floor").double()[:, None]
+    e = (inverse[..., 0] * x + inverse[..., 1] * y + inverse[..., 2]).clamp_min(0)
+    total = e.sum(1, keepdim=True).clamp_min(1e-12)
+    bary = torch.zeros(height * width, 3, device=face.device).index_copy_(0, shown, (e / total).float())
+    depth = torch.full((height * width, 1), torch.inf, device=face.device).index_copy_(0, shown, (1 / total).float())
+    bary, depth = bary.reshape(height, width, 3), depth.reshape(height, width)
     return Fragments(face, bary, depth)
 
 
@@ -332,7 +340,7 @@ def body_colours(body: Body) -> Array:
         along = np.clip(from_joint @ bone / (bone @ bone), 0, 1)[:, None]
         off = from_joint - along * bone
         off = off[:, 2] / np.maximum(np.linalg.norm(off, axis=1), 0.02)
-        tint = (0.8 + 0.2 * off)[:, None]  # 0.6 behind to 1 before
+        tint = (0.84 + 0.16 * off)[:, None]  # 0.68 behind to 1 before
         colour[rows] += weights[rows, j, None] * tint * (start[j] + along * (end[j] - start[j]))
     return colour
 
@@ -377,7 +385,7 @@ def render_pose_map(
         picture = (smooth * smooth.new_tensor([1, -1, -1]) + 1) * 127.5 * (fragments.face >= 0)[..., None]
     else:
         root = torch.tensor(rotation(params.pose[0]), dtype=normals.dtype, device=normals.device)
-        light = 0.78 + 0.22 * (normals @ root) @ _LIGHT.to(normals)
+        light = 0.85 + 0.15 * (normals @ root) @ _LIGHT.to(normals)
         picture = interpolate(fragments, faces, torch.as_tensor(_albedo(body)).to(vertices) * light[:, None])
     mean = picture.reshape(height, supersample, width, supersample, 3).mean((1, 3))
     return mean.clamp(0, 255).round().byte().cpu().numpy()

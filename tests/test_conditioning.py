@@ -12,7 +12,7 @@ from omfa.conditioning import Drops, Guide, Layout, SlotTokens, choose, stack
 from omfa.data import RecordsDataset, TaskWeights, collate, seeded
 from omfa.module import OMFAModule
 from omfa.pipeline import OMFAPipeline
-from tests.test_pipeline import face, gen, person, pose, shirt
+from tests.test_pipeline import face, gen, pose, shirt
 
 TRY_ON = Layout(
     TaskKind.TRY_ON,
@@ -108,7 +108,9 @@ def test_choose_and_stack(compact: OMFAPipeline) -> None:
 def test_slot_tokens_tell_component_category_and_state_apart(compact: OMFAPipeline) -> None:
     tokens, canvas = SlotTokens(8), compact.canvas
     kinds = [{"garment_1": c} for c in (Category.UPPER, Category.LOWER, Category.DRESS)]
-    layouts = [Layout(TaskKind.TRY_OFF, {"person": State.GIVEN, "garment_1": s}, k) for k in kinds for s in list(State)[:2]]
+    layouts = [
+        Layout(TaskKind.TRY_OFF, {"person": State.GIVEN, "garment_1": s}, k) for k in kinds for s in list(State)[:2]
+    ]
     rows = tokens.rows(canvas, layouts)
     assert len(set(rows[:, 1].tolist())) == 6
     assert (tokens.rows(canvas, [Layout(TaskKind.TRY_ON, {}, prompted=False)]) == 0).all()

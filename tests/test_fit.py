@@ -16,9 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from omfa.callbacks import SafeCheckpointIO, is_whole, last_checkpoint
 from omfa.fit import main
-from omfa.module import OMFAModule
+from omfa.module import rate_at
 from omfa.pipeline import OMFAPipeline
-from tests.conftest import make_compact
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "lightning_configs" / "tiny.yaml"
@@ -136,11 +135,6 @@ def test_misspelt_keys_are_refused_by_name(records: Path, tmp_path: Path, capsys
 
 
 def test_learning_rate_rises_and_falls() -> None:
-    module = OMFAModule(make_compact(), warmup_steps=9, decay_from=0.5)
-
-    class Trainer:
-        max_steps = 100
-
-    module._trainer = Trainer()  # type: ignore[assignment]
-    rates = [module.rate(s) for s in (0, 4, 9, 50, 75, 100)]
+    rates = [rate_at(s, 100, 9, 0.5) for s in (0, 4, 9, 50, 75, 100)]
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0])
+    assert rate_at(100, 100, 0, 1.0) == 1.0

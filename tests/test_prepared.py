@@ -70,7 +70,10 @@ def test_a_cutout_never_meets_the_picture_it_came_from() -> None:
         ({"view_yaw": 200}, "view_yaw"),
         ({"garments": ({"category": "hat", "path": "g.png"},)}, "hat"),
         ({"garments": ({"category": "upper", "path": "g.png"},) * 2}, "twice"),
-        ({"garments": ({"category": "dress", "path": "g"}, {"category": "lower", "path": "h"})}, "dress takes the place"),
+        (
+            {"garments": ({"category": "dress", "path": "g"}, {"category": "lower", "path": "h"})},
+            "dress takes the place",
+        ),
         ({"colour": "red"}, "colour"),
     ],
 )
@@ -82,7 +85,7 @@ def test_validate_names_file_line_and_trouble(tmp_path: Path, changes: dict, wor
     (tmp_path / "metadata.jsonl").write_text(json.dumps(good) + "\n" + bad + "\n")
     problems = validate(tmp_path)
     assert len(problems) == 1 and "metadata.jsonl:2" in problems[0] and words in problems[0]
-    with pytest.raises(RecordError, match="metadata.jsonl:2"):
+    with pytest.raises(RecordError, match=r"metadata\.jsonl:2"):
         read_records(tmp_path)
 
 

@@ -1,0 +1,89 @@
+"""From photos, data sets or nothing at all to records: ``python -m data_prep STAGE ...``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from data_prep.run import ENGINES
+
+# Stage to its module (imported only when chosen, so that --help is fast) and what it does.
+_ALL = {
+    "synthetic": ("synthetic", "dressed people and their garments, rendered from nothing"),
+    "vitonhd": ("adapters", "the VITON-HD data set to records"),
+    "dresscode": ("adapters", "the DressCode data set to records"),
+    "deepfashion-mm": ("adapters", "the DeepFashion-MultiModal data set to records"),
+    "folder": ("adapters", "a folder of photos, with garments and pairs if there are any, to records"),
+    "pose-maps": ("pose_maps", "photos to body parameters and pose maps"),
+    "render": ("render", "body parameters to pose maps"),
+    "faces": ("faces", "a head crop for every record"),
+    "parse": ("parsing", "a map of body parts and clothes for every picture"),
+    "garments": ("garments", "garments cut out of dressed people"),
+    "leaks": ("leaks", "near-duplicates between and inside splits"),
+    "shards": ("shards", "records to WebDataset shards"),
+}
+STAGES = {s: entry for s, entry in _ALL.items() if importlib.util.find_spec(f"data_prep.{entry[0]}") is not None}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what was wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a stage.
+
+    Returns:
+        0: all well; 1: some items failed; 2: the call was wrong; 130: stopped by hand.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    width = max(map(len, STAGES), default=0)
+    choose = _Parser(
+        prog="python -m data_prep",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+        epilog="stages:\n"
+        + "\n".join(f"  {s:{width}}  {text}" for s, (_, text) in STAGES.items())
+        + "\n\nEach stage explains itself: python -m data_prep STAGE --help",
+    )
+    choose.add_argument("stage", choices=STAGES, metavar="STAGE")
+    stage = choose.parse_args(argv[:1]).stage
+
+    module = importlib.import_module(f"data_prep.{STAGES[stage][0]}")
+    parser = _Parser(prog=f"python -m data_prep {stage}", description=STAGES[stage][1], allow_abbrev=False)
+    parser.set_defaults(stage=stage)
+    module.add_arguments(parser)
+    common = parser.add_argument_group("common options")
+    common.add_argument("--out", metavar="DIR", type=lambda text: Path(text).resolve(), required=True, help="results")
+    common.add_argument("--limit", metavar="N", type=_positive, help="only the first N items")
+    common.add_argument("--workers", metavar="N", type=_positive, default=1, help="processes (default 1)")
+    common.add_argument("--engine", choices=ENGINES, default="local", help="what runs the processes (default local)")
+    args = parser.parse_args(argv[1:])
+    if args.out in (getattr(args, "images", None), getattr(args, "records", None)):
+        parser.error("--out must be another folder than the input")
+    try:
+        outcome = module.main(args)
+    except (ValueError, OSError) as e:
+        print(f"{parser.prog}: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"{stage}: {outcome}; {args.out}")
+    return outcome.exit_code
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""One vocabulary for the parts of a dressed person, and the mapping into it from everybody else's.
+
+A *part map* is a grey PNG the size of its picture whose values are :class:`Part`. Each scheme below is the tuple of its
+label names in the order of its ids; one table takes names to parts, so a network that names its labels needs no scheme.
+Left and right are the person's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from omfa.components import Category
+from omfa.images import FORMATS, MAX_PIXELS
+
+
+class Part(IntEnum):
+    """What a pixel of a dressed person belongs to."""
+
+    BACKGROUND = 0
+    HAIR = 1
+    FACE = 2
+    SKIN = 3  # neck, and whatever a scheme does not tell apart
+    LEFT_ARM = 4  # with its hand
+    RIGHT_ARM = 5
+    LEFT_LEG = 6
+    RIGHT_LEG = 7
+    UPPER = 8
+    OUTER = 9  # coats and jackets
+    PANTS = 10
+    SKIRT = 11
+    DRESS = 12
+    JUMPSUIT = 13
+    BELT = 14
+    SCARF = 15  # and ties
+    SHOES = 16
+    SOCKS = 17
+    GLOVES = 18
+    HAT = 19
+    GLASSES = 20
+    BAG = 21
+    JEWELLERY = 22
+
+
+CLOTHES: dict[Category, tuple[Part, ...]] = {
+    Category.UPPER: (Part.UPPER, Part.OUTER),
+    Category.LOWER: (Part.PANTS, Part.SKIRT),
+    Category.DRESS: (Part.DRESS, Part.JUMPSUIT),
+}
+
+_NAMES: dict[Part, str] = {
+    Part.BACKGROUND: "background",
+    Part.HAIR: "hair",
+    Part.FACE: "face head",
+    Part.SKIN: "skin neck torso torso-skin arms hands legs feet",
+    Part.LEFT_ARM: "left-arm",
+    Part.RIGHT_ARM: "right-arm",
+    Part.LEFT_LEG: "left-leg",
+    Part.RIGHT_LEG: "right-leg",
+    Part.UPPER: "upper upper-clothes top shirt",
+    Part.OUTER: "outer coat jacket",
+    Part.PANTS: "pants leggings shorts",
+    Part.SKIRT: "skirt",
+    Part.DRESS: "dress",
+    Part.JUMPSUIT: "jumpsuits jumpsuit rompers",
+    Part.BELT: "belt",
+    Part.SCARF: "scarf neckwear tie",
+    Part.SHOES: "left-shoe right-shoe shoes footwear",
+    Part.SOCKS: "socks",
+    Part.GLOVES: "glove gloves",
+    Part.HAT: "hat headwear",
+    Part.GLASSES: "sunglasses eyeglass glasses",
+    Part.BAG: "bag",
+    Part.JEWELLERY: "ring wrist-wearing necklace earrings jewelry",
+}
+_PART_OF = {name: part for part, names in _NAMES.items() for name in names.split()}
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_LIP = (
+    "background hat hair glove sunglasses upper-clothes dress coat socks pants {} scarf skirt face left-arm right-arm"
+)
+_LIP += " left-leg right-leg left-shoe right-shoe"
+LIP = _words(_LIP.format("jumpsuits"))
+CIHP = _words(_LIP.format("torso-skin"))  # image-parse-v3 of VITON-HD
+ATR = _words(
+    "background hat hair sunglasses upper-clothes skirt pants dress belt left-shoe right-shoe face "
+    "left-leg right-leg left-arm right-arm bag scarf"
+)  # label_maps of DressCode
+DEEPFASHION = _words(
+    "background top outer skirt dress pants leggings headwear eyeglass neckwear belt footwear bag hair face skin ring "
+    "wrist-wearing socks gloves necklace rompers earrings tie"
+)  # segm of DeepFashion-MultiModal
+
+
+def table(names: Sequence[str]) -> np.ndarray:
+    """Lookup from a scheme's ids to parts, uint8.
+
+    Args:
+        names: label names in the order of their ids; capitals, blanks and underscores don't matter.
+
+    Raises:
+        ValueError: a name that is in no scheme known here.
+    """
+    plain = [re.sub(r"[\s_]+", "-", name.strip().lower()) for name in names]
+    if unknown := [name for name in plain if name not in _PART_OF]:
+        raise ValueError(f"labels {', '.join(unknown)} are not known; known are {', '.join(_PART_OF)}")
+    return np.array([_PART_OF[name] for name in plain], np.uint8)
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """The ids of a label map, (H, W) uint8: the palette's indices, never its colours.
+
+    Raises:
+        ValueError: no 8-bit grey or palette picture, damaged, or too large.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels are too many")
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"mode {image.mode} is no map of ids; give an 8-bit palette or grey PNG")
+            return np.array(image)
+    except Exception as e:  # decoders raise almost anything on damaged files
+        raise ValueError(f"{path}: {e}") from None
+
+
+def to_parts(labels: np.ndarray, names: Sequence[str], size: tuple[int, int]) -> np.ndarray:
+    """A part map from another scheme's label map.
+
+    Args:
+        labels: (h, w) uint8 ids.
+        names: the scheme.
+        size: (H, W) of the picture.
+
+    Returns:
+        (H, W) uint8 parts.
+
+    Raises:
+        ValueError: an id the scheme does not have, or a map of another shape than the picture's.
+    """
+    if labels.max(initial=0) >= len(names):
+        raise ValueError(f"label {labels.max()} is not in the scheme: its {len(names)} labels are {', '.join(names)}")
+    parts = table(names)[labels]
+    if parts.shape != size:
+        if abs(parts.shape[0] / parts.shape[1] * size[1] / size[0] - 1) > 0.01:
+            raise ValueError(
+                f"a map of {parts.shape[1]}x{parts.shape[0]} does not fit a picture of {size[1]}x{size[0]}"
+            )
+        parts = cv2.resize(parts, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return parts
+
+
+def read_parts(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A part map of a records folder, checked against its picture's (H, W)."""
+    parts = read_labels(path)
+    if parts.max(initial=0) > max(Part) or parts.shape != size:
+        raise ValueError(f"{path}: no part map of {size[1]}x{size[0]} with values up to {max(Part)}: parse again")
+    return parts
