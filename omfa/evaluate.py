@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +35,7 @@ from tqdm import tqdm
 
 from omfa.components import TaskKind
 from omfa.features import NEEDS, MissingWeights, find_weights, load_network, sha256
+from omfa.pattern_kind import WEIGHTS
 from omfa.prepared import Record, RecordError, read_records
 from omfa.protocols import METRICS, NOT_DONE, PROTOCOLS, Pairing, Protocol, find_protocol
 from omfa.results import HOW, RESULTS, RUN, VALUES, VERSION, Results, compare, summarise
@@ -41,6 +43,7 @@ from omfa.scoring import SCORING, Item, Scorer, needed_networks, prediction_file
 
 PREDICTIONS = "predictions.json"
 SPEED = ("seconds", "peak_memory_mb", "flops", "steps", "guidance", "seed", "device")
+PATTERNS = Path(str(files("omfa"))) / "assets" / WEIGHTS
 CHUNK = 16  # predictions between two savings; small, so that a kill costs little
 
 
@@ -88,7 +91,7 @@ class Run:
         networks = {n: load_network(n, self.weights).to(self.device) for n in self.networks}
         return Scorer(
             self.records, self.predictions, self.protocol, self.task, self.pairing, self.wanted, networks,
-            device=self.device,
+            kinds="pattern_agreement" in self.wanted, device=self.device,
         )  # fmt: skip
 
     def chunks(self) -> list[tuple[int, tuple[Item, ...]]]:
@@ -105,6 +108,8 @@ class Run:
                 files.append((str(path), stat and (stat.st_size, stat.st_mtime_ns)))
         settings = [SCORING, asdict(self.protocol), self.task, self.pairing, self.wanted, self.device]
         weights = {n: sha256(Path(p)) for n, p in sorted(self.networks.items())}
+        if "pattern_agreement" in self.wanted:
+            weights["patterns"] = sha256(PATTERNS)
         records = [(item.key, item.record.to_json()) for item in items]
         return hashlib.sha256(json.dumps([settings, weights, records, files]).encode()).hexdigest()
 
@@ -168,7 +173,10 @@ def prepare(args: argparse.Namespace) -> Run:
     if not items:
         raise ValueError(f"{records} holds no record of split {split!r} to score; check --split and --max-yaw")
     networks, absent = _networks(applicable(protocol, task, pairing), args.weights, args.download)
-    if "pattern_agreement" in applicable(protocol, task, pairing):
+    if (
+        "pattern_agreement" in applicable(protocol, task, pairing)
+        and not (files("omfa") / "assets" / WEIGHTS).is_file()
+    ):
         absent["pattern_agreement"] = "no pattern classifier ships with this release"
     name = args.name or str(told.get("model") or predictions.resolve().name)
     return Run(

@@ -7,7 +7,7 @@ back as a problem that names the file. Legend: H W pixels, D feature width.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from omfa import metrics
 from omfa.components import Category, TaskKind
 from omfa.images import SUFFIXES, ImageError, read_image
 from omfa.metrics import masked_mean
+from omfa.pattern_kind import pattern_kinds
 from omfa.prepared import GarmentRef, Record, RecordError, resolve
 from omfa.protocols import METRICS, Filter, Pairing, Protocol
 
@@ -95,7 +96,7 @@ class Scorer:
         pairing: unpaired predictions have no true picture: only features, and garment similarity.
         wanted: metrics to compute.
         networks: feature networks by name, on ``device``.
-        kind_of: what kind of pattern a shop picture (1, 3, H, W) shows, or None.
+        kinds: whether to ask the classifier of pattern kinds.
         device: where to compute.
     """
 
@@ -106,7 +107,7 @@ class Scorer:
     pairing: Pairing
     wanted: tuple[str, ...]
     networks: Mapping[str, nn.Module]
-    kind_of: Callable[[Tensor], str] | None = None
+    kinds: bool = False
     device: str = "cpu"
 
     @torch.no_grad()
@@ -157,9 +158,10 @@ class Scorer:
             found["palette_error"] = torch.stack([metrics.palette_error(x, y, m) for m in worn]).nanmean(0)
         if self.task == TaskKind.TRY_ON and "person" in masks and "silhouette_iou" in self.wanted:
             found |= self._outlines(x, masks)
-        if self.task == TaskKind.TRY_OFF and self.kind_of is not None and "pattern_agreement" in self.wanted:
-            kind = true_pattern(item) or self.kind_of(y)
-            found["pattern_agreement"] = metrics.pattern_agreement([self.kind_of(x)], [kind])
+        if self.task == TaskKind.TRY_OFF and self.kinds and worn:
+            seen = pattern_kinds(x, metrics.foreground(x).float())
+            true = true_pattern(item)
+            found["pattern_agreement"] = metrics.pattern_agreement(seen, [true] if true else pattern_kinds(y, worn[0]))
         return {k: float(v) for k, v in found.items()}
 
     def _masks(self, item: Item, y: Tensor) -> dict[str, Tensor]:
