@@ -173,10 +173,7 @@ def prepare(args: argparse.Namespace) -> Run:
     if not items:
         raise ValueError(f"{records} holds no record of split {split!r} to score; check --split and --max-yaw")
     networks, absent = _networks(applicable(protocol, task, pairing), args.weights, args.download)
-    if (
-        "pattern_agreement" in applicable(protocol, task, pairing)
-        and not (files("omfa") / "assets" / WEIGHTS).is_file()
-    ):
+    if "pattern_agreement" in applicable(protocol, task, pairing) and not PATTERNS.is_file():
         absent["pattern_agreement"] = "no pattern classifier ships with this release"
     name = args.name or str(told.get("model") or predictions.resolve().name)
     return Run(

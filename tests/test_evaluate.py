@@ -48,7 +48,7 @@ def save(path: Path, image: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Records of ten people in two pictures each, with label pictures and one garment."""
+    """Records of ten people in two pictures each, with one garment; three with label pictures, for outlines are slow."""
     folder, records = tmp_path_factory.mktemp("wardrobe"), []
     for i in range(COUNT):
         labels = np.zeros((*SIZE, 3), np.uint8)
@@ -60,7 +60,7 @@ def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Record(
                 f"r{i}", "test", f"p{i // 2}", f"o{i // 2}", f"person/r{i}.png", None,
                 (GarmentRef("upper", f"garment/r{i}.png"),), view_yaw=9.0 * i,
-                provenance={"masks": {"labels": f"masks/r{i}.png"}},
+                provenance={"masks": {"labels": f"masks/r{i}.png"}} if i < 3 else {},
             )
         )  # fmt: skip
     write_records(folder, records)
@@ -147,10 +147,10 @@ def test_weights_that_are_missing_make_absent_metrics_not_numbers(scored: dict[s
 
 def test_the_same_twice_and_with_two_processes(wardrobe: Path, tmp_path: Path) -> None:
     made = predictions(wardrobe, tmp_path / "made", shifted)
-    for name, more in {"once": [], "again": [], "two": ["--processes", "2"]}.items():
+    for name, more in {"once": [], "two": ["--processes", "2"]}.items():
         assert run(wardrobe, made, tmp_path / name, *more)[0] == 0
     for file in ("results.json", "values.jsonl"):
-        texts = {(tmp_path / name / file).read_bytes() for name in ("once", "again", "two")}
+        texts = {(tmp_path / name / file).read_bytes() for name in ("once", "two")}
         assert len(texts) == 1
     values = [json.loads(line) for line in (tmp_path / "once" / "values.jsonl").read_text().splitlines()]
     assert [v["key"] for v in values] == [f"r{i}" for i in range(COUNT)]
@@ -343,7 +343,7 @@ class Echo:
         return [Image.fromarray(v.numpy()) for v in values]
 
     def try_off(self, person, categories, generator, **options):
-        assert len(person) == len(generator) and options["num_inference_steps"] == 3
+        assert len(person) == len(generator) and options["guidance_scale"] == 2.0
         return type("Out", (), {"images": self._draw(generator)})()
 
     def try_on(self, portrait, garments, pose, face, generator, **options):
