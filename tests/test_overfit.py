@@ -72,8 +72,6 @@ def train(pipe: OMFAPipeline, folder: Path, steps: int) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 100 == 0:
-            print(step, float(loss))
 
 
 @pytest.mark.slow
