@@ -48,7 +48,7 @@ def save(path: Path, image: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Records of ten people in two pictures each, with one garment; three with label pictures, for outlines are slow."""
+    """Ten people in two pictures each, one garment; three with label pictures (outlines are slow)."""
     folder, records = tmp_path_factory.mktemp("wardrobe"), []
     for i in range(COUNT):
         labels = np.zeros((*SIZE, 3), np.uint8)
