@@ -25,6 +25,21 @@ test: setup ## the whole fast test suite
 lint: setup ## style and types
 	$(PY) -m ruff check . && $(PY) -m mypy
 
+demo: runs/demo/model/model_index.json ## train a tiny model on eight drawn records, show its pictures
+	$(PY) -m omfa.demo --model runs/demo/model --records data/figures --out outputs/demo
+
+data/figures/metadata.jsonl: | setup
+	$(PY) -m tests.figures data/figures
+
+runs/demo_vae/model/config.json: | data/figures/metadata.jsonl
+	$(PY) -m omfa.fit --config lightning_configs/demo_vae.yaml --ckpt_path last
+
+runs/demo/model/model_index.json: | runs/demo_vae/model/config.json
+	$(PY) -m omfa.fit --config lightning_configs/demo.yaml --ckpt_path last
+
+bench: runs/demo_vae/model/config.json ## what loading, training and sampling cost on this machine
+	$(PY) -m omfa.bench --config lightning_configs/demo.yaml
+
 fit: setup ## train: make fit ARGS="--config lightning_configs/tiny.yaml"
 	$(PY) -m omfa.fit $(ARGS)
 

@@ -18,6 +18,7 @@ from omfa.body import (
     PARTS,
     Body,
     BodyParameters,
+    approximate_parameters,
     camera,
     clamp_pose,
     convert_parameters,
@@ -373,6 +374,10 @@ def write(path, data):
 def test_other_bodies_parameters_are_refused(body, standing):
     with pytest.raises(ValueError, match="convert_parameters"):
         body.posed(replace(standing, body_hash="0" * 16))
+    other = approximate_parameters(replace(standing, body="someone's", body_hash="0" * 16), body)
+    assert "approximate" in other.body and "someone's" in other.body
+    assert torch.equal(body.posed(other).vertices, body.posed(standing).vertices)
+    assert approximate_parameters(standing, body) is standing
 
 
 def test_wrong_calls_are_refused(body):

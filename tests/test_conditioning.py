@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -75,6 +75,21 @@ def test_unconditional_input_is_the_same_in_training_and_sampling(pipe: OMFAPipe
         assert all(torch.equal(added_t[k][0], added_s[k][0]) for k in added_t)
     assert (trained[0, 4:9] == 0).all() and (trained[0, 9:, :, :12] == 0).all()
     assert not torch.equal(context_s[0], context_s[1])
+
+
+@torch.no_grad()
+def test_encoding_alone(compact: OMFAPipeline, records) -> None:  # type: ignore[no-untyped-def]
+    """Another target picture in the same batch changes no given latent by a bit."""
+    tasks, drops = TaskWeights(1, 0, 0), Drops(0, 0, 0)
+    data = RecordsDataset(records, compact.canvas, 4, 4, tasks=tasks, drops=drops)
+    batch, module = collate([data[0, i] for i in range(3)]), OMFAModule(compact)
+    z0, guide = module.prepare(batch)
+    other = replace(batch, pixels=batch.pixels | {"person": batch.pixels["person"].flip(0) * 0.5})
+    z1, guide_1 = module.prepare(other)
+    compact.unet.requires_grad_(True)
+    assert same(guide, guide_1)
+    outside = ~guide.target.expand_as(z0)
+    assert torch.equal(z0[outside], z1[outside]) and not torch.equal(z0, z1)
 
 
 @torch.no_grad()

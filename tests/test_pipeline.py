@@ -277,3 +277,13 @@ def test_image_errors_are_value_errors() -> None:
 def test_from_pretrained_refuses_what_is_no_model(name: str) -> None:
     with pytest.raises(ValueError, match="no model folder"):
         OMFAPipeline.from_pretrained(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading_gives_the_same_picture(offload: str) -> None:
+    expected = make_compact().to("cuda").try_off(person(), generator=gen(), output_type="np", **FAST).images
+    pipe = make_compact()
+    getattr(pipe, offload)()
+    got = pipe.try_off(person(), generator=gen(), output_type="np", **FAST).images
+    assert np.abs(got - expected).max() < 2 / 255
