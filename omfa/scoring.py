@@ -157,7 +157,7 @@ class Scorer:
         if worn and "palette_error" in self.wanted:
             found["palette_error"] = torch.stack([metrics.palette_error(x, y, m) for m in worn]).nanmean(0)
         if self.task == TaskKind.TRY_ON and "person" in masks and "silhouette_iou" in self.wanted:
-            found |= self._outlines(x, masks)
+            found |= self._outlines(x, y, masks)
         if self.task == TaskKind.TRY_OFF and self.kinds and worn:
             seen = pattern_kinds(x, metrics.foreground(x).float())
             true = true_pattern(item)
@@ -170,15 +170,15 @@ class Scorer:
             masks[item.category.value] = metrics.foreground(y)[0, 0].float().cpu()
         return {name: mask[None, None].to(self.device) for name, mask in masks.items()}
 
-    def _outlines(self, x: Tensor, masks: dict[str, Tensor]) -> dict[str, Tensor]:
-        """How well the generated person's outline is the true one; around the limbs apart."""
-        outline = metrics.person_silhouette(x).float()
-        found = {"silhouette_iou": metrics.silhouette_iou(outline, masks["person"])}
+    def _outlines(self, x: Tensor, y: Tensor, masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """How well the generated person's outline is the true one, both seen by GrabCut; around the limbs apart."""
+        outline, true = metrics.person_silhouette(x).float(), metrics.person_silhouette(y).float()
+        found = {"silhouette_iou": metrics.silhouette_iou(outline, true)}
         reach = 2 * (x.shape[-2] // 24) + 1  # pixels: about a hand's length to each side
         for limb in _LIMBS:
             if limb in masks and masks[limb].any():
                 around = F.max_pool2d(masks[limb], reach, 1, reach // 2)
-                found[f"silhouette_{limb}"] = metrics.silhouette_iou(outline, masks["person"], around)
+                found[f"silhouette_{limb}"] = metrics.silhouette_iou(outline, true, around)
         return found
 
     def _perceptual(self, x: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, float]:
