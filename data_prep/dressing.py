@@ -11,12 +11,14 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from data_prep.garment_meshes import (
     WAIST_Y,
     Cloth,
     Garment,
+    Posed,
     Skirt,
     joint_transforms,
     make_garment,
@@ -66,22 +68,6 @@ class Dressed:
     under: Array
 
 
-@dataclass(frozen=True, eq=False)
-class Posed:
-    """A posed body: vertices (V, 3), joints (55, 3), transforms (55, 3, 4), float32, camera frame."""
-
-    vertices: Array
-    joints: Array
-    transforms: Array
-
-    def moved(self, by: Array) -> Posed:
-        """The same, translated by (3,) metres."""
-        by = by.astype(np.float32)
-        transforms = self.transforms.copy()
-        transforms[..., 3] += by
-        return Posed(self.vertices + by, self.joints + by, transforms)
-
-
 @lru_cache(maxsize=1)
 def _directions() -> tuple[Array, Array, Array, Array]:
     """Directions of shape (V, 3, 10) and expression (V, 3, 10), then what they do to the joints, (55, 3, 10) each."""
@@ -89,6 +75,25 @@ def _directions() -> tuple[Array, Array, Array, Array]:
     shape, face = (d.cpu().numpy()[..., :10].astype(np.float32) for d in (model.shapedirs, model.expr_dirs))
     regress = model.J_regressor.cpu().numpy().astype(np.float32)
     return shape, face, np.einsum("jv,vck->jck", regress, shape), np.einsum("jv,vck->jck", regress, face)
+
+
+@lru_cache(maxsize=1)
+def _bulges() -> tuple[Array, Array, torch.Tensor]:
+    """The pose blend shapes without their zeros: rotation features (f,), vertices (v,), directions (f, 3 v)."""
+    directions = tailor().body.model.posedirs.cpu().reshape(54 * 9, -1, 3)
+    features = torch.nonzero(directions.abs().amax((1, 2)) > 1e-4)[:, 0]
+    vertices = torch.nonzero(directions.abs().amax((0, 2)) > 1e-4)[:, 0]
+    kept = directions[features][:, vertices].reshape(len(features), -1).contiguous()
+    return features.numpy(), vertices.numpy(), kept
+
+
+def bulge(rotations: Array) -> Array:
+    """(V, 3) what local joint rotations (55, 3, 3) add to the surface at rest (SMPL, equation 9)."""
+    features, vertices, directions = _bulges()
+    turned = (rotations[1:] - np.eye(3)).reshape(-1)[features].astype(np.float32)
+    out = np.zeros_like(tailor().template)
+    out[vertices] = (torch.from_numpy(turned)[None] @ directions).numpy().reshape(-1, 3)
+    return out
 
 
 def dress(person: Person, outfit: Outfit) -> Dressed:
@@ -137,9 +142,12 @@ def pose_body(shape: Array, joints: Array, pose: Array, expression: Array | None
         _, face_dirs, _, joint_dirs = _directions()
         rest = rest + np.einsum("vck,k->vc", face_dirs, expression)
         joints = joints + joint_dirs @ expression
-    transforms = joint_transforms(joints, t.parents, np.stack([rotation(r) for r in pose]))
+    rotations = np.stack([rotation(r) for r in pose])
+    swell = bulge(rotations)
+    transforms = joint_transforms(joints, t.parents, rotations)
     posed = np.einsum("jab,jb->ja", transforms[..., :3], joints) + transforms[..., 3]
-    return Posed(skin(rest.astype(np.float32), t.weights, transforms), posed.astype(np.float32), transforms)
+    vertices = skin((rest + swell).astype(np.float32), t.weights, transforms)
+    return Posed(vertices, posed.astype(np.float32), transforms, t.smooth(swell, 4))
 
 
 # ---------------------------------------------------------------------------------------------------- layers
@@ -173,7 +181,7 @@ def layers_of(dressed: Dressed, posed: Posed) -> dict[str, Layer]:
     part = part_of_joint()[t.dominant]
     out = {"body": Layer(posed.vertices, dressed.body_faces, rows, part, none, paint, solid=True, behind=behind)}
     for k, (garment, faces, worn) in enumerate(zip(dressed.garments, dressed.garment_faces, outfit.worn, strict=True)):
-        vertices = garment.posed(posed.vertices, posed.joints, posed.transforms)
+        vertices = garment.posed(posed)
         layer = garment_layer(garment, vertices, faces, worn)
         out[worn.category.value] = replace(layer, behind=_tucked_under(garment, k, outfit))
     out["shoes"] = _cloth_layer(dressed.shoes, posed, partial(paint_shoes, outfit=outfit))
@@ -210,7 +218,7 @@ def garment_layer(garment: Garment, vertices: Array, faces: Array, worn: Worn) -
 def _cloth_layer(cloth: Cloth, posed: Posed, paint: Any) -> Layer:
     rows = np.concatenate([cloth.rest, cloth.uv, cloth.edge[:, None]], 1).astype(np.float32)
     part = part_of_joint()[cloth.weights.argmax(1)]
-    return Layer(cloth.posed(posed.transforms), cloth.faces, rows, part, cloth.region, paint)
+    return Layer(cloth.posed(posed), cloth.faces, rows, part, cloth.region, paint)
 
 
 def stool(posed: Posed, up: Array, ground: float) -> Layer:

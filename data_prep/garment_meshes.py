@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,30 @@ def smoothstep(low: float | Array, high: float | Array, x: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
+class Posed:
+    """A posed body, float32.
+
+    Args:
+        vertices: (V, 3) camera frame.
+        joints: (55, 3) camera frame.
+        transforms: (55, 3, 4) of the joints, from rest to the camera frame.
+        bulge: (V, 3) what the pose adds to the surface at rest (SMPL's pose blend shapes), softened for cloth.
+    """
+
+    vertices: Array
+    joints: Array
+    transforms: Array
+    bulge: Array
+
+    def moved(self, by: Array) -> Posed:
+        """The same, translated by (3,) metres."""
+        by = by.astype(np.float32)
+        transforms = self.transforms.copy()
+        transforms[..., 3] += by
+        return Posed(self.vertices + by, self.joints + by, transforms, self.bulge)
+
+
+@dataclass(frozen=True, eq=False)
 class Cloth:
     """A skinned surface at rest.
 
@@ -53,6 +77,7 @@ class Cloth:
         rest: (N, 3) on the template body.
         shape: (N, 3) what the wearer's body shape adds.
         weights: (N, 55) skinning.
+        anchor: (N,) body vertex whose bulge it follows.
         faces: (M, 3).
         uv: (N, 2) metres along and across the cloth: where patterns live.
         edge: (N,) metres to the nearest hem.
@@ -62,14 +87,15 @@ class Cloth:
     rest: Array
     shape: Array
     weights: Array
+    anchor: Array
     faces: Array
     uv: Array
     edge: Array
     region: Array
 
-    def posed(self, transforms: Array) -> Array:
-        """(N, 3) float32 vertices on the wearer under (55, 3, 4) joint transforms."""
-        return skin(self.rest + self.shape, self.weights, transforms)
+    def posed(self, body: Posed) -> Array:
+        """(N, 3) float32 vertices on the posed wearer."""
+        return skin(self.rest + self.shape + body.bulge[self.anchor], self.weights, body.transforms)
 
 
 def skin(points: Array, weights: Array, transforms: Array) -> Array:
@@ -96,26 +122,28 @@ def join(pieces: list[Cloth]) -> Cloth:
     """Several pieces as one, seams kept open (each side keeps its own pattern coordinates)."""
     starts = np.cumsum([0] + [len(p.rest) for p in pieces[:-1]])
     faces = np.concatenate([p.faces + s for p, s in zip(pieces, starts, strict=True)])
-    rows = {n: np.concatenate([getattr(p, n) for p in pieces]) for n in ("rest", "shape", "weights", "uv", "edge")}
+    names = ("rest", "shape", "weights", "anchor", "uv", "edge")
+    rows = {n: np.concatenate([getattr(p, n) for p in pieces]) for n in names}
     return Cloth(faces=faces, region=np.concatenate([p.region for p in pieces]), **rows)
 
 
-def clip(rows: Array, faces: Array, distance: Array) -> tuple[Array, Array, Array]:
+def clip(rows: Array, ids: Array, faces: Array, distance: Array) -> tuple[Array, Array, Array, Array]:
     """Cut a mesh along distance = 0 and keep the positive side.
 
     Args:
         rows: (N, D) attributes, interpolated along cut edges.
+        ids: (N,) labels, taken from one end of a cut edge.
         faces: (M, 3).
         distance: (N,).
 
     Returns:
-        Attributes, faces and distances of the kept part; vertices not used are dropped.
+        Attributes, labels, faces and distances of the kept part; vertices not used are dropped.
     """
     inside = distance > 0
     count = inside[faces].sum(1)
     whole = faces[count == 3]
     pieces = [whole]
-    new_rows, new_distance = [rows], [distance]
+    new_rows, new_ids, new_distance = [rows], [ids], [distance]
     cut = faces[(count == 1) | (count == 2)]
     if len(cut):
         odd = inside[cut] == (inside[cut].sum(1) == 1)[:, None]  # the corner alone on its side
@@ -126,6 +154,7 @@ def clip(rows: Array, faces: Array, distance: Array) -> tuple[Array, Array, Arra
         i, j = keys // len(rows), keys % len(rows)
         t = (distance[i] / (distance[i] - distance[j]))[:, None].astype(rows.dtype)
         new_rows.append(rows[i] * (1 - t) + rows[j] * t)
+        new_ids.append(ids[i])
         new_distance.append(np.zeros(len(keys), distance.dtype))
         ab, ac = (len(rows) + back.reshape(-1)).reshape(2, -1)
         lone = inside[a]
@@ -134,7 +163,8 @@ def clip(rows: Array, faces: Array, distance: Array) -> tuple[Array, Array, Arra
         pieces.append(np.stack([ab, c, ac], 1)[~lone])
     kept = np.concatenate(pieces)
     used, flat = np.unique(kept, return_inverse=True)
-    return np.concatenate(new_rows)[used], flat.reshape(-1, 3), np.concatenate(new_distance)[used]
+    rows, ids, distance = (np.concatenate(parts)[used] for parts in (new_rows, new_ids, new_distance))
+    return rows, ids, flat.reshape(-1, 3), distance
 
 
 # ---------------------------------------------------------------------------------------------------- cross-sections
@@ -492,8 +522,8 @@ class Skirt:
         return [np.where(below & (np.abs(t.template[:, 1] - h) < 0.027))[0] for h in self.heights]
 
     @cached_property
-    def _band(self) -> tuple[Array, Array]:
-        """The waistband, which moves with the skin: rest positions (4 A, 3) on the wearer and weights (4 A, 55)."""
+    def _band(self) -> tuple[Array, Array, Array]:
+        """The waistband, which moves with the skin: rest positions (4 A, 3), weights (4 A, 55), anchors (4 A,)."""
         t = tailor()
         rows = []
         for height, ids in zip(self.heights[:_BAND], self._bands[:_BAND], strict=True):
@@ -503,17 +533,11 @@ class Skirt:
         points = np.concatenate(rows).astype(np.float32)
         ids = np.unique(np.concatenate(self._bands[:_BAND]))
         nearest = ids[((points[:, None] - t.template[ids][None]) ** 2).sum(-1).argmin(1)]
-        return points + self.shape[nearest], t.soft_weights[nearest]
+        return points + self.shape[nearest], t.soft_weights[nearest], nearest
 
-    def hang(self, vertices: Array, joints: Array, transforms: Array) -> Array:
-        """(N, 3) the skirt around a posed body.
-
-        Args:
-            vertices: (V, 3) posed body.
-            joints: (55, 3) posed joints.
-            transforms: (55, 3, 4): the pelvis gives the frame.
-        """
-        t = tailor()
+    def hang(self, body: Posed) -> Array:
+        """(N, 3) float32 the skirt around a posed body."""
+        t, vertices, joints, transforms = tailor(), body.vertices, body.joints, body.transforms
         spine = [(7, 8), (4, 5), (1, 2), (6, 6), (9, 9)]  # joints whose middles the skirt hangs around, from below
         levels = np.array([t.joints[a, 1] for a, _ in spine])
         middle = np.stack([(joints[a] + joints[b]) / 2 for a, b in spine])
@@ -547,7 +571,8 @@ class Skirt:
         d = _DIRECTIONS
         rings = [soft[r] + reach[r, :, None] * (d[:, :1] * x + d[:, 1:] * z) for r, (x, z) in enumerate(frames)]
         points = np.stack(rings)
-        band = skin(*self._band, transforms).reshape(_BAND, ANGLES, 3)
+        rest, weights, anchor = self._band
+        band = skin(rest + body.bulge[anchor], weights, transforms).reshape(_BAND, ANGLES, 3)
         share = smoothstep(0.0, 1.0, np.arange(_BAND) / _BAND)[:, None, None]
         points[:_BAND] = band * (1 - share) + points[:_BAND] * share
         columns = (np.arange(ANGLES + 1) + ANGLES // 2) % ANGLES  # start at the back
@@ -596,45 +621,61 @@ class Garment:
             region = [*region, np.full(len(self.skirt.faces), SKIRT)]
         return np.concatenate(uv).astype(np.float32), np.concatenate(edge).astype(np.float32), np.concatenate(region)
 
-    def posed(self, vertices: Array, joints: Array, transforms: Array) -> Array:
-        """(N, 3) float32 vertices on a posed body (arguments as :meth:`Skirt.hang`)."""
+    def posed(self, body: Posed) -> Array:
+        """(N, 3) float32 vertices on a posed body."""
         parts = []
         if self.cloth is not None:
-            parts.append(self.cloth.posed(transforms))
+            parts.append(self.cloth.posed(body))
         if self.skirt is not None:
-            parts.append(self.skirt.hang(vertices, joints, transforms))
+            parts.append(self.skirt.hang(body))
         points = np.concatenate(parts).astype(np.float32)
         assert np.isfinite(points).all(), f"the {self.cut.kind} has no place on this pose"
         return points
 
 
-def _piece(offset: Array, shape: Array, keep: Distance, chosen: Array) -> tuple[Array, Array, Array]:
-    """The body's surface with an offset, cut: rows [template 3, rest 3, shape 3, weights 55], faces, distance."""
+class Piece(NamedTuple):
+    """Cloth being cut: rows (N, 65) [template 3, rest 3, shape 3, weights 55, metres to the edge], the body vertex each
+    came from (N,), faces (M, 3)."""
+
+    rows: Array
+    ids: Array
+    faces: Array
+
+    @property
+    def template(self) -> Array:
+        """(N, 3) where on the body's rest surface the cloth lies."""
+        return self.rows[:, :3]
+
+    def cut(self, distance: Array) -> Piece:
+        """What lies where ``distance`` (N,) is positive."""
+        return Piece(*clip(self.rows, self.ids, self.faces, distance)[:3])
+
+    def sewn(self, uv: Array, region: int, girth: float = 0.0) -> Cloth:
+        """A cloth with pattern coordinates (N, 2); faces across the seam where u jumps by ``girth`` are opened."""
+        rows, ids, faces = self
+        if girth:
+            u = uv[:, 0]
+            low = (np.ptp(u[faces], axis=1) > girth / 2)[:, None] & (
+                u[faces] < u[faces].max(1, keepdims=True) - girth / 2
+            )
+            again, back = np.unique(faces[low], return_inverse=True)
+            faces = faces.copy()
+            faces[low] = len(rows) + back.reshape(-1)
+            uv = np.concatenate([uv, uv[again] + np.array([girth, 0])])
+            rows, ids = np.concatenate([rows, rows[again]]), np.concatenate([ids, ids[again]])
+        rest, shape, weights, edge = rows[:, 3:6], rows[:, 6:9], np.ascontiguousarray(rows[:, 9:-1]), rows[:, -1]
+        return Cloth(rest, shape, weights, ids, faces, uv, edge, np.full(len(faces), region))
+
+
+def _piece(offset: Array, shape: Array, keep: Distance, chosen: Array) -> Piece:
+    """The body's surface where ``chosen`` (V,), moved by ``offset`` (V, 3), cut where ``keep`` ends."""
     t = tailor()
     distance = keep(t.template)
     faces = t.faces[(distance[t.faces] > 0).any(1) & chosen[t.faces].all(1)]
     used, flat = np.unique(faces, return_inverse=True)
     rows = np.concatenate([t.template, t.template + offset, shape, t.soft_weights], 1)[used].astype(np.float32)
-    return clip(rows, flat.reshape(-1, 3), distance[used])
-
-
-def _cloth(rows: Array, faces: Array, uv: Array, edge: Array, region: int, girth: float = 0.0) -> Cloth:
-    """A cloth from rows as :func:`_piece` makes them; faces across the seam where u jumps by ``girth`` are opened."""
-    if girth:
-        u = uv[:, 0]
-        across = np.ptp(u[faces], axis=1) > girth / 2
-        low = across[:, None] & (u[faces] < u[faces].max(1, keepdims=True) - girth / 2)
-        ids, back = np.unique(faces[low], return_inverse=True)
-        faces = faces.copy()
-        faces[low] = len(rows) + back.reshape(-1)
-        moved = uv[ids] + np.array([girth, 0], uv.dtype)
-        rows, uv, edge = (
-            np.concatenate([rows, rows[ids]]),
-            np.concatenate([uv, moved]),
-            np.concatenate([edge, edge[ids]]),
-        )
-    fields = (rows[:, 3:6], rows[:, 6:9], rows[:, 9:])
-    return Cloth(*fields, faces=faces, uv=uv, edge=edge, region=np.full(len(faces), region))
+    rows, ids, faces, distance = clip(rows, used, flat.reshape(-1, 3), distance[used])
+    return Piece(np.concatenate([rows, distance[:, None]], 1).astype(np.float32), ids, faces)
 
 
 def make_top(cut: Cut, shape: Array, hem: float | None = None) -> tuple[Cloth, Distance]:
@@ -651,22 +692,16 @@ def make_top(cut: Cut, shape: Array, hem: float | None = None) -> tuple[Cloth, D
     if hem is not None:  # a bodice: close at the waist, where the skirt goes over it
         offset = offset * (1 - 0.75 * smoothstep(0.24, 0.13, t.template[:, 1]))[:, None]
     chosen = ~np.isin(t.dominant, [15, 22, 23, 24])
-    rows, faces, edge = _piece(offset, shape, keep, chosen)
-    pieces = []
-    s = seam(rows[:, :3])
-    stacked = np.concatenate([rows, edge[:, None]], 1)
-    for region, sign in ((TORSO, -1), (SLEEVE, 1)):
-        part, part_faces, _ = clip(stacked, faces, sign * s + 1e-7)
-        if not len(part_faces):
-            continue
-        p = part[:, :3]
-        if region == TORSO:
-            uv = np.stack([around_torso(p[:, 0], p[:, 2]), p[:, 1]], 1)
-        else:
-            angle = np.arctan2(p[:, 2] - ARM_Z, p[:, 1] - ARM_Y)
-            uv = np.stack([angle * 0.06 + np.sign(p[:, 0]), 0.44 + SEAM_X - np.abs(p[:, 0])], 1)  # as if it hung
-        girth = 2 * _ARC[-1] if region == TORSO else 2 * np.pi * 0.06
-        pieces.append(_cloth(part[:, :-1], part_faces, uv, part[:, -1], region, girth))
+    whole = _piece(offset, shape, keep, chosen)
+    at_seam = seam(whole.template)
+    torso, sleeves = whole.cut(1e-7 - at_seam), whole.cut(1e-7 + at_seam)
+    uv = np.stack([around_torso(torso.template[:, 0], torso.template[:, 2]), torso.template[:, 1]], 1)
+    pieces = [torso.sewn(uv, TORSO, 2 * _ARC[-1])]
+    if len(sleeves.faces):
+        x, y, z = sleeves.template.T
+        angle = np.arctan2(z - ARM_Z, y - ARM_Y)
+        uv = np.stack([angle * 0.06 + np.sign(x), 0.44 + SEAM_X - np.abs(x)], 1)  # as if it hung
+        pieces.append(sleeves.sewn(uv, SLEEVE, 2 * np.pi * 0.06))
     if cut.neck == "collar":
         pieces.append(_collar(shape))
     if cut.neck == "hood":
@@ -710,7 +745,7 @@ def _neck_band(profile: list[tuple[float, float, float]], shape: Array, span: fl
     edge = np.repeat(length[-1] - length, columns)
     edge = np.minimum(edge, np.tile((span - np.abs(angle - np.pi)) * 0.075, n))
     weights = t.soft_weights[nearest]
-    return Cloth(points, shape[nearest], weights, faces, uv, edge, np.full(len(faces), COLLAR))
+    return Cloth(points, shape[nearest], weights, nearest, faces, uv, edge, np.full(len(faces), COLLAR))
 
 
 def _collar(shape: Array) -> Cloth:
@@ -737,16 +772,14 @@ def make_legs(cut: Cut, shape: Array) -> tuple[Cloth, Distance]:
     keep = lower_keep(cut)
     offset = t.lower_slim * (1 - cut.fit) + t.lower_wide * cut.fit
     chosen = np.isin(t.dominant, [0, 1, 2, 3, 4, 5, 6, 7, 8])
-    rows, faces, edge = _piece(offset, shape, keep, chosen)
-    stacked = np.concatenate([rows, edge[:, None]], 1)
+    whole = _piece(offset, shape, keep, chosen)
     pieces = []
     for side in (1.0, -1.0):
-        part, part_faces, _ = clip(stacked, faces, side * rows[:, 0] + 1e-7)
-        p = part[:, :3]
-        away = p[:, [0, 2]] - t.leg_axis(p[:, 1], np.full(len(p), side))
-        angle = np.arctan2(away[:, 0], away[:, 1])
-        uv = np.stack([angle * 0.095 + side, p[:, 1]], 1)
-        pieces.append(_cloth(part[:, :-1], part_faces, uv, part[:, -1], LEGS, 2 * np.pi * 0.095))
+        half = whole.cut(side * whole.template[:, 0] + 1e-7)
+        y = half.template[:, 1]
+        away = half.template[:, [0, 2]] - t.leg_axis(y, np.full(len(y), side))
+        uv = np.stack([np.arctan2(away[:, 0], away[:, 1]) * 0.095 + side, y], 1)
+        pieces.append(half.sewn(uv, LEGS, 2 * np.pi * 0.095))
     return join(pieces), keep
 
 
@@ -791,6 +824,5 @@ def make_shoes(shape: Array, height: float) -> tuple[Cloth, Distance]:
         return top + 0.035 * smoothstep(0.02, -0.05, p[:, 2]) - p[:, 1]
 
     chosen = np.isin(t.dominant, [4, 5, 7, 8, 10, 11])
-    rows, faces, edge = _piece(t.shoe, shape, keep, chosen)
-    uv = np.stack([rows[:, 2], rows[:, 4] - GROUND_Y + 0.012], 1)
-    return _cloth(rows, faces, uv, edge, TORSO), keep
+    pair = _piece(t.shoe, shape, keep, chosen)
+    return pair.sewn(np.stack([pair.rows[:, 2], pair.rows[:, 4] - GROUND_Y + 0.012], 1), TORSO), keep

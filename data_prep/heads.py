@@ -435,8 +435,8 @@ def _attach(points: Array, uv: Array, edge: Array, faces: Array, shape: Array) -
     weights[:, 15] = share
     weights[:, 12] = (1 - share) * smoothstep(0.25, 0.5, points[:, 1])
     weights[:, 9] = 1 - weights[:, 15] - weights[:, 12]
-    rest = points.astype(np.float32)
+    rest, crown = points.astype(np.float32), int(t.template[:, 1].argmax())
     return Cloth(
-        rest, (fitted - points).astype(np.float32), weights, faces, uv.astype(np.float32), edge.astype(np.float32),
-        np.zeros(len(faces), np.int64),
+        rest, (fitted - points).astype(np.float32), weights, np.full(len(points), crown), faces, uv.astype(np.float32),
+        edge.astype(np.float32), np.zeros(len(faces), np.int64),
     )  # fmt: skip

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.dressing import Dressed, Posed, dress, garment_layer, layers_of, pose_body, stool
-from data_prep.garment_meshes import make_garment, tailor
+from data_prep.dressing import Dressed, dress, garment_layer, layers_of, pose_body, stool
+from data_prep.garment_meshes import Posed, make_garment, tailor
 from data_prep.heads import Person, draw_person
 from data_prep.looks import BACKGROUND, PROP
 from data_prep.outfits import Outfit, Worn, caption, draw_outfit
@@ -129,7 +129,7 @@ def shop_picture(worn: Worn, size: tuple[int, int]) -> tuple[Array, Array]:
     pose[0] = rotation_vector(look_at(0, 4))
     K = camera(size, 14.0)
     posed = pose_body(nobody, t.joints, pose)
-    points = garment.posed(posed.vertices, posed.joints, posed.transforms)
+    points = garment.posed(posed)
     points += _frame(points, K, size, (points[:, 1].min(), points[:, 1].max()), 0.06).astype(np.float32)
     picture = render([garment_layer(garment, points, np.arange(len(garment.faces)), worn)], K, size, STUDIO)
     return picture.over(1.0), picture.cover > 0.5
