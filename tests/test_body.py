@@ -83,7 +83,7 @@ def test_joints_are_where_they_should_be(body):
     # each joint lies inside the limb it turns: near the middle of the ring of vertices it shares with its parent
     for j in range(1, 22):
         shared = np.minimum(body.weights[:, j], body.weights[:, body.parents[j]]) > 0.2
-        assert np.linalg.norm(body.template[shared].mean(0) - body.rest_joints[j]) < 0.09, body.joint_names[j]
+        assert np.linalg.norm(body.template[shared].mean(0) - body.rest_joints[j]) < 0.12, body.joint_names[j]
 
 
 def test_weights_and_key_vertices(body):
