@@ -20,7 +20,7 @@ setup: .venv/.ready ## create .venv with everything pinned
 	touch $@
 
 test: setup ## the whole fast test suite
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 lint: setup ## style and types
 	$(PY) -m ruff check . && $(PY) -m mypy

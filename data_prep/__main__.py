@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from data_prep.run import ENGINES
+from data_prep.run import ENGINES, positive
 
 # Stage to its module (imported only when chosen, so that --help is fast) and what it does.
 _ALL = {
@@ -33,6 +33,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what was wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """One line, and exit code 2."""
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
@@ -61,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     module.add_arguments(parser)
     common = parser.add_argument_group("common options")
     common.add_argument("--out", metavar="DIR", type=lambda text: Path(text).resolve(), required=True, help="results")
-    common.add_argument("--limit", metavar="N", type=_positive, help="only the first N items")
-    common.add_argument("--workers", metavar="N", type=_positive, default=1, help="processes (default 1)")
+    common.add_argument("--limit", metavar="N", type=positive, help="only the first N items")
+    common.add_argument("--workers", metavar="N", type=positive, default=1, help="processes (default 1)")
     common.add_argument("--engine", choices=ENGINES, default="local", help="what runs the processes (default local)")
     args = parser.parse_args(argv[1:])
     if args.out in (getattr(args, "images", None), getattr(args, "records", None)):
@@ -77,12 +78,6 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     print(f"{stage}: {outcome}; {args.out}")
     return outcome.exit_code
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
-    return int(text)
 
 
 if __name__ == "__main__":

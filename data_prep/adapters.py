@@ -62,7 +62,7 @@ class Missing:
 
     def __enter__(self) -> Missing:
         self.out.mkdir(parents=True, exist_ok=True)
-        self.part = self.out / f".{MISSING}.part"
+        self.part = self.out / f"{MISSING}.part"
         self.file = self.part.open("w", encoding="utf-8")
         return self
 

@@ -52,13 +52,13 @@ CORRECTED += [
 
 def bone_tables() -> tuple[dict[str, int], dict[int, str]]:
     """MakeHuman bone to the SMPL-X joint that carries it, and SMPL-X joint to the bone at whose head it lies."""
-    carries = {"root": 0, "spine05": 0, "spine04": 3, "spine03": 6, "spine02": 9, "spine01": 9}
+    carries = {"root": 0, "spine05": 0, "spine04": 0, "spine03": 3, "spine02": 6, "spine01": 9}
     carries |= {"neck01": 12, "neck02": 12, "neck03": 12, "head": 15, "jaw": 22, "eye.L": 23, "eye.R": 24}
     head = {
         0: "root",
-        3: "spine04",
-        6: "spine03",
-        9: "spine02",
+        3: "spine03",
+        6: "spine02",
+        9: "spine01",
         12: "neck01",
         15: "head",
         22: "jaw",

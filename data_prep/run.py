@@ -20,7 +20,6 @@ import json
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import sqlite3
 import sys
@@ -172,6 +171,13 @@ def existing_folder(text: str) -> Path:
     return Path(text).resolve()
 
 
+def positive(text: str) -> int:
+    """Argument type: a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
+    return int(text)
+
+
 # ------------------------------------------------------------------------------------------------------- one attempt
 
 
@@ -317,15 +323,22 @@ def _perform_ray(attempt: Callable[[_Task], _Result], tasks: Iterator[_Task], wo
         ray.init(log_to_driver=False, logging_level="error", runtime_env=None if "RAY_ADDRESS" in os.environ else here)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
-    def perform(row: dict[str, bytes]) -> dict[str, bytes]:
-        with one_thread():
-            return {"result": pickle.dumps(attempt(pickle.loads(row["task"])))}
-
     pool = ray.data.TaskPoolStrategy(size=workers)
-    while batch := [{"task": pickle.dumps(task)} for task in islice(tasks, 256 * workers)]:
-        blocks = ray.data.from_items(batch, override_num_blocks=min(len(batch), AHEAD * workers))
-        for row in blocks.map(perform, compute=pool).iter_rows():
-            yield pickle.loads(row["result"])
+    while batch := list(islice(tasks, 256 * workers)):
+        shared = ray.put(batch)
+
+        def perform(rows: dict[str, np.ndarray], shared: Any = shared) -> dict[str, list[Any]]:
+            with one_thread():
+                given = ray.get(shared)
+                results = [attempt(given[k]) for k in rows["k"]]
+            done = [r.reason is None for r in results]
+            return {"k": list(rows["k"]), "done": done, "text": [r.lines or r.reason or "" for r in results]}
+
+        blocks = min(len(batch), AHEAD * workers)
+        numbers = ray.data.from_items([{"k": k} for k in range(len(batch))], override_num_blocks=blocks)
+        for row in numbers.map_batches(perform, batch_size=None, compute=pool).iter_rows():
+            task = batch[int(row["k"])]
+            yield _Result(task, lines=row["text"]) if row["done"] else _Result(task, reason=row["text"])
 
 
 # ------------------------------------------------------------------------------------------------------- the journal

@@ -68,6 +68,7 @@ class _Bottleneck(nn.Module):
         self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), _Linear(outputs)) if project else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) to (B, 4 planes, h / stride, w / stride)."""
         y = self.bn1(self.conv1(x)).relu()
         y = self.bn2(self.conv2(y)).relu()
         y = self.bn3(self.conv3(y))
@@ -91,6 +92,7 @@ class _Pyramid(nn.Module):
         self.bottleneck = nn.Sequential(*_conv_abn(4096, 512, 3))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, 2048, h, w) to (B, 512, h, w)."""
         return self.bottleneck(torch.cat([*(_resize(stage(x), x) for stage in self.stages), x], 1))
 
 
@@ -104,6 +106,7 @@ class _Edge(nn.Module):
         self.conv5 = nn.Conv2d(6, 2, 1)
 
     def forward(self, x2: Tensor, x3: Tensor, x4: Tensor) -> tuple[Tensor, Tensor]:
+        """Features at strides 4, 8, 16 to edge logits (B, 2, h, w) and edge features (B, 768, h, w) at stride 4."""
         features = [self.conv1(x2), self.conv2(x3), self.conv3(x4)]
         edges = [_resize(self.conv4(f), x2) for f in features]
         return self.conv5(torch.cat(edges, 1)), torch.cat([_resize(f, x2) for f in features], 1)
@@ -118,6 +121,7 @@ class _Decoder(nn.Module):
         self.conv4 = nn.Conv2d(256, labels, 1)
 
     def forward(self, context: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        """Context (stride 16) and x2 (stride 4) to logits (B, C, h, w), features (B, 256, h, w) at 4."""
         features = self.conv3(torch.cat([_resize(self.conv1(context), x2), self.conv2(x2)], 1))
         return self.conv4(features), features
 

@@ -677,6 +677,8 @@ def project(points: ArrayLike, K: ArrayLike) -> Array:
 def rest_rotations(from_body: Body, to_body: Body) -> Array:
     """(55, 3, 3) the rest-rotation table: C[j] turns ``to_body``'s bone at joint j, at rest, onto ``from_body``'s.
 
+    Computed from the two bodies, because SMPL-X's numbers are not ours to ship. The open body's arms lie exactly along
+    x at rest; SMPL-X's upper arms hang about 18 degrees lower and further back, the other limbs differ by less.
     Joints with one child: the least rotation between the two bone directions. Joints with several (pelvis, chest,
     wrists): the rotation that fits all of them best (Kabsch 1976). Joints with none share their parent's.
     """
@@ -717,6 +719,18 @@ def convert_parameters(params: BodyParameters, from_body: Body, to_body: Body) -
     zero = np.zeros(BETAS, np.float32)
     changed = dict(betas=zero, expression=zero, pose=pose, transl=transl)
     return replace(params, body=to_body.name, body_hash=to_body.hash, **changed)  # type: ignore[arg-type]
+
+
+def approximate_parameters(params: BodyParameters, body: Body) -> BodyParameters:
+    """The same numbers for another body, marked approximate: for when the body they were made with is not at hand.
+
+    Bones then point off by the difference of the rest bones (:func:`rest_rotations`) and the shape means nothing, so
+    it is set to zero. The name keeps where they came from.
+    """
+    if params.body_hash == body.hash:
+        return params
+    zero, name = np.zeros(BETAS, np.float32), f"{body.name} (approximate, made with {params.body[:150]})"
+    return replace(params, body=name, body_hash=body.hash, betas=zero, expression=zero)
 
 
 def _unit(v: Array) -> Array:

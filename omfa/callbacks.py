@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from omfa import images
 from omfa.canvas import PERSON
-from omfa.prepared import read_records, resolve
+from omfa.shards import open_records
 
 
 class EMA(pl.Callback):
@@ -170,18 +170,22 @@ class SamplePictures(pl.Callback):
     def sheet(self, trainer: pl.Trainer, pl_module: Any) -> Image.Image:
         """The contact sheet for the weights as they are now."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        pipe, folder = pl_module.pipe, Path(data.folder)
+        pipe, source = pl_module.pipe, open_records(data.folder)
         pipe.set_progress_bar_config(disable=True)
         was_training = pipe.unet.training
         pipe.unet.eval()
-        records = [r for r in read_records(folder, self.split or data.split) if r.garments][: self.records]
+        records = [r for r in source.records(self.split or data.split) if r.garments][: self.records]
+
+        def read(path: str) -> Image.Image:
+            return images.decode(source.read(path), path)
+
         rows = []
         for i, record in enumerate(records):
-            person = images.read_image(resolve(folder, record.file_name))
-            worn = {g.category.value: images.read_image(resolve(folder, g.path)) for g in record.garments}
+            person = read(record.file_name)
+            worn = {g.category.value: read(g.path) for g in record.garments}
             worn = dict(list(worn.items())[: pipe.canvas.garments])
-            pose = record.pose and record.pose.map and images.read_image(resolve(folder, record.pose.map))
-            face = record.face and images.read_image(resolve(folder, record.face.path))
+            pose = record.pose and record.pose.map and read(record.pose.map)
+            face = record.face and read(record.face.path)
             options: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
             on = pipe(["person"], None, worn, face, pose, generator=torch.Generator().manual_seed(i), **options)
             off = pipe(list(worn), person, generator=torch.Generator().manual_seed(i), **options)

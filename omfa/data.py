@@ -25,7 +25,8 @@ from omfa import images
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.components import JOINT, TRY_OFF, TRY_ON, Component, Task
 from omfa.conditioning import Drops, Layout
-from omfa.prepared import Record, read_records, resolve
+from omfa.prepared import Record
+from omfa.shards import open_records
 
 TRAIN_STEPS = 1000
 
@@ -104,7 +105,7 @@ class RecordsDataset(Dataset[Example]):
     """Records of a folder as examples; indexed by (epoch, position).
 
     Args:
-        folder: a records folder (``omfa.prepared``).
+        folder: a records folder (``omfa.prepared``), or one of shards (``omfa.shards``).
         canvas: the model's canvas.
         factor: pixels per latent on a side.
         channels: latent channels.
@@ -130,10 +131,10 @@ class RecordsDataset(Dataset[Example]):
         drops: Drops | None = None,
         jitter: float = 0.0,
     ) -> None:
-        self.folder, self.canvas, self.factor, self.channels = Path(folder), canvas, factor, channels
+        self.source, self.canvas, self.factor, self.channels = open_records(folder), canvas, factor, channels
         self.seed, self.jitter = seed, jitter
         self.tasks, self.drops = tasks or TaskWeights(), drops or Drops()
-        self.records = [r for r in read_records(folder, split) if r.garments]
+        self.records = [r for r in self.source.records(split) if r.garments]
         if not self.records:
             raise ValueError(f"{folder} holds no records of split {split!r} with garments; check metadata.jsonl")
 
@@ -179,7 +180,7 @@ class RecordsDataset(Dataset[Example]):
         for slot in self.canvas.slots:
             size = slot.height * self.factor, slot.width * self.factor
             if slot.name in layout.states:
-                picture = images.read_trusted(resolve(self.folder, paths[slot.name]))
+                picture = self._read(paths[slot.name])
                 pixels[slot.name] = images.fit(
                     picture, size, "white" if slot.component is Component.GARMENT else "edge"
                 )[0]
@@ -187,10 +188,13 @@ class RecordsDataset(Dataset[Example]):
                 pixels[slot.name] = torch.ones(3, *size)
         pose = torch.full_like(pixels[PERSON], -1.0)
         if with_pose and record.pose is not None and record.pose.map is not None:
-            pose = images.fit(images.read_trusted(resolve(self.folder, record.pose.map)), pose.shape[-2:])[0]
+            pose = images.fit(self._read(record.pose.map), pose.shape[-2:])[0]
         if self.jitter > 0:
             pixels[PERSON], pose = moved_together([pixels[PERSON], pose], self.jitter, generator)
         return pixels, pose
+
+    def _read(self, path: str) -> Tensor:
+        return images.decode_trusted(self.source.read(path), path)
 
 
 def moved_together(pictures: list[Tensor], jitter: float, generator: torch.Generator) -> list[Tensor]:

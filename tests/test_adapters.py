@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,21 @@ def test_partial_downloads(tmp_path: Path) -> None:
         ("pair list", "test_pairs.txt"),
         ("garment", "test/cloth/00003_00.jpg"),
     ]
+
+
+def test_a_killed_run_goes_on(tmp_path: Path) -> None:
+    vitonhd(tmp_path / "in")
+    (tmp_path / "in/test/cloth/00003_00.jpg").unlink()
+    assert run("vitonhd", tmp_path / "in", tmp_path / "whole") == 0
+    assert run("vitonhd", tmp_path / "in", tmp_path / "out", "--limit", "2") == 0
+    with closing(sqlite3.connect(tmp_path / "out/.journal.sqlite")) as journal:  # as a kill leaves it
+        journal.execute("UPDATE call SET finished = 0")
+        journal.commit()
+    (tmp_path / "out/person/.1234.part").touch()
+    assert run("vitonhd", tmp_path / "in", tmp_path / "out") == 0
+    files = {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*")}
+    assert {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*")} == files
+    assert missing(tmp_path / "out") == missing(tmp_path / "whole") != []
 
 
 @pytest.mark.parametrize("stage", [*LAYOUTS, "folder"])

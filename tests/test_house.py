@@ -12,15 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    0: {"components", "canvas", "images", "prepared"},
-    1: {"body", "pose_render", "partial_diffusion", "backbone", "conditioning", "metrics", "pattern_kind"},
-    2: {"pipeline", "data"},
-    3: {"module", "callbacks"},
+    0: {"components", "canvas", "images", "prepared", "shards"},
+    1: {
+        *{"body", "pose_render", "partial_diffusion", "backbone", "conditioning"},
+        *{"metrics", "intervals", "features", "protocols", "pattern_kind"},
+    },
+    2: {"pipeline", "data", "scoring", "results"},
+    3: {"module", "callbacks", "report"},
     4: {"fit", "encode", "predict", "evaluate", "bench", "__main__", "demo"},
 }
 WITHIN = {  # imports inside one floor, from the first to the second
-    *{("images", "components"), ("canvas", "components"), ("prepared", "components")},
-    *{("pose_render", "body"), ("callbacks", "module"), ("data", "pipeline")},
+    *{("images", "components"), ("canvas", "components"), ("prepared", "components"), ("shards", "prepared")},
+    *{("pose_render", "body"), ("callbacks", "module"), ("data", "pipeline"), ("intervals", "metrics")},
     ("bench", "fit"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -15,7 +15,25 @@ from omfa.data import Drops, RecordsDataset, TaskWeights, collate
 from omfa.module import OMFAModule
 from omfa.pipeline import OMFAPipeline, compact_pipeline
 from omfa.prepared import Record, read_records, resolve, write_records
-from tests.conftest import SIZE, UNET, VAE
+from tests.conftest import SIZE
+
+VAE = {
+    "block_out_channels": [16, 32, 32, 64],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "latent_channels": 8,
+    "norm_num_groups": 8,
+    "layers_per_block": 1,
+    "mid_block_add_attention": False,
+}
+UNET = {
+    "block_out_channels": [64, 96],
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "attention_head_dim": 8,
+    "norm_num_groups": 8,
+    "layers_per_block": 1,
+}
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -35,7 +53,7 @@ def train_vae(pixels: torch.Tensor, steps: int) -> AutoencoderKL:
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, 2 * (1 - step / steps))
         posterior = vae.encode(pixels).latent_dist
-        loss = (vae.decode(posterior.sample()).sample - pixels).square().mean() + 1e-4 * posterior.kl().mean() / 768
+        loss = (vae.decode(posterior.sample()).sample - pixels).square().mean() + 1e-4 * posterior.kl().mean() / 384
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -45,7 +63,7 @@ def train_vae(pixels: torch.Tensor, steps: int) -> AutoencoderKL:
 
 
 def train(pipe: OMFAPipeline, folder: Path, steps: int) -> None:
-    data = RecordsDataset(folder, pipe.canvas, 4, 4, tasks=TaskWeights(0.5, 0.5, 0), drops=Drops(0.05, 0, 0.5))
+    data = RecordsDataset(folder, pipe.canvas, 8, 8, tasks=TaskWeights(0.5, 0.5, 0), drops=Drops(0.05, 0, 0.5))
     module = OMFAModule(pipe)
     optimizer = torch.optim.AdamW(module.parameters(), 2e-3, weight_decay=0)
     for step in range(steps):
@@ -66,12 +84,12 @@ def test_two_records_are_learned_to_what_their_vae_can_show(records: Path, tmp_p
         target.write_bytes(path.read_bytes())
     write_records(tmp_path, chosen)
     shown = [pictures(tmp_path, r) for r in chosen]
-    vae = train_vae(torch.stack([p for s in shown for p in s.values()]), 500)
-    pipe = compact_pipeline(VAE, UNET | {"block_out_channels": [48, 96]}, SIZE, token_dim=32)
+    vae = train_vae(torch.stack([p for s in shown for p in s.values()]), 400)
+    pipe = compact_pipeline(VAE, UNET, SIZE, token_dim=32)
     pipe.vae.load_state_dict(vae.state_dict())
     pipe.vae.register_to_config(scaling_factor=vae.config.scaling_factor)
     pipe.set_progress_bar_config(disable=True)
-    train(pipe, tmp_path, 1200)
+    train(pipe, tmp_path, 1500)
     pipe.unet.eval()
     report, call = [], {"num_inference_steps": 25, "guidance_scale": 1.0, "output_type": "pt"}
     for record, truth in zip(chosen, shown, strict=True):

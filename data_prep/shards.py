@@ -1,0 +1,93 @@
+"""Records to WebDataset shards: tar files of a fixed number of records, the same bytes whenever they are made."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from data_prep.records import PARTS, parts_path
+from data_prep.run import Outcome, add_source, positive, run_stage
+from omfa.body import BodyParameters
+from omfa.prepared import GarmentRef, Record, iter_records, record_files, resolve
+from omfa.shards import member
+
+PER_SHARD = 1000
+
+
+def packs(folder: Path, size: int, limit: int | None = None) -> Iterator[tuple[str, tuple[Record, ...]]]:
+    """Records in packs of ``size`` as items of the runner, named as their shards."""
+    records = iter_records(folder)
+    every = iter(lambda: tuple(islice(records, size)), ())
+    return ((f"shard-{n:06d}", pack) for n, pack in enumerate(islice(every, limit)))
+
+
+def packed(record: Record) -> tuple[Record, dict[str, str]]:
+    """A record as it stands in a shard, and which file of the folder each of its members is."""
+    extra = parts_path(record)
+    files = record_files(record) | ({PARTS: extra} if extra else {})
+    names = {role: member(record.id, role + Path(path).suffix.lower()) for role, path in files.items()}
+    pose, face = record.pose, record.face
+    inside = dataclasses.replace(
+        record,
+        file_name=names["person"],
+        face=face and dataclasses.replace(face, path=names["face"]),
+        garments=tuple(GarmentRef(g.category, names[g.category.value], g.kind, g.source_id) for g in record.garments),
+        pose=pose and dataclasses.replace(pose, map=names.get("pose_map"), params=names.get("pose_params")),
+        provenance=record.provenance | ({PARTS: names[PARTS]} if extra else {}),
+    )
+    return inside, {names[role]: path for role, path in files.items()}
+
+
+def write_shard(item_id: str, records: tuple[Record, ...], out: Path, *, source: Path) -> list[dict[str, Any]]:
+    """Work of the runner: one shard, written to the side and swapped in.
+
+    Raises:
+        ValueError: body parameters that are none (a pickle in disguise among them), or a path out of the folder.
+        OSError: a file is missing.
+    """
+    part = out / f".{uuid4().hex}.part"
+    try:
+        with part.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            for record in records:
+                inside, files = packed(record)
+                _add(tar, member(record.id, "json"), inside.to_json().encode())
+                for name, path in files.items():
+                    full = resolve(source, path)
+                    if name.endswith(".pose_params.npz"):
+                        BodyParameters.load(full)
+                    _add(tar, name, full.read_bytes())
+        size = part.stat().st_size
+        os.replace(part, out / f"{item_id}.tar")
+    finally:
+        part.unlink(missing_ok=True)
+    return [{"file_name": f"{item_id}.tar", "records": len(records), "bytes": size}]
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)  # no time, no owner: the same bytes everywhere
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the stage."""
+    add_source(parser, "records")
+    parser.add_argument(
+        "--per-shard", metavar="N", type=positive, default=PER_SHARD, help=f"records in a shard (default {PER_SHARD})"
+    )
+
+
+def main(args: argparse.Namespace) -> Outcome:
+    """Pack a records folder; the items are shards. ``omfa.shards`` and WebDataset read them."""
+    work = partial(write_shard, source=args.records)
+    items = packs(args.records, args.per_shard, args.limit)
+    return run_stage("shards", items, work, args.out, workers=args.workers, engine=args.engine)

@@ -1,0 +1,409 @@
+"""Predictions for a whole records folder, to be judged by ``python -m omfa.evaluate``.
+
+    python -m omfa.predict --records DIR --task try_off --out DIR
+    python -m omfa.predict --records DIR --task try_on --pairs unpaired --model compact --steps 20 --out DIR
+    python -m omfa.predict --records DIR --task try_on --class-path package.module.Model --model weights/ --out DIR
+
+Writes ``<record id>.png`` (try-on) or ``<record id>.<category>.png`` (try-off), and ``predictions.json`` saying how
+they were made. Pictures that are there are not made again, so a killed call goes on. Every picture has its own seed, a
+function of --seed and its name: neither batch nor processes change it. Exit code 0: all well; 1: some failed, each
+named; 2: the call was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import multiprocessing
+import os
+import random
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from omfa.components import TaskKind
+from omfa.data import seeded
+from omfa.prepared import Record, RecordError, read_records, resolve
+from omfa.scoring import Item, prediction_files
+
+VERSION = 1
+PREDICTIONS, TIMINGS = "predictions.json", "timings.jsonl"
+PIPELINE = "omfa.pipeline.OMFAPipeline"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call.
+
+    Args:
+        records, out: folders.
+        task: TRY_ON or TRY_OFF.
+        items: what to make, in order.
+        class_path: the model's class; it has ``from_pretrained`` (or takes nothing), ``try_on`` and ``try_off`` with
+            the pipeline's signature.
+        model: what its ``from_pretrained`` is given, or None.
+        steps, guidance, seed: of the sampler; None leaves the model's own.
+        batch: pictures at once.
+        device: "cpu", "cuda" or "mps".
+        processes: how many work at once, each with its own copy of the model.
+    """
+
+    records: Path
+    out: Path
+    task: TaskKind
+    items: tuple[Item, ...]
+    class_path: str
+    model: str | None
+    steps: int | None
+    guidance: float | None
+    seed: int
+    batch: int
+    device: str
+    processes: int
+
+    def options(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Sampler options and one generator per picture."""
+        generators = [seeded(self.seed, self.task, i.key, i.donor.id if i.donor else "") for i in items]
+        wanted = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        return {k: v for k, v in wanted.items() if v is not None} | {"generator": generators}
+
+
+def unpaired_donors(records: Sequence[Record], seed: int = 0) -> dict[str, str]:
+    """Whose garments each record wears: another person's outfit, the same for all pictures of an outfit.
+
+    The outfits are shuffled and each takes the next one of another person in that circle.
+
+    Raises:
+        ValueError: all records show one person.
+    """
+    outfits: dict[str, Record] = {}
+    for record in records:
+        if record.garments:
+            outfits.setdefault(record.outfit_id, record)
+    names = sorted(outfits)
+    random.Random(seed).shuffle(names)
+    if len({outfits[n].person_id for n in names}) < 2:
+        raise ValueError("unpaired try-on needs records of at least two persons")
+    donor = {}
+    for at, name in enumerate(names):
+        ahead = (names[(at + k) % len(names)] for k in range(1, len(names)))
+        donor[name] = next(outfits[n].id for n in ahead if outfits[n].person_id != outfits[name].person_id)
+    return {r.id: donor[r.outfit_id] for r in records if r.outfit_id in donor}
+
+
+def donors_from_file(path: Path, records: Sequence[Record]) -> dict[str, str]:
+    """Pairs from a text file: on each line the person's record and the record whose garments they wear.
+
+    File names stand for the ids they begin with, as in VITON-HD's ``test_pairs.txt``: ``a.jpg b.jpg``.
+
+    Raises:
+        ValueError: a line that is no pair, or a name that is no record.
+    """
+    ids = {r.id for r in records}
+    found: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        names = [n if n in ids else n.rsplit(".", 1)[0] for n in line.split()]
+        if len(names) != 2 or not set(names) <= ids:
+            raise ValueError(f"{path}:{number}: {line.strip()!r} must be two record ids, person's and garments'")
+        found[names[0]] = names[1]
+    return found
+
+
+def make_items(records: Sequence[Record], task: TaskKind, donors: dict[str, str] | None) -> list[Item]:
+    """One item a picture to make."""
+    by_id = {r.id: r for r in records}
+    if task == TaskKind.TRY_OFF:
+        return [Item(r, g.category) for r in records for g in r.garments]
+    if donors is None:
+        return [Item(r) for r in records if r.garments]
+    return [Item(r, donor=by_id[donors[r.id]]) for r in records if r.id in donors]
+
+
+# ---------------------------------------------------------------------------------------------------------- one call
+def model_class(path: str) -> Any:
+    """The class that ``package.module.Class`` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise ValueError(f"--class-path {path!r}: {e}; give it as package.module.Class") from None
+
+
+def load_model(job: Job, device: str) -> Any:
+    """The model of ``class_path`` on a device, silent."""
+    kind = model_class(job.class_path)
+    model = kind() if job.model is None else kind.from_pretrained(job.model)
+    model = model.to(device) or model if hasattr(model, "to") else model
+    if hasattr(model, "set_progress_bar_config"):
+        model.set_progress_bar_config(disable=True)
+    return model
+
+
+def call_model(model: Any, job: Job, items: Sequence[Item], options: dict[str, Any]) -> list[Any]:
+    """Pictures of some items that can share a call (:func:`alike`)."""
+
+    def path(name: str) -> str:
+        return str(resolve(job.records, name))
+
+    if job.task == TaskKind.TRY_OFF:
+        people = [path(i.record.file_name) for i in items]
+        return list(model.try_off(people, str(items[0].category), **options).images)
+    worn = [{g.category.value: path(g.path) for g in (i.donor or i.record).garments} for i in items]
+    garments = {category: [w[category] for w in worn] for category in worn[0]}
+    for item in items:
+        if item.record.pose is None or item.record.pose.map is None:
+            raise ValueError(f"{item.record.id}: no pose map; make it with 'python -m data_prep pose-maps'")
+    poses = [path(i.record.pose.map) for i in items if i.record.pose is not None and i.record.pose.map is not None]
+    faces = [path(i.record.face.path) for i in items if i.record.face is not None]
+    if "keep" in inspect.signature(model.try_on).parameters:
+        options = options | {"keep": None}
+    return list(model.try_on(None, garments, pose=poses, face=faces or None, **options).images)
+
+
+def alike(item: Item) -> tuple[Any, ...]:
+    """What items of one batch have in common."""
+    garments = tuple(sorted(g.category.value for g in (item.donor or item.record).garments))
+    return (item.category,) if item.category is not None else (garments, item.record.face is None)
+
+
+def batches(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """Items in order, in batches of those that are alike."""
+    open_batches: dict[tuple[Any, ...], list[Item]] = {}
+    full = []
+    for item in items:
+        batch = open_batches.setdefault(alike(item), [])
+        batch.append(item)
+        if len(batch) == size:
+            full.append(open_batches.pop(alike(item)))
+    return full + list(open_batches.values())
+
+
+def count_flops(model: Any, job: Job) -> float | None:
+    """Floating point operations of one picture: counted at 1 and 2 steps, and continued to all of them."""
+    if job.steps is None:
+        return None
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counts = []
+    for steps in (1, 2):
+        with FlopCounterMode(display=False) as counter:
+            item = job.items[:1]
+            call_model(model, job, item, job.options(item) | {"num_inference_steps": steps})
+        counts.append(counter.get_total_flops())
+    return float(counts[0] + (job.steps - 1) * (counts[1] - counts[0]))
+
+
+def peak_memory_mb(device: str) -> float:
+    """Most memory used so far: of the device, or resident in this process."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def work(job: Job, rank: int = 0, quiet: bool = False) -> None:
+    """Make every picture of this rank that is not there yet; failures and seconds go to files beside them."""
+    missing = [i for i in job.items[rank :: job.processes] if not prediction_files(job.out, i.key)]
+    if not missing:
+        return
+    device = job.device
+    if device == "cuda":
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+    if job.processes > 1 and device == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.processes))
+    model = load_model(job, device)
+    if rank == 0 and not (job.out / "flops.json").exists():
+        _write(job.out / "flops.json", json.dumps(_flops_or_none(model, job)))
+    hidden = quiet or rank > 0 or not sys.stderr.isatty()
+    for batch in tqdm(batches(missing, job.batch), unit="batch", disable=hidden):
+        start = time.perf_counter()
+        try:
+            pictures = call_model(model, job, batch, job.options(batch))
+        except (ValueError, RuntimeError) as e:
+            _append(job.out / "failures.jsonl", [{"key": i.key, "error": str(e)} for i in batch])
+            continue
+        seconds = (time.perf_counter() - start) / len(batch)
+        for item, picture in zip(batch, pictures, strict=True):
+            part = job.out / f".{item.key}.part"
+            picture.save(part, "PNG")
+            os.replace(part, job.out / f"{item.key}.png")
+        memory = round(peak_memory_mb(device), 1)
+        _append(job.out / TIMINGS, [{"key": i.key, "seconds": seconds, "peak_memory_mb": memory} for i in batch])
+
+
+def _flops_or_none(model: Any, job: Job) -> float | None:
+    try:
+        return count_flops(model, job)
+    except (ValueError, RuntimeError, TypeError, NotImplementedError):  # a model that can't be counted still predicts
+        return None
+
+
+def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:  # one write: lines of several processes don't mix
+        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of a file that may have been cut off in the middle of one."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def run(job: Job, pairs: str, split: str | None, name: str, quiet: bool = False) -> list[dict[str, Any]]:
+    """Make all pictures, then write ``predictions.json``; the failures."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    told = {
+        "version": VERSION, "model": name, "class_path": job.class_path, "weights": job.model, "task": job.task.value,
+        "pairs": pairs, "split": split, "steps": job.steps, "guidance": job.guidance, "seed": job.seed,
+        "batch": job.batch, "device": job.device,
+    }  # fmt: skip
+    _check_same(job.out / PREDICTIONS, told)
+    if pairs != "paired":
+        told["garments_from"] = {i.record.id: i.donor.id for i in job.items if i.donor is not None}
+    _write(job.out / PREDICTIONS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    (job.out / "failures.jsonl").unlink(missing_ok=True)
+    if job.processes == 1:
+        work(job, quiet=quiet)
+    else:
+        context = multiprocessing.get_context("spawn")
+        workers = [context.Process(target=work, args=(job, rank, quiet), daemon=True) for rank in range(job.processes)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    timings = _lines(job.out / TIMINGS)
+    if timings:
+        seconds = [t["seconds"] for t in timings]
+        told["seconds"] = {"median": statistics.median(seconds), "mean": statistics.fmean(seconds), "n": len(seconds)}
+        told["peak_memory_mb"] = max(t["peak_memory_mb"] for t in timings)
+    flops = job.out / "flops.json"
+    told["flops"] = json.loads(flops.read_text()) if flops.exists() else None
+    _write(job.out / PREDICTIONS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    failures = _lines(job.out / "failures.jsonl")
+    named = {f["key"] for f in failures}
+    gone = [i.key for i in job.items if i.key not in named and not prediction_files(job.out, i.key)]
+    return failures + [{"key": key, "error": "its process ended early; call again"} for key in gone]
+
+
+def _check_same(path: Path, told: dict[str, Any]) -> None:
+    """Refuse to mix pictures of two settings in one folder."""
+    if not path.exists():
+        return
+    old = json.loads(path.read_text(encoding="utf-8"))
+    keys = ("class_path", "weights", "task", "pairs", "steps", "guidance", "seed")
+    differ = [k for k in keys if old.get(k) != told[k]]
+    if differ:
+        raise ValueError(
+            f"{path.parent} holds predictions made with another {', '.join(differ)} "
+            f"({', '.join(str(old.get(k)) for k in differ)}): give another --out"
+        )
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m omfa.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--records", required=True, metavar="DIR", help="records folder")
+    p.add_argument("--task", required=True, choices=["try_on", "try_off"])
+    p.add_argument("--pairs", default="paired", metavar="paired|unpaired|FILE", help="whose garments try-on puts on")
+    p.add_argument("--out", required=True, metavar="DIR")
+    p.add_argument("--split", help="only records of this split")
+    p.add_argument("--max-yaw", type=float, metavar="DEG", help="only records turned by at most this")
+    p.add_argument("--limit", type=_count, metavar="N", help="only the first N pictures")
+    p.add_argument("--model", default=None, help="what from_pretrained is given (default: compact, for the pipeline)")
+    p.add_argument("--class-path", default=PIPELINE, metavar="PATH", help=f"the model's class (default {PIPELINE})")
+    p.add_argument("--name", help="what the model is called in tables")
+    p.add_argument("--steps", type=_count, default=50)
+    p.add_argument("--guidance", type=float, default=2.0)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--batch", type=_count, default=1)
+    p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    p.add_argument("--processes", type=_count, default=1, metavar="N")
+    return p
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of 1 or more")
+    return int(text)
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """The job that the command line asks for.
+
+    Raises:
+        ValueError: something about the call is wrong.
+    """
+    records = [r for r in read_records(args.records) if args.split in (None, r.split)]
+    if args.max_yaw is not None:
+        records = [r for r in records if r.view_yaw is not None and abs(r.view_yaw) <= args.max_yaw]
+    task, donors = TaskKind(args.task), None
+    if args.pairs != "paired":
+        if task == TaskKind.TRY_OFF:
+            raise ValueError("--pairs is for try_on; a try_off takes a garment off its own picture")
+        if args.pairs != "unpaired" and not Path(args.pairs).is_file():
+            raise ValueError(f"--pairs {args.pairs!r} must be 'paired', 'unpaired' or a file of pairs")
+        donors = unpaired_donors(records) if args.pairs == "unpaired" else donors_from_file(Path(args.pairs), records)
+    items = tuple(islice(make_items(records, task, donors), args.limit))
+    if not items:
+        raise ValueError(f"{args.records} holds no record of split {args.split!r} with garments; check --split")
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this machine has no CUDA device; give --device cpu")
+    model_class(args.class_path)
+    model = args.model or ("compact" if args.class_path == PIPELINE else None)
+    return Job(
+        Path(args.records), Path(args.out), task, items, args.class_path, model, args.steps, args.guidance, args.seed,
+        args.batch, device, args.processes,
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make predictions; the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        job = prepare(args)
+        failures = run(job, args.pairs, args.split, args.name or job.model or args.class_path)
+    except (ValueError, RecordError, OSError) as e:
+        print(f"python -m omfa.predict: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; call again to go on from here", file=sys.stderr)
+        return 1
+    for failure in failures:
+        print(f"failed: {failure['key']}: {failure['error']}", file=sys.stderr)
+    print(f"{len(job.items) - len(failures)} of {len(job.items)} pictures in {job.out}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

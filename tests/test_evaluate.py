@@ -1,0 +1,424 @@
+"""Predict, evaluate, compare, report: from a records folder to the page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from omfa import evaluate, predict
+from omfa.components import TaskKind
+from omfa.prepared import GarmentRef, Record, read_records, write_records
+from omfa.protocols import METRICS, PROTOCOLS, Protocol
+from omfa.report import histogram, latex, page, write_report
+from omfa.results import Results, compare
+from omfa.scoring import Item, beside, read_prediction, truth_masks
+from tests.metrics_golden import picture
+
+SIZE = (192, 176)
+COUNT = 20  # two portions
+
+
+def pixels(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """A colourful picture (H, W, 3) uint8."""
+    return (picture(seed, *size)[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+
+
+def shop(seed: int) -> np.ndarray:
+    """A striped garment on white (H, W, 3) uint8."""
+    rng = np.random.RandomState(seed)
+    image = np.full((*SIZE, 3), 255, np.uint8)
+    stripes = (np.arange(120) // 9 % 2)[:, None, None]
+    image[30:150, 40:140] = np.where(stripes == 1, rng.randint(0, 230, 3), rng.randint(0, 230, 3))
+    return image
+
+
+def save(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), image[..., ::-1])
+
+
+@pytest.fixture(scope="module")
+def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten people in two pictures each, one garment; three with label pictures (outlines are slow)."""
+    folder, records = tmp_path_factory.mktemp("wardrobe"), []
+    for i in range(COUNT):
+        labels = np.zeros((*SIZE, 3), np.uint8)
+        labels[20:180, 50:130], labels[60:120, 50:130] = 1, 4
+        save(folder / f"person/r{i}.png", pixels(i))
+        save(folder / f"masks/r{i}.png", labels)
+        save(folder / f"garment/r{i}.png", shop(i // 2))
+        records.append(
+            Record(
+                f"r{i}", "test", f"p{i // 2}", f"o{i // 2}", f"person/r{i}.png", None,
+                (GarmentRef("upper", f"garment/r{i}.png"),), view_yaw=9.0 * i,
+                provenance={"masks": {"labels": f"masks/r{i}.png"}} if i < 3 else {},
+            )
+        )  # fmt: skip
+    write_records(folder, records)
+    return folder
+
+
+def predictions(wardrobe: Path, out: Path, change, task: str = "try_on", **told: object) -> Path:
+    """A predictions folder: ``change(pixels, index)`` of every truth."""
+    out.mkdir(parents=True, exist_ok=True)
+    for i, record in enumerate(read_records(wardrobe)):
+        key, path = (record.id, record.file_name) if task == "try_on" else (f"{record.id}.upper", f"garment/r{i}.png")
+        save(out / f"{key}.png", change(cv2.imread(str(wardrobe / path))[..., ::-1], i))
+    (out / "predictions.json").write_text(json.dumps({"model": out.name, "task": task, **told}))
+    return out
+
+
+def run(wardrobe: Path, made: Path, out: Path, *more: str) -> tuple[int, dict]:
+    """Evaluate by the command line's door; exit code and results."""
+    code = evaluate.main(["run", "--records", str(wardrobe), "--predictions", str(made), "--out", str(out), *more])
+    results = out / "results.json"
+    return code, json.loads(results.read_text()) if results.exists() else {}
+
+
+def perfect(image: np.ndarray, i: int) -> np.ndarray:
+    return image
+
+
+def shifted(image: np.ndarray, i: int) -> np.ndarray:
+    return np.roll(image, (2, 1), (0, 1))
+
+
+def blurred(image: np.ndarray, i: int) -> np.ndarray:
+    return cv2.GaussianBlur(image, (0, 0), 1.5)
+
+
+def recoloured(image: np.ndarray, i: int) -> np.ndarray:
+    return image[..., [1, 2, 0]]
+
+
+@pytest.fixture(scope="module")
+def scored(wardrobe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Results folders of five try-off prediction sets."""
+    root, found = tmp_path_factory.mktemp("scored"), {}
+    sets = {"perfect": perfect, "shifted": shifted, "blurred": blurred, "recoloured": recoloured}
+    sets["wrong"] = lambda image, i: shop(i // 2 + 50)
+    for name, change in sets.items():
+        made = predictions(wardrobe, root / "made" / name, change, "try_off")
+        code, _ = run(wardrobe, made, root / name)
+        assert code == 0
+        found[name] = root / name
+    return found
+
+
+def mean(folder: Path, name: str) -> float:
+    return json.loads((folder / "results.json").read_text())["metrics"][name]["value"]
+
+
+def test_perfect_is_perfect_everywhere(scored: dict[str, Path]) -> None:
+    results = json.loads((scored["perfect"] / "results.json").read_text())
+    assert results["scored"] == COUNT and results["problems"] == []
+    wanted = {"psnr": 100.0, "psnr_garment": 100.0, "palette_error": 0.0}
+    for name, row in results["metrics"].items():
+        assert row["value"] == pytest.approx(wanted.get(name, 1.0), abs=1e-6)
+        assert row["low"] == row["high"] == pytest.approx(row["value"])
+    assert {"psnr", "psnr_garment", "ssim_luma", "ms_ssim", "palette_error"} <= set(results["metrics"])
+
+
+def test_sets_are_ranked_by_the_metrics_that_see_them(scored: dict[str, Path]) -> None:
+    assert mean(scored["shifted"], "palette_error") < 2 < 10 < mean(scored["recoloured"], "palette_error")
+    assert mean(scored["wrong"], "palette_error") > 10 * mean(scored["blurred"], "palette_error") / 5
+    for name in ("psnr", "psnr_garment"):
+        assert mean(scored["blurred"], name) > mean(scored["wrong"], name)
+    for name in ("ssim_rgb_valid", "ms_ssim"):
+        values = [mean(scored[s], name) for s in ("perfect", "blurred", "wrong")]
+        assert values[0] > values[1] > values[2]
+
+
+def test_weights_that_are_missing_make_absent_metrics_not_numbers(scored: dict[str, Path]) -> None:
+    results = json.loads((scored["shifted"] / "results.json").read_text())
+    for name in ("lpips_alex", "dists", "fid", "kid", "clip_i", "dino"):
+        assert name not in results["metrics"] and "--weights DIR" in results["absent"][name]
+    assert "gpt_score" in results["deliberately_absent"]
+
+
+def test_the_same_twice_and_with_two_processes(wardrobe: Path, tmp_path: Path) -> None:
+    made = predictions(wardrobe, tmp_path / "made", shifted)
+    for name, more in {"once": [], "two": ["--processes", "2"]}.items():
+        assert run(wardrobe, made, tmp_path / name, *more)[0] == 0
+    for file in ("results.json", "values.jsonl"):
+        texts = {(tmp_path / name / file).read_bytes() for name in ("once", "two")}
+        assert len(texts) == 1
+    values = [json.loads(line) for line in (tmp_path / "once" / "values.jsonl").read_text().splitlines()]
+    assert [v["key"] for v in values] == [f"r{i}" for i in range(COUNT)]
+    assert {"silhouette_iou", "psnr_person", "psnr_garment"} <= set(values[0]["values"])
+
+
+def test_problems_are_named_and_never_skipped(wardrobe: Path, tmp_path: Path, capsys) -> None:
+    made = predictions(wardrobe, tmp_path / "made", perfect)
+    (made / "r3.png").unlink()
+    (made / "r5.png").write_bytes((made / "r5.png").read_bytes()[:500])
+    save(made / "r7.png", pixels(7, (100, 90)))
+    save(made / "r9.jpg", pixels(9))
+    code, results = run(wardrobe, made, tmp_path / "out")
+    assert code == 1 and results["predictions"] == COUNT and results["scored"] == COUNT - 4
+    told = capsys.readouterr().err
+    for key, words in {"r3": "no prediction", "r5": "damaged", "r7": "90x100", "r9": "several"}.items():
+        problem = next(p["problem"] for p in results["problems"] if p["key"] == key)
+        assert key in problem and words in problem and problem in told
+    (made / "r9.jpg").unlink()  # mended: only what changed is made again
+    before = (tmp_path / "out" / "work" / "000001.json").stat().st_mtime_ns
+    code, results = run(wardrobe, made, tmp_path / "out")
+    assert results["scored"] == COUNT - 3
+    assert (tmp_path / "out" / "work" / "000001.json").stat().st_mtime_ns == before
+
+
+def test_killed_and_run_again(wardrobe: Path, tmp_path: Path) -> None:
+    made, out = predictions(wardrobe, tmp_path / "made", shifted), tmp_path / "out"
+    call = [sys.executable, "-m", "omfa.evaluate", "run", "--records", wardrobe, "--predictions", made, "--out", out]
+    process = subprocess.Popen(list(map(str, call)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = out / "work" / "000000.json"
+    deadline = time.monotonic() + 120
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert first.exists()
+    written = first.stat().st_mtime_ns
+    assert run(wardrobe, made, out)[0] == 0
+    assert first.stat().st_mtime_ns == written
+    run(wardrobe, made, tmp_path / "whole")
+    assert (out / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+
+
+def test_wrong_calls_end_with_two_and_one_line(wardrobe: Path, tmp_path: Path, capsys) -> None:
+    made = predictions(wardrobe, tmp_path / "made", perfect)
+    calls = {
+        "no protocol": ["--protocol", "mine"],
+        "is for": ["--protocol", "omfa-vitonhd-tryoff"],
+        "no record of split": ["--split", "nowhere"],
+        "unpaired predictions need": ["--pairs", "unpaired"],
+    }
+    for words, more in calls.items():
+        assert run(wardrobe, made, tmp_path / "out", *more)[0] == 2
+        err = capsys.readouterr().err
+        assert words in err and err.count("\n") == 1
+    (made / "predictions.json").unlink()
+    assert run(wardrobe, made, tmp_path / "out")[0] == 2
+    assert "--task" in capsys.readouterr().err
+    assert run(wardrobe, made, tmp_path / "few", "--task", "try_on", "--max-yaw", "30")[1]["scored"] == 4
+    shutil.rmtree(made)
+    made.mkdir()
+    assert run(wardrobe, made, tmp_path / "none", "--task", "try_on")[0] == 2
+    assert "none of 20 predictions" in capsys.readouterr().err
+
+
+class _Pooled(torch.nn.Module):
+    """Stands where Inception's TorchScript stands: pictures to features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 5, 7), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def test_set_metrics_and_their_comparison(wardrobe: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.jit.script(_Pooled()).save(str(tmp_path / "inception-2015-12-05.pt"))
+    folders = {}
+    for name, change in {"perfect": perfect, "blurred": blurred, "recoloured": recoloured}.items():
+        made = predictions(wardrobe, tmp_path / "made" / name, change)
+        assert run(wardrobe, made, tmp_path / name, "--weights", str(tmp_path))[0] == 0
+        folders[name] = tmp_path / name
+    assert mean(folders["perfect"], "fid") == pytest.approx(0, abs=1e-6) and mean(folders["perfect"], "kid") < 0
+    assert mean(folders["blurred"], "fid") < mean(folders["recoloured"], "fid")
+    results = json.loads((folders["blurred"] / "results.json").read_text())
+    assert results["metrics"]["fid"]["low"] is None and results["metrics"]["fid"]["spread"] > 0
+    kid = results["metrics"]["kid"]
+    assert kid["low"] < kid["value"] < kid["high"]
+    assert results["weights"]["inception"]["sha256"]
+    found = compare([Results(folders["blurred"]), Results(folders["recoloured"])])["pairs"][0]["metrics"]
+    for name in ("fid", "kid"):
+        wanted = mean(folders["recoloured"], name) - mean(folders["blurred"], name)
+        assert found[name]["difference"] == pytest.approx(wanted, rel=1e-9)
+        assert found[name]["low"] < wanted < found[name]["high"]
+
+
+def test_compare_is_fair(scored: dict[str, Path], capsys) -> None:
+    found = compare([Results(scored["wrong"]), Results(scored["perfect"])])
+    for name, row in found["pairs"][0]["metrics"].items():
+        better = row["difference"] > 0 if METRICS[name].better == "higher" else row["difference"] < 0
+        assert better and row["n"] == COUNT
+        assert row["wins"] == 1.0 or name.startswith("pattern")  # another garment may show the same kind of pattern
+        assert row["low"] <= row["difference"] <= row["high"]
+    same = compare([Results(scored["wrong"]), Results(scored["wrong"])])["pairs"][0]["metrics"]["psnr"]
+    assert same["difference"] == 0 and same["wins"] == 0.5
+    assert evaluate.main(["compare", str(scored["wrong"]), str(scored["perfect"])]) == 0
+    assert "perfect against wrong" in capsys.readouterr().out
+    assert evaluate.main(["compare", str(scored["wrong"])]) == 2
+
+
+def test_report(scored: dict[str, Path], tmp_path: Path) -> None:
+    results = [Results(scored["shifted"]), Results(scored["blurred"])]
+    written = {p.name: p.read_text() for p in write_report(results, tmp_path, pictures=5)}
+    assert set(written) == {"table.md", "table.tex", "index.html", "comparison.txt"}
+    value = f"{mean(scored['shifted'], 'psnr'):.2f}"
+    assert all(value in written[name] for name in ("table.md", "table.tex", "index.html"))
+    text = written["index.html"]
+    assert "http://" not in text and "https://download" in text  # the cure may be named, nothing is fetched
+    assert "default-src 'none'" in text and "<script src" not in text and "<link" not in text
+    data = json.loads(text.split('type="application/json">')[1].split("</script>")[0])
+    assert len(data["items"]) == COUNT and sum(i["pictures"] is not None for i in data["items"]) == 5
+    shown = next(i["pictures"] for i in data["items"] if i["pictures"])
+    assert shown["truth"].startswith("data:image/jpeg;base64,") and len(shown["models"]) == 2 and shown["given"]
+
+
+def test_names_cannot_break_the_page_or_the_table(scored: dict[str, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(scored["shifted"], copy)
+    summary = json.loads((copy / "results.json").read_text()) | {"name": "</script><b>50 % & #1_|"}
+    (copy / "results.json").write_text(json.dumps(summary))
+    results = [Results(copy)]
+    text = page(results, 2)
+    assert "</script><b>" not in text and text.count("</script>") == 2
+    assert r"50 \% \& \#1\_|" in latex(results)
+
+
+def test_histogram_of_one_value() -> None:
+    assert "NaN" not in histogram(METRICS["psnr"], [np.array([3.0, 3.0])]).replace("nan", "NaN")
+
+
+# ------------------------------------------------------------------------------------------------------- protocols
+def test_presets_hold_together() -> None:
+    assert {p.name for p in PROTOCOLS.values()} == set(PROTOCOLS)
+    assert PROTOCOLS["catvton"].metrics is not None and "lpips_squeeze" in PROTOCOLS["catvton"].metrics
+    with pytest.raises(ValueError, match="unknown metrics"):
+        Protocol("x", "", metrics=("fido",))
+    with pytest.raises(ValueError, match="own size"):
+        Protocol("x", "", truth_filter="lanczos")
+
+
+def test_protocols_bring_pictures_to_their_size() -> None:
+    from PIL import Image
+
+    square, portrait = Image.new("RGB", (512, 512)), Image.new("RGB", (768, 1024))
+    for name, prediction in {"tryoffdiff": square, "temu-vtoff": portrait, "omfa-vitonhd-paired": portrait}.items():
+        assert {p.size for p in beside(prediction, portrait, PROTOCOLS[name], "x")} == {(768, 1024)}
+    small = Image.new("RGB", (384, 512))
+    assert {p.size for p in beside(small, portrait, PROTOCOLS["catvton"], "x")} == {(384, 512)}
+    with pytest.raises(ValueError, match="512x512"):
+        beside(square, portrait, PROTOCOLS["catvton"], "x")
+    half = Image.fromarray(np.repeat(np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8), 256, 1).repeat(512, 0))
+    cut, _ = beside(half, portrait, PROTOCOLS["tryoffdiff"], "x")
+    assert cut.getpixel((0, 500)) == (255, 0, 0) and cut.getpixel((767, 500)) == (0, 0, 255)
+
+
+def test_masks_of_both_kinds(wardrobe: Path, tmp_path: Path) -> None:
+    record = read_records(wardrobe)[0]
+    masks = truth_masks(wardrobe, Item(record), SIZE)
+    assert masks["person"].sum() == 160 * 80 and masks["upper"].sum() == 60 * 80 and "lower" not in masks
+    parts = np.zeros((*SIZE, 3), np.uint8)
+    parts[10:20], parts[20:30] = 9, 3
+    save(tmp_path / "parts.png", parts)
+    parsed = Record("a", "test", "p", "o", "a.png", provenance={"parts": "parts.png"})
+    masks = truth_masks(tmp_path, Item(parsed), SIZE)
+    assert masks["upper"].sum() == 10 * SIZE[1] and masks["person"].sum() == 20 * SIZE[1]
+    with pytest.raises(ValueError, match=r"\.\."):
+        truth_masks(tmp_path, Item(Record("a", "t", "p", "o", "a.png", provenance={"parts": "../x.png"})), SIZE)
+
+
+# ------------------------------------------------------------------------------------------------------ predicting
+class Echo:
+    """A model that draws its seed: what a prediction depends on can then be read off it."""
+
+    @staticmethod
+    def _draw(generators: list[torch.Generator]) -> list[object]:
+        from PIL import Image
+
+        values = [torch.randint(0, 256, (64, 48, 3), generator=g, dtype=torch.uint8) for g in generators]
+        return [Image.fromarray(v.numpy()) for v in values]
+
+    def try_off(self, person, categories, generator, **options):
+        assert len(person) == len(generator) and options["guidance_scale"] == 2.0
+        return type("Out", (), {"images": self._draw(generator)})()
+
+    def try_on(self, portrait, garments, pose, face, generator, **options):
+        assert portrait is None and all(len(g) == len(pose) for g in garments.values())
+        return type("Out", (), {"images": self._draw(generator)})()
+
+
+def predicted(records: Path, out: Path, *more: str) -> int:
+    call = ["--records", str(records), "--out", str(out), "--class-path", "tests.test_evaluate.Echo", "--steps", "3"]
+    return predict.main([*call, *more])
+
+
+@pytest.mark.parametrize("task", ["try_off", "try_on"])
+def test_predictions_depend_on_seed_and_name_alone(records: Path, tmp_path: Path, task: str) -> None:
+    assert predicted(records, tmp_path / "a", "--task", task) == 0
+    several = ["--processes", "2"] if task == "try_off" else []
+    assert predicted(records, tmp_path / "b", "--task", task, "--batch", "3", *several) == 0
+    assert predicted(records, tmp_path / "c", "--task", task, "--seed", "1") == 0
+    names = sorted(p.name for p in (tmp_path / "a").glob("*.png"))
+    assert names == sorted(p.name for p in (tmp_path / "b").glob("*.png"))
+    assert len(names) == (14 if task == "try_off" else 8)
+    a, b, c = ([(tmp_path / k / n).read_bytes() for n in names] for k in "abc")
+    assert a == b and not set(a) & set(c) and len(set(a)) == len(a)
+    told = json.loads((tmp_path / "b" / "predictions.json").read_text())
+    assert told["task"] == task and told["steps"] == 3 and told["seconds"]["n"] == len(names)
+
+
+def test_predict_goes_on_and_refuses_to_mix(records: Path, tmp_path: Path, capsys) -> None:
+    assert predicted(records, tmp_path, "--task", "try_off", "--limit", "5") == 0
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.png")}
+    assert predicted(records, tmp_path, "--task", "try_off") == 0
+    assert all(p.stat().st_mtime_ns == t for p, t in kept.items()) and len(list(tmp_path.glob("*.png"))) == 14
+    assert predicted(records, tmp_path, "--task", "try_off", "--seed", "5") == 2
+    assert "another seed" in capsys.readouterr().err
+
+
+def test_unpaired_try_on_wears_another_persons_outfit(records: Path, tmp_path: Path) -> None:
+    assert predicted(records, tmp_path / "made", "--task", "try_on", "--pairs", "unpaired") == 0
+    told = json.loads((tmp_path / "made" / "predictions.json").read_text())
+    by_id = {r.id: r for r in read_records(records)}
+    assert set(told["garments_from"]) == set(by_id)
+    for person, donor in told["garments_from"].items():
+        assert by_id[person].person_id != by_id[donor].person_id
+    torch.jit.script(_Pooled()).save(str(tmp_path / "inception-2015-12-05.pt"))
+    code, results = run(records, tmp_path / "made", tmp_path / "out", "--weights", str(tmp_path))
+    assert code == 0 and results["pairing"] == "unpaired" and set(results["metrics"]) == {"fid", "kid"}
+    assert evaluate.main(["report", str(tmp_path / "out"), "--out", str(tmp_path / "page")]) == 0
+
+
+def test_pairs_from_a_file(records: Path, tmp_path: Path, capsys) -> None:
+    ids = [r.id for r in read_records(records)]
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text(f"{ids[0]}.jpg {ids[5]}.jpg\n\n{ids[1]} {ids[6]}\n")
+    assert predicted(records, tmp_path / "made", "--task", "try_on", "--pairs", str(pairs)) == 0
+    assert sorted(p.stem for p in (tmp_path / "made").glob("*.png")) == sorted(ids[:2])
+    pairs.write_text("nobody someone\n")
+    assert predicted(records, tmp_path / "other", "--task", "try_on", "--pairs", str(pairs)) == 2
+    assert "pairs.txt:1" in capsys.readouterr().err
+
+
+def test_the_pipeline_itself_predicts(compact, records: Path, tmp_path: Path) -> None:
+    compact.save_pretrained(tmp_path / "model")
+    call = ["--records", str(records), "--model", str(tmp_path / "model"), "--steps", "2", "--limit", "3"]
+    for task in ("try_off", "try_on"):
+        assert predict.main([*call, "--task", task, "--out", str(tmp_path / task)]) == 0
+        told = json.loads((tmp_path / task / "predictions.json").read_text())
+        assert told["flops"] > 1e6 and told["peak_memory_mb"] > 10
+        code, results = run(records, tmp_path / task, tmp_path / f"{task}-scores", "--limit", "3")
+        assert code == 0 and results["scored"] == 3 and results["speed"]["steps"] == 2
+
+
+def test_a_folder_somebody_else_made(wardrobe: Path, tmp_path: Path) -> None:
+    for i in range(COUNT):
+        save(tmp_path / f"made/r{i}.webp", pixels(i))
+    assert read_prediction(tmp_path / "made", "r0").size == SIZE[::-1]
+    code, results = run(wardrobe, tmp_path / "made", tmp_path / "out", "--task", "try_on", "--name", "theirs")
+    assert code == 0 and results["name"] == "theirs" and results["task"] == TaskKind.TRY_ON

@@ -1,0 +1,196 @@
+"""Shards: the same records and bytes as the folder, in the same order, and nothing hostile gets in or out."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.__main__ import main
+from data_prep.run import write_image
+from omfa.components import Category
+from omfa.data import RecordsDataset, collate
+from omfa.pipeline import OMFAPipeline
+from omfa.prepared import FaceRef, GarmentRef, PoseRef, Record, RecordError, read_records, record_files, write_records
+from omfa.shards import Shards, open_records
+
+
+def folder(root: Path, n: int = 5) -> Path:
+    made = []
+    for k in range(n):
+        rng = np.random.default_rng(k)
+        for name in (f"person/p.{k}.png", f"face/{k}.jpg", f"pose/{k}.png", f"garment/{k // 2}.png"):
+            write_image(root / name, rng.integers(0, 255, (32, 24, 3), np.uint8))
+        garment = GarmentRef(Category.UPPER, f"garment/{k // 2}.png")
+        made.append(
+            Record(
+                f"p.{k}",
+                "train" if k else "test",
+                "ann",
+                f"o{k}",
+                f"person/p.{k}.png",
+                face=FaceRef(f"face/{k}.jpg"),
+                garments=(garment,),
+                pose=PoseRef(map=f"pose/{k}.png"),
+            )
+        )
+    write_records(root, made)
+    return root
+
+
+def pack(root: Path, out: Path, *more: str) -> int:
+    return main(["shards", "--records", str(root), "--out", str(out), "--per-shard", "2", *more])
+
+
+def test_shards_hold_what_the_folder_holds(tmp_path: Path) -> None:
+    root = folder(tmp_path / "in")
+    assert pack(root, tmp_path / "out") == 0
+    assert [p.name for p in sorted((tmp_path / "out").glob("*.tar"))] == [f"shard-00000{n}.tar" for n in range(3)]
+    source = open_records(tmp_path / "out")
+    for one, other in zip(read_records(root), source.records(), strict=True):
+        assert (one.id, one.split, one.outfit_id, one.caption) == (
+            other.id,
+            other.split,
+            other.outfit_id,
+            other.caption,
+        )
+        for role, path in record_files(one).items():
+            assert (root / path).read_bytes() == source.read(record_files(other)[role])
+    assert [r.id for r in source.records("test")] == ["p.0"]
+    assert open_records(root).records() == read_records(root)
+
+
+def test_shards_are_webdatasets(tmp_path: Path) -> None:
+    """A key ends at the first dot; the members of a record follow one another."""
+    pack(folder(tmp_path / "in"), tmp_path / "out")
+    with tarfile.open(tmp_path / "out/shard-000000.tar") as tar:
+        names = tar.getnames()
+        keys = [name.split(".", 1)[0] for name in names]
+        assert keys == ["p%2E0"] * 5 + ["p%2E1"] * 5
+        assert [n.split(".", 1)[1] for n in names[:5]] == [
+            "json",
+            "person.png",
+            "face.jpg",
+            "pose_map.png",
+            "upper.png",
+        ]
+        tar.extractall(tmp_path / "flat", filter="data")
+    lines = [(tmp_path / "flat" / n).read_text() for n in names if n.endswith(".json")]
+    assert all(
+        (tmp_path / "flat" / f).is_file() for line in lines for f in record_files(Record.from_json(line)).values()
+    )
+
+
+def test_same_bytes_again(tmp_path: Path) -> None:
+    root = folder(tmp_path / "in")
+    pack(root, tmp_path / "one")
+    pack(root, tmp_path / "two", "--workers", "2")
+    for path in (tmp_path / "one").glob("[!.]*"):
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_training_reads_both_alike(records: Path, compact: OMFAPipeline, tmp_path: Path) -> None:
+    assert pack(records, tmp_path / "out") == 0
+    batches = []
+    for where in (records, tmp_path / "out"):
+        data = RecordsDataset(where, compact.canvas, 4, 4, jitter=0.05)
+        batches.append(collate([data[epoch, k] for epoch in range(3) for k in range(len(data))]))
+    a, b = batches
+    assert a.id == b.id and a.layout == b.layout
+    assert all(torch.equal(a.pixels[slot], b.pixels[slot]) for slot in a.pixels) and torch.equal(a.pose, b.pose)
+
+
+def test_broken_records_are_named(tmp_path: Path) -> None:
+    root = folder(tmp_path / "in")
+    (root / "person/p.3.png").unlink()
+    assert pack(root, tmp_path / "out") == 1
+    (failure,) = (tmp_path / "out/failures.jsonl").read_text().splitlines()
+    assert "p.3.png" in failure and not (tmp_path / "out/shard-000001.tar").exists()
+    assert not list((tmp_path / "out").glob(".*.part"))
+
+
+def test_hostile_records_are_refused(tmp_path: Path) -> None:
+    root = folder(tmp_path / "in", 2)
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (root / "pose/0.png").unlink()
+    (root / "pose/0.png").symlink_to(tmp_path / "secret.png")
+    assert pack(root, tmp_path / "link") == 1
+    assert "leads out of" in (tmp_path / "link/failures.jsonl").read_text()
+    text = (folder(tmp_path / "again", 2) / "metadata.jsonl").read_text()
+    for path in ("../secret.png", str(tmp_path / "secret.png")):
+        (tmp_path / "again/metadata.jsonl").write_text(text.replace("person/p.1.png", path))
+        assert pack(tmp_path / "again", tmp_path / "path") == 2
+
+
+def test_a_pickle_posing_as_parameters_is_refused(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str, str]]:
+            return (open, (str(tmp_path / "ran"), "w"))  # type: ignore[return-value]
+
+    root = folder(tmp_path / "in", 2)
+    lines = [json.loads(line) for line in (root / "metadata.jsonl").read_text().splitlines()]
+    lines[1]["pose"]["params"] = "pose/1.npz"
+    (root / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (root / "pose/1.npz").write_bytes(pickle.dumps(Bomb.__new__(Bomb), protocol=2))
+    (tmp_path / "ran").unlink(missing_ok=True)
+    assert pack(root, tmp_path / "out") == 1
+    assert "1.npz" in (tmp_path / "out/failures.jsonl").read_text() and not (tmp_path / "ran").exists()
+    buffer = io.BytesIO()
+    np.savez(buffer, pose=np.array([Bomb()], dtype=object))
+    (tmp_path / "ran").unlink(missing_ok=True)
+    (root / "pose/1.npz").write_bytes(buffer.getvalue())
+    assert pack(root, tmp_path / "other") == 1 and not (tmp_path / "ran").exists()
+
+
+def shard(path: Path, *members: tuple[str, bytes | str]) -> Path:
+    """A tar file; a member whose content is text is a link to it."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+GOOD = Record("a", "train", "p", "o", "a.person.png").to_json().encode()
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([("../a.person.png", b"x")], r"'\.\./a\.person\.png' is refused"),
+        ([("/etc/a.person.png", b"x")], "is refused"),
+        ([("x/a.person.png", b"x")], "is refused"),
+        ([("a.person.png", "/etc/passwd")], "no regular file"),
+        ([("a.person.png", b"x"), ("a.person.png", b"y")], "stands twice"),
+        ([("a.json", GOOD)], "no member of its own"),
+        ([("a.json", GOOD.replace(b"a.person", b"../a.person")), ("a.person.png", b"x")], "must be relative"),
+        ([("a.json", GOOD.replace(b"a.person", b"b.person")), ("b.person.png", b"x")], "no member of its own"),
+        ([("b.json", GOOD), ("a.person.png", b"x")], "must be named a.json"),
+        ([("a.json", b"{" * 5000)], "not a JSON object"),
+        ([("a.json", b"\xff\xfe")], "a.json"),
+    ],
+)
+def test_hostile_shards_are_refused(tmp_path: Path, members: list[tuple[str, bytes | str]], said: str) -> None:
+    with pytest.raises(RecordError, match=said) as refused:
+        Shards([shard(tmp_path / "s.tar", *members)])
+    assert "s.tar" in str(refused.value)
+
+
+def test_damaged_shards_are_refused(tmp_path: Path) -> None:
+    good = shard(tmp_path / "s.tar", ("a.json", GOOD), ("a.person.png", b"x" * 5000)).read_bytes()
+    assert len(Shards([tmp_path / "s.tar"]).records()) == 1
+    for n, data in enumerate((b"", b"text" * 500, good[:3000])):
+        (tmp_path / f"{n}.tar").write_bytes(data)
+        with pytest.raises(RecordError, match=f"{n}.tar"):
+            Shards([tmp_path / f"{n}.tar"])
