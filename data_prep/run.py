@@ -443,6 +443,7 @@ class _Journal:
         self.db.close()
         if not used:
             (self.out / JOURNAL).unlink()
+            (self.out / METADATA).unlink(missing_ok=True)
 
 
 def _digest(payload: Any) -> str:

@@ -267,11 +267,14 @@ class SlotTokens(ModelMixin, ConfigMixin):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Row numbers (B, N) -> context (B, N, dim)."""
-        return self.table(rows.to(self.table.weight.device))
+        return self.table(rows)
+
+
+KEPT_PHRASES = 256
 
 
 class TextEncoders:
-    """SDXL's two text encoders behind one call, each phrase encoded once and kept.
+    """SDXL's two text encoders behind one call; the last ``KEPT_PHRASES`` phrases are not encoded again.
 
     Args:
         tokenizers: both tokenizers.
@@ -289,6 +292,8 @@ class TextEncoders:
             if prompt not in self._known:
                 self._known[prompt] = self._encode(prompt, device)
         rows = [self._known[p or "null"] for p in prompts]
+        while len(self._known) > KEPT_PHRASES:  # phrases with captions rarely come again
+            self._known.pop(next(iter(self._known)))
         keep = torch.tensor([float(bool(p)) for p in prompts])
         context = torch.cat([r[0] for r in rows]) * keep[:, None, None]
         pooled = torch.cat([r[1] for r in rows]) * keep[:, None]

@@ -25,7 +25,7 @@ from omfa import images
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.components import JOINT, TRY_OFF, TRY_ON, Component, Task
 from omfa.conditioning import Drops, Layout
-from omfa.prepared import Record
+from omfa.prepared import Record, RecordError
 from omfa.shards import open_records
 
 TRAIN_STEPS = 1000
@@ -116,7 +116,7 @@ class RecordsDataset(Dataset[Example]):
         jitter: largest shift (of the side) and scaling of person and pose map together, e.g. 0.05.
 
     Raises:
-        ValueError: no records there, or records without any garment or without a pose where the tasks need them.
+        RecordError: no records with garments there.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class RecordsDataset(Dataset[Example]):
         self.tasks, self.drops = tasks or TaskWeights(), drops or Drops()
         self.records = [r for r in self.source.records(split) if r.garments]
         if not self.records:
-            raise ValueError(f"{folder} holds no records of split {split!r} with garments; check metadata.jsonl")
+            raise RecordError(f"{folder} holds no records of split {split!r} with garments; check metadata.jsonl")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -248,17 +248,17 @@ class PicturesDataset(Dataset[Tensor]):
         seed: seeds every draw.
 
     Raises:
-        ValueError: a folder that is none, or no pictures in them.
+        ImageError: a folder that is none, or no pictures in them.
     """
 
     def __init__(self, folders: Sequence[str], size: Sequence[int], textures: float = 0.1, seed: int = 0) -> None:
         missing = [f for f in folders if not Path(f).is_dir()]
         if missing:
-            raise ValueError(f"no such folder: {', '.join(missing)}")
+            raise images.ImageError(f"no such folder: {', '.join(missing)}")
         found = [p for f in folders for p in sorted(Path(f).rglob("*")) if p.suffix.lower() in images.SUFFIXES]
         self.paths = [p for p in found if "masks" not in p.parts]
         if not self.paths:
-            raise ValueError(f"no pictures in {', '.join(folders)}")
+            raise images.ImageError(f"no pictures in {', '.join(folders)}")
         self.size, self.textures, self.seed = (int(size[0]), int(size[1])), textures, seed
 
     def __len__(self) -> int:

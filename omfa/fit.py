@@ -17,7 +17,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from omfa.callbacks import SafeCheckpointIO, StepBar, last_checkpoint
+from omfa.callbacks import SafeCheckpointIO, StepBar, is_whole, last_checkpoint
+from omfa.images import ImageError
+from omfa.prepared import RecordError
 
 
 class FitCLI(LightningCLI):
@@ -75,8 +77,8 @@ def checkpoint_to_resume(root: Path, wanted: str | None) -> Path | None:
         return None
     if wanted == "last":
         return last  # a run killed before its first checkpoint simply starts again
-    if not Path(wanted).is_file():
-        raise ValueError(f"--ckpt_path {wanted}: no such file; give a checkpoint or 'last'")
+    if not is_whole(Path(wanted)):
+        raise ValueError(f"--ckpt_path {wanted}: no such file, or damaged; give a whole checkpoint, or 'last'")
     return Path(wanted)
 
 
@@ -97,14 +99,23 @@ def main(args: list[str] | None = None) -> int:
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 10,
                 "max_epochs": -1,
+                "use_distributed_sampler": False,  # the stream deals out to ranks by itself
             },
             save_config_kwargs={"overwrite": True},
         )
-        checkpoint = checkpoint_to_resume(Path(cli.trainer.default_root_dir), cli.config.ckpt_path)
+        root = Path(cli.trainer.default_root_dir)
+        checkpoint = checkpoint_to_resume(root, cli.config.ckpt_path)
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except (RecordError, ImageError) as e:  # data that can't be used; anything else is a fault of ours and shows itself
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    final = root / "checkpoints" / f"step={cli.trainer.global_step}.ckpt"
+    if cli.trainer.global_step and not final.exists():  # so that a longer run can go on from the very end
+        cli.trainer.save_checkpoint(final)
     return 0
 
 

@@ -28,7 +28,8 @@ class OMFAModule(pl.LightningModule):
         weight_decay: AdamW's.
         warmup_steps: steps of linear warm-up.
         decay_from: fraction of ``max_steps`` after which the rate falls linearly to zero; 1 never.
-        min_snr: gamma of min-SNR loss weights (5 is usual); None for none.
+        min_snr: gamma of min-SNR loss weights (5 is usual); None for none. With v-prediction the step of
+            pure noise then has weight 0 and learns from its neighbours alone.
         channels_last: memory format of the UNet; faster convolutions on most machines.
     """
 

@@ -1,8 +1,8 @@
 """OMFAPipeline: garments onto people and off them, in diffusers' manner.
 
-    pipe = OMFAPipeline.from_pretrained("compact")
+    pipe = OMFAPipeline.from_pretrained("runs/demo/model")
     shirt = pipe.try_off("anna.jpg", "upper").images[0]
-    ben = pipe.try_on("ben.jpg", {"upper": shirt}, pose=pose_map, face=head_crop).images[0]
+    ben = pipe.try_on(garments={"upper": shirt}, pose="pose_map.png", face="ben_head.png").images[0]
 
 The general call names what to generate and what is given; ``try_on``, ``try_off``, ``transfer`` and ``turntable`` are
 thin wrappers. ``B`` batch, ``C`` latent channels, ``H W`` pixels, ``h w`` latents of the canvas.
@@ -11,6 +11,7 @@ thin wrappers. ``B`` batch, ``C`` latent channels, ``H W`` pixels, ``h w`` laten
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -109,7 +110,7 @@ class OMFAPipeline(DiffusionPipeline):
         tokenizer_2: Any = None,
         text_encoder: Any = None,
         text_encoder_2: Any = None,
-        person_size: Sequence[int] = (1024, 768),
+        person_size: list | tuple = (1024, 768),
         garment_slots: int = 2,
     ) -> None:
         super().__init__()
@@ -189,7 +190,7 @@ class OMFAPipeline(DiffusionPipeline):
             person: photo of a dressed person, to take garments from.
             garments: category to garment picture, to put on.
             face: head crop of the person to generate.
-            pose: pose map aligned with the person picture, or :class:`BodyParameters` to render one from.
+            pose: pose map aligned with the person picture, or :class:`BodyParameters` (or their ``.npz``) to render.
             caption: a few words for a text-conditioned model's prompt.
             num_inference_steps: steps of the scheduler.
             guidance_scale: classifier-free guidance; 1 or less turns it off (half the work).
@@ -214,8 +215,9 @@ class OMFAPipeline(DiffusionPipeline):
             raise ValueError(f"output_type {output_type!r} must be 'pil', 'np', 'pt' or 'latent'")
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs may only hold {self._callback_tensor_inputs}")
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}; give 1 or more")
+        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}; give a whole number, 1 or more")
+        generator = list(generator) if isinstance(generator, tuple) else generator
         request = self._check(targets, person, garments, face, pose, caption)
         if isinstance(generator, list) and len(generator) != request.batch:
             raise ValueError(f"{len(generator)} generators for {request.batch} pictures; give one, or one per picture")
@@ -355,7 +357,7 @@ class OMFAPipeline(DiffusionPipeline):
         """
         if keep not in ("others", None):
             raise ValueError(f"keep={keep!r} must be 'others' or None")
-        worn: dict[str, Pictures] = {Category(c).value: g for c, g in (garments or {}).items()}
+        worn: dict[str, Any] = {str(c): g for c, g in (garments or {}).items()}
         if portrait is not None and (pose is None or face is None):
             looks = [self._estimate(p) for p in images.as_list(portrait)]
             pose = [look.params for look in looks] if pose is None else pose
@@ -364,7 +366,9 @@ class OMFAPipeline(DiffusionPipeline):
         if portrait is not None and keep == "others":
             left = self._left_open(worn)
             if left:
-                worn |= self.try_off(portrait, left, **_shared(options)).garments
+                several = options.get("generator")
+                batch = len(several) if isinstance(several, list | tuple) else 1
+                worn |= self.try_off(_repeated(portrait, batch), left, **_shared(options)).garments
         return self(targets=["person"], garments=worn, face=face, pose=pose, **options)
 
     def transfer(
@@ -385,8 +389,9 @@ class OMFAPipeline(DiffusionPipeline):
             categories: which garments.
             pose, face, keep, options: as in :meth:`try_on`.
         """
-        taken = self.try_off(source, categories, **_shared(options)).garments
-        return self.try_on(target, taken, pose=pose, face=face, keep=keep, **options)
+        batch = max(len(images.as_list(source)), len(images.as_list(target)))
+        taken = self.try_off(_repeated(source, batch), categories, **_shared(options)).garments
+        return self.try_on(_repeated(target, batch), taken, pose=pose, face=face, keep=keep, **options)
 
     def turntable(
         self,
@@ -408,12 +413,12 @@ class OMFAPipeline(DiffusionPipeline):
             face: head crop; None takes the portrait's.
             views: number of pictures.
             keep: as in :meth:`try_on`.
-            generator: seeds the start noise, which all views share.
+            generator: seeds the noise, which all views share.
             options: of the general call.
         """
         if views < 1:
             raise ValueError(f"views={views} must be 1 or more")
-        worn: dict[str, Pictures] = {Category(c).value: g for c, g in (garments or {}).items()}
+        worn: dict[str, Any] = {str(c): g for c, g in (garments or {}).items()}
         if portrait is not None and (pose is None or face is None):
             look = self._estimate(portrait)
             pose, face = pose or look.params, face if face is not None else look.face
@@ -424,14 +429,12 @@ class OMFAPipeline(DiffusionPipeline):
                 portrait, self._left_open(worn), **_shared(options | {"generator": generator})
             ).garments
         poses = [turned(pose, 360.0 * i / views) for i in range(views)]
-        noise = randn_tensor(
-            (1, self.vae.config.latent_channels, *self.canvas.size),
-            generator=generator,
-            device=self._execution_device,
-            dtype=torch.float32,
+        seed = int(
+            torch.randint(2**62, (1,), generator=generator, device=None if generator is None else generator.device)
         )
-        latents = noise.repeat(views, 1, 1, 1)
-        return self(targets=["person"], garments=worn, face=face, pose=poses, latents=latents, **options)
+        device = "cpu" if generator is None else generator.device
+        alike = [torch.Generator(device=device).manual_seed(seed) for _ in poses]  # all noise, shared by all views
+        return self(targets=["person"], garments=worn, face=face, pose=poses, generator=alike, **options)
 
     def _left_open(self, worn: Mapping[str, Any]) -> list[str]:
         """Categories to take from the portrait so that the person is dressed from head to foot."""
@@ -459,15 +462,18 @@ class OMFAPipeline(DiffusionPipeline):
         caption: str | None,
     ) -> _Request:
         """The request behind a call, everything checked and every picture read."""
-        wanted = [targets] if isinstance(targets, str) else [str(t) for t in targets]
+        wanted = [targets] if isinstance(targets, str) else [str(t) for t in targets or ()]
         unknown = set(wanted) - {PERSON, *Category}
         if unknown or not wanted:
             raise ValueError(f"targets {wanted} must be some of 'person', {', '.join(map(repr, map(str, Category)))}")
+        if garments is not None and (not isinstance(garments, Mapping) or set(garments) - set(Category)):
+            raise ValueError(f"garments must map 'upper', 'lower' or 'dress' to a picture; got {_keys(garments)}")
         worn = {Category(c): g for c, g in (garments or {}).items() if g is not None}
         new = [Category(t) for t in wanted if t != PERSON]
         both = set(new) & set(worn)
         if both or (PERSON in wanted and person is not None):
-            raise ValueError(f"{sorted(both) or 'person'} is given and a target at once; make up your mind")
+            named = ", ".join(sorted(both)) or "person"
+            raise ValueError(f"{named} is given and a target at once; take it out of targets, or don't give it")
         if PERSON in wanted and not worn and not new:
             raise ValueError(
                 "people are always dressed: give at least one garment to put on, like garments={'upper': picture}, "
@@ -486,7 +492,9 @@ class OMFAPipeline(DiffusionPipeline):
         poses = [pose] if isinstance(pose, BodyParameters) else images.as_list(cast(Any, pose))
         batch = max([len(p) for p in pictures.values()] + [len(poses), 1])
         for name, several in [*pictures.items(), ("pose", poses)]:
-            if len(several) not in (1, batch) and not (name == "pose" and pose is None):
+            if not several and not (name == "pose" and pose is None):
+                raise ValueError(f"an empty list for {name}; give a picture, or leave it out")
+            if len(several) not in (0, 1, batch):
                 raise ValueError(f"{len(several)} pictures for {name} in a batch of {batch}; give 1 or {batch}")
         kinds = {Component.PERSON if t == PERSON else Component.GARMENT for t in wanted}
         categories = {places[c]: c for c in [*new, *worn]}
@@ -532,6 +540,12 @@ class OMFAPipeline(DiffusionPipeline):
         return OMFAPipelineOutput(images=first, person=person, garments=garments)
 
 
+def _repeated(pictures: Pictures, batch: int) -> Pictures:
+    """One picture as a batch of the same; several stay as they are."""
+    several = images.as_list(pictures)
+    return several * batch if len(several) == 1 else several
+
+
 def _as(pictures: list[Image.Image], output_type: OutputType) -> Any:
     """Pictures in the form the caller asked for; arrays and tensors are stacked where sizes agree."""
     if output_type == "pil":
@@ -544,8 +558,14 @@ def _as(pictures: list[Image.Image], output_type: OutputType) -> Any:
     return torch.stack(tensors) if alike else tensors
 
 
+def _keys(garments: Any) -> str:
+    return ", ".join(map(repr, garments)) if isinstance(garments, Mapping) else type(garments).__name__
+
+
 def _pose_picture(pose: Pose) -> Image.Image:
-    """A pose map as a picture; body parameters are rendered with the body that ships."""
+    """A pose map as a picture; body parameters (or their ``.npz``) are rendered with the body that ships."""
+    if isinstance(pose, str | os.PathLike) and str(pose).endswith(".npz"):
+        pose = BodyParameters.load(Path(pose))
     if isinstance(pose, BodyParameters):
         return Image.fromarray(render_pose_map(load_body(), pose))
     return images.read_image(pose, "pose")

@@ -38,6 +38,8 @@ def check_path(path: str) -> str:
     Raises:
         RecordError: absolute, empty, with ``..``, a drive, a backslash or a NUL.
     """
+    if not isinstance(path, str):
+        raise RecordError(f"a path is a text, not {path!r}")
     pure = PurePosixPath(path)
     if not path or pure.is_absolute() or ".." in pure.parts or any(c in path for c in "\\\0:"):
         raise RecordError(f"path {path!r} must be relative to the records folder and stay inside, like 'person/a.png'")
@@ -83,7 +85,7 @@ class GarmentRef:
 
     def __post_init__(self) -> None:
         check_path(self.path)
-        if self.category not in set(Category):
+        if not isinstance(self.category, str) or self.category not in set(Category):
             raise RecordError(f"category {self.category!r} must be one of {', '.join(Category)}")
         object.__setattr__(self, "category", Category(self.category))
         if self.kind not in ("shop", "cutout"):
@@ -154,7 +156,9 @@ class Record:
             raise RecordError(f"garments {worn} hold a category twice; give at most one picture of each")
         if Category.DRESS in worn and len(worn) > 1:
             raise RecordError(f"garments {worn}: a dress takes the place of upper and lower; give it alone")
-        if self.view_yaw is not None and not -180 < self.view_yaw <= 180:
+        if not isinstance(self.provenance, dict) or not isinstance(self.caption, str | None):
+            raise RecordError(f"caption {self.caption!r} must be a text and provenance {self.provenance!r} an object")
+        if self.view_yaw is not None and not (isinstance(self.view_yaw, int | float) and -180 < self.view_yaw <= 180):
             raise RecordError(f"view_yaw {self.view_yaw!r} must be in (-180, 180] degrees")
         if not self.provenance.get("own_cutouts"):
             for g in self.garments:

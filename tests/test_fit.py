@@ -49,7 +49,7 @@ def test_the_loss_falls_and_the_run_folder_is_complete(records: Path, tmp_path: 
     events = EventAccumulator(str(tmp_path)).Reload()
     losses = [e.value for e in events.Scalars("loss")]
     assert len(losses) == 6 and sum(losses[-2:]) < 0.8 * sum(losses[:2])
-    assert last_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step=50.ckpt"
+    assert last_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step=60.ckpt"
     pipe = OMFAPipeline.from_pretrained(tmp_path / "model")
     assert pipe.canvas.person == (16, 12) and (tmp_path / "config.yaml").is_file()
 
@@ -81,6 +81,18 @@ def test_a_killed_run_resumes_exactly(records: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_killed_five_times_resumes_exactly(records: Path, tmp_path: Path) -> None:
     killed_and_resumed(records, tmp_path, sorted(random.Random(4).sample(range(1, 30), 5)), 30)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_whole_batch(records: Path, tmp_path: Path) -> None:
+    """DDP over gloo: the same global batch, so the same weights up to rounding."""
+    for run, devices, batch in (("one", 1, 4), ("two", 2, 2)):
+        options = [f"--trainer.devices={devices}", f"--data.init_args.batch_size={batch}", "--save_every=3"]
+        strategy = ["--trainer.strategy=ddp"] if devices == 2 else []
+        ddp = fit(*arguments(records, tmp_path / run, 3, *options, *strategy, "--trainer.callbacks=EMA"))
+        assert ddp.returncode == 0, ddp.stderr
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[k], two[k], atol=1e-3) for k in one)
 
 
 def test_damaged_checkpoints_are_noticed_and_the_one_before_is_used(tmp_path: Path) -> None:
@@ -116,6 +128,8 @@ def test_an_existing_run_is_not_overwritten(records: Path, tmp_path: Path, capsy
         (["--model.init_args.learning_rate=-1"], "learning_rate"),
         (["--model.init_args.pipeline.init_args.person_size=[60,44]"], "multiple"),
         (["--model.init_args.pipeline.init_args.vae=nowhere"], "holds no VAE"),
+        (["--data.init_args.folder=nowhere"], "no records folder"),
+        (["--data.init_args.split=val"], "no records of split 'val'"),
     ],
 )
 def test_wrong_calls_exit_with_2(

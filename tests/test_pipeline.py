@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import accelerate
 import diffusers
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 
+from omfa.body import NAMED_POSES, load_body, place
 from omfa.images import ImageError
 from omfa.partial_diffusion import SCHEDULERS
 from omfa.pipeline import OMFAPipeline
@@ -230,9 +232,29 @@ def test_transfer(compact: OMFAPipeline) -> None:
     assert out.images[0].size == (48, 64) and set(out.garments) == {"upper", "lower"}
 
 
+def test_a_turntable_is_seeded_with_any_scheduler() -> None:
+    pipe, body = make_compact(), load_body()
+    pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    standing = place(body, NAMED_POSES["standing"], image_size=figures.SIZE)
+    call = {"garments": {"upper": shirt()}, "pose": standing, "views": 2, "output_type": "np", **FAST}
+    a, b = (pipe.turntable(None, generator=gen(3), **call).images for _ in range(2))
+    assert a.shape[0] == 2 and (a == b).all() and (a[0] != a[1]).any()
+
+
+def test_one_source_for_several_portraits(compact: OMFAPipeline) -> None:
+    call = {"pose": pose(), "face": face("ben"), "generator": [gen(0), gen(1)], **FAST}
+    assert len(compact.transfer(person("ann"), [person("ben"), person("ann")], "upper", **call).images) == 2
+    assert len(compact.try_on(person("ben"), {"upper": shirt()}, **call).images) == 2
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        ({"targets": ["upper"], "person": "P", "garments": {"hat": "G"}}, "'hat'"),
+        ({"targets": ["upper"], "person": "P", "garments": ["G"]}, "must map"),
+        ({"targets": ["upper"], "person": []}, "empty list"),
+        ({"targets": None, "person": "P"}, "targets"),
+        ({"targets": ["upper"], "person": "P", "num_inference_steps": 2.5}, "whole number"),
         ({"targets": ["person"]}, "always dressed"),
         ({"targets": ["person"], "face": "FACE"}, "always dressed"),
         ({"targets": ["upper"]}, "needs person="),
@@ -277,6 +299,14 @@ def test_image_errors_are_value_errors() -> None:
 def test_from_pretrained_refuses_what_is_no_model(name: str) -> None:
     with pytest.raises(ValueError, match="no model folder"):
         OMFAPipeline.from_pretrained(name)
+
+
+def test_weights_may_lie_elsewhere_between_calls() -> None:
+    """accelerate's sequential offloading, on the CPU: every module brings its weights when it is called."""
+    expected = make_compact().try_off(person(), generator=gen(), output_type="np", **FAST).images
+    pipe = make_compact()
+    accelerate.cpu_offload(pipe.slot_tokens, torch.device("cpu"))
+    assert (pipe.try_off(person(), generator=gen(), output_type="np", **FAST).images == expected).all()
 
 
 @pytest.mark.gpu
