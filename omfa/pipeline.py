@@ -624,7 +624,7 @@ def compact_pipeline(
         set_alpha_to_one=True,
     )
     return OMFAPipeline(
-        codec, network, scheduler, SlotTokens(token_dim), person_size=person_size, garment_slots=garment_slots
+        codec, network, scheduler, SlotTokens(token_dim), person_size=list(person_size), garment_slots=garment_slots
     )
 
 
@@ -671,7 +671,7 @@ def sdxl_pipeline(
         set_alpha_to_one=False,
     )
     return OMFAPipeline(
-        codec, widen_unet(unet), scheduler, **parts, person_size=person_size, garment_slots=garment_slots
+        codec, widen_unet(unet), scheduler, **parts, person_size=list(person_size), garment_slots=garment_slots
     )
 
 

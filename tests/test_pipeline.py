@@ -305,7 +305,8 @@ def test_weights_may_lie_elsewhere_between_calls() -> None:
     """accelerate's sequential offloading, on the CPU: every module brings its weights when it is called."""
     expected = make_compact().try_off(person(), generator=gen(), output_type="np", **FAST).images
     pipe = make_compact()
-    accelerate.cpu_offload(pipe.slot_tokens, torch.device("cpu"))
+    for module in (pipe.vae, pipe.unet, pipe.slot_tokens):
+        accelerate.cpu_offload(module, torch.device("cpu"))
     assert (pipe.try_off(person(), generator=gen(), output_type="np", **FAST).images == expected).all()
 
 
