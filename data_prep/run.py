@@ -270,7 +270,7 @@ def _perform_pool(attempt: Callable[[_Task], _Result], tasks: Iterator[_Task], w
         while True:
             try:
                 for task in islice(tasks, AHEAD * workers - len(running)):
-                    running[pool.submit(attempt, task)] = task
+                    running[_submit(pool, attempt, task, running)] = task
                 if not running:
                     return
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -284,6 +284,17 @@ def _perform_pool(attempt: Callable[[_Task], _Result], tasks: Iterator[_Task], w
             yield from results
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _submit(
+    pool: ProcessPoolExecutor, attempt: Callable[[_Task], _Result], task: _Task, running: dict[Future[_Result], _Task]
+) -> Future[_Result]:
+    """Hand a task to the pool; if a process of it has just died, the task stays among those to be tried again."""
+    try:
+        return pool.submit(attempt, task)
+    except BrokenProcessPool:
+        running[Future()] = task
+        raise
 
 
 def _attempt_alone(attempt: Callable[[_Task], _Result], task: _Task) -> _Result:
@@ -439,11 +450,10 @@ class _Journal:
 
     def close(self) -> None:
         """Release the folder; a call that came to nothing leaves no claim on it."""
-        used = self._used()
+        used = self._used() or self.db.execute("SELECT finished FROM call").fetchone() == (1,)
         self.db.close()
         if not used:
             (self.out / JOURNAL).unlink()
-            (self.out / METADATA).unlink(missing_ok=True)
 
 
 def _digest(payload: Any) -> str:
