@@ -6,8 +6,11 @@ The first 2C + 1 stand in SDXL-inpainting's order.
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 
@@ -61,23 +64,41 @@ def vae_factor(vae: AutoencoderKL) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def encode(vae: AutoencoderKL, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-    """Pixels -> latents, each picture alone.
+def posterior(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) in [-1, 1] -> mean and log-variance of the latents, (B, 2C, H/f, W/f), in the VAE's dtype.
+
+    Each picture alone, and before ``scaling_factor``: this is what ``omfa.encode`` keeps.
+    """
+    return vae.encode(pixels.to(vae.dtype)).latent_dist.parameters
+
+
+def latents_from(moments: Tensor, noise: Tensor | None, scaling_factor: float) -> Tensor:
+    """Mean and log-variance (B, 2C, h, w) -> latents (B, C, h, w) times ``scaling_factor``, float32.
 
     Args:
-        vae: any AutoencoderKL.
-        pixels: (B, 3, H, W) in [-1, 1].
-        noise: standard normal (B, C, H/f, W/f) for a sample of the posterior (targets); None for its mode (given).
-
-    Returns:
-        (B, C, H/f, W/f) times ``vae.config.scaling_factor``, in the dtype of ``pixels``. Undone by :func:`decode`.
+        moments: of :func:`posterior`.
+        noise: standard normal (B, C, h, w) for a sample (targets); None for the mode (given).
+        scaling_factor: the VAE's.
     """
-    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
-    latents = posterior.mode() if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
-    return latents.to(pixels.dtype) * vae.config.scaling_factor
+    distribution = DiagonalGaussianDistribution(moments.float())
+    latents = distribution.mode() if noise is None else distribution.mean + distribution.std * noise.to(moments.device)
+    return latents * scaling_factor
+
+
+def encode(vae: AutoencoderKL, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Pixels -> latents, each picture alone: :func:`posterior` and :func:`latents_from`. Undone by :func:`decode`."""
+    return latents_from(posterior(vae, pixels), noise, vae.config.scaling_factor)
 
 
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Latents -> pixels (B, 3, H, W) in [-1, 1], float32. Undoes :func:`encode` as far as the VAE can."""
     pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
     return pixels.float().clamp(-1, 1)
+
+
+def fingerprint(vae: AutoencoderKL) -> str:
+    """16 hex digits that change with any weight of the VAE: latents of one VAE are nothing to another."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -10,23 +10,26 @@ pairs, so that a position in it is all a resumed run needs.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import kornia
 import pytorch_lightning as pl
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from omfa import images
 from omfa.canvas import FACE, PERSON, Canvas
-from omfa.components import JOINT, TRY_OFF, TRY_ON, Component, Task
+from omfa.components import JOINT, TRY_OFF, TRY_ON, Category, Component, Task
 from omfa.conditioning import Drops, Layout
-from omfa.prepared import Record, RecordError
-from omfa.shards import open_records
+from omfa.prepared import Record, RecordError, record_files
+from omfa.shards import Source, open_records
 
 TRAIN_STEPS = 1000
 
@@ -66,13 +69,15 @@ class Example:
     Args:
         id: record id.
         layout: what is a target, what is given.
-        pixels: slot name to (3, H, W) in [-1, 1]; slots that are not in the layout are white, and are not looked at.
-        pose: (3, H, W) pose map; not looked at where ``has_pose`` is False.
+        pixels: slot name to (3, H, W) in [-1, 1], or where ``encoded`` to the posterior (2C, H/f, W/f) of
+            ``omfa.encode``; slots that are not in the layout are constant, and are not looked at.
+        pose: the pose map, likewise; not looked at where ``has_pose`` is False.
         has_pose: whether the network sees the pose.
         unconditional: whether everything given is dropped.
         t: timestep.
         noise: (C, h, w) for the forward process.
         posterior_noise: (C, h, w) for sampling the targets' posteriors.
+        encoded: whether ``pixels`` and ``pose`` are posteriors; the same for a whole data set.
     """
 
     id: Any
@@ -84,6 +89,7 @@ class Example:
     t: Any
     noise: Tensor
     posterior_noise: Tensor
+    encoded: bool = False
 
 
 def collate(examples: Sequence[Example]) -> Example:
@@ -98,6 +104,7 @@ def collate(examples: Sequence[Example]) -> Example:
         t=torch.tensor([e.t for e in examples]),
         noise=torch.stack([e.noise for e in examples]),
         posterior_noise=torch.stack([e.posterior_noise for e in examples]),
+        encoded=examples[0].encoded,
     )
 
 
@@ -114,9 +121,10 @@ class RecordsDataset(Dataset[Example]):
         tasks: how often each task is drawn.
         drops: what is hidden from the network.
         jitter: largest shift (of the side) and scaling of person and pose map together, e.g. 0.05.
+        latents: folder that ``omfa.encode`` made of these records; None reads the pictures.
 
     Raises:
-        RecordError: no records with garments there.
+        RecordError: no records with garments there, or latents made for something else.
     """
 
     def __init__(
@@ -130,6 +138,7 @@ class RecordsDataset(Dataset[Example]):
         tasks: TaskWeights | None = None,
         drops: Drops | None = None,
         jitter: float = 0.0,
+        latents: str | Path | None = None,
     ) -> None:
         self.source, self.canvas, self.factor, self.channels = open_records(folder), canvas, factor, channels
         self.seed, self.jitter = seed, jitter
@@ -137,6 +146,23 @@ class RecordsDataset(Dataset[Example]):
         self.records = [r for r in self.source.records(split) if r.garments]
         if not self.records:
             raise RecordError(f"{folder} holds no records of split {split!r} with garments; check metadata.jsonl")
+        self.latents = None if latents is None else Path(latents)
+        if self.latents is not None:
+            self._check_latents(self.latents)
+
+    def _check_latents(self, folder: Path) -> None:
+        """Refuse latents of another size, or that don't hold all records."""
+        if self.jitter > 0:
+            raise RecordError("latents are encoded ahead and can't be jittered; give jitter=0, or no latents")
+        size = [n * self.factor for n in self.canvas.person]
+        if (made := read_encoding(folder)["person_size"]) != size:
+            raise RecordError(f"{folder} holds latents of {made} pictures, the model's are {size}: encode them anew")
+        missing = [r.id for r in self.records if not encoded_file(folder, r.id).is_file()]
+        if missing:
+            raise RecordError(
+                f"{folder} lacks {len(missing)} of {len(self.records)} records, the first one {missing[0]!r}: "
+                "run the same python -m omfa.encode again"
+            )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -149,8 +175,11 @@ class RecordsDataset(Dataset[Example]):
         t = int(torch.randint(TRAIN_STEPS, (1,), generator=generator))
         noise = torch.randn(2, self.channels, *self.canvas.size, generator=generator)
         has_pose = record.pose is not None and record.pose.map is not None
-        pixels, pose = self._pictures(record, layout, has_pose and keep_pose, generator)
-        return Example(record.id, layout, pixels, pose, has_pose and keep_pose, unconditional, t, noise[0], noise[1])
+        keep_pose = keep_pose and has_pose
+        look = self._pictures if self.latents is None else self._posteriors
+        pixels, pose = look(record, layout, keep_pose, generator)
+        encoded = self.latents is not None
+        return Example(record.id, layout, pixels, pose, keep_pose, unconditional, t, noise[0], noise[1], encoded)
 
     def layout(self, record: Record, generator: torch.Generator) -> Layout:
         """Draw a task for a record: every garment it shows and its face take their slots.
@@ -173,28 +202,66 @@ class RecordsDataset(Dataset[Example]):
         self, record: Record, layout: Layout, with_pose: bool, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Pixels of every slot of the layout and the pose map, fitted; person and pose moved together."""
-        paths = {PERSON: record.file_name} | ({FACE: record.face.path} if record.face else {})
-        garments = {g.category: g.path for g in record.garments}
-        paths |= {slot: garments[c] for slot, c in layout.categories.items()}
+        names = self._names(layout)
         pixels = {}
         for slot in self.canvas.slots:
             size = slot.height * self.factor, slot.width * self.factor
-            if slot.name in layout.states:
-                picture = self._read(paths[slot.name])
-                pixels[slot.name] = images.fit(
-                    picture, size, "white" if slot.component is Component.GARMENT else "edge"
-                )[0]
-            else:
-                pixels[slot.name] = torch.ones(3, *size)
+            pixels[slot.name] = (
+                read_fitted(self.source, record, names[slot.name], size)
+                if slot.name in layout.states
+                else torch.ones(3, *size)
+            )
         pose = torch.full_like(pixels[PERSON], -1.0)
-        if with_pose and record.pose is not None and record.pose.map is not None:
-            pose = images.fit(self._read(record.pose.map), pose.shape[-2:])[0]
+        if with_pose:
+            pose = read_fitted(self.source, record, "pose_map", pose.shape[-2:])
         if self.jitter > 0:
             pixels[PERSON], pose = moved_together([pixels[PERSON], pose], self.jitter, generator)
         return pixels, pose
 
-    def _read(self, path: str) -> Tensor:
-        return images.decode_trusted(self.source.read(path), path)
+    def _posteriors(
+        self, record: Record, layout: Layout, with_pose: bool, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The same from latents encoded ahead: float16 posteriors (2C, h, w) of each slot."""
+        assert self.latents is not None
+        names, empty = self._names(layout), torch.zeros(2 * self.channels, *self.canvas.person, dtype=torch.float16)
+        with safe_open(encoded_file(self.latents, record.id), "pt") as file:
+            pixels = {
+                slot.name: file.get_tensor(names[slot.name])
+                if slot.name in layout.states
+                else empty[:, : slot.height, : slot.width]
+                for slot in self.canvas.slots
+            }
+            return pixels, file.get_tensor("pose_map") if with_pose else empty
+
+    def _names(self, layout: Layout) -> dict[str, str]:
+        """Slot name to the name of its picture in :func:`omfa.prepared.record_files`."""
+        return {PERSON: "person", FACE: "face"} | {slot: str(c) for slot, c in layout.categories.items()}
+
+
+def read_fitted(source: Source, record: Record, name: str, size: Sequence[int]) -> Tensor:
+    """A picture of :func:`omfa.prepared.record_files` fitted to ``size``: (3, *size). Garments are padded white."""
+    path = record_files(record)[name]
+    fill: images.Fill = "white" if name in set(Category) else "edge"
+    return images.fit(images.decode_trusted(source.read(path), path), size, fill)[0]
+
+
+def encoded_file(folder: Path, record_id: str) -> Path:
+    """Where ``omfa.encode`` keeps a record's posteriors; folders by hash keep directories small."""
+    return folder / hashlib.sha256(record_id.encode()).hexdigest()[:2] / f"{record_id}.safetensors"
+
+
+def read_encoding(folder: Path) -> dict[str, Any]:
+    """What ``omfa.encode`` wrote down about a folder of latents: ``person_size``, ``vae`` (a fingerprint).
+
+    Raises:
+        RecordError: no such folder, or it was made by something else.
+    """
+    path = folder / "encoding.json"
+    try:
+        made = json.loads(path.read_text())
+        return {"person_size": [int(n) for n in made["person_size"]], "vae": str(made["vae"])}
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise RecordError(f"{path}: no latents of omfa.encode ({type(e).__name__}: {e})") from None
 
 
 def moved_together(pictures: list[Tensor], jitter: float, generator: torch.Generator) -> list[Tensor]:
@@ -238,20 +305,44 @@ class Stream(Sampler[tuple[int, int]]):
             base += self.batch * self.world
 
 
+# Photographs in scikit-image's wheel that are in the public domain or CC0, as its own documentation says.
+PHOTOGRAPHS = (
+    *("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "hubble_deep_field.jpg"),
+    *("retina.jpg", "brick.png", "grass.png", "gravel.png"),
+)
+
+
+def packaged_photographs() -> list[Path]:
+    """The openly licensed photographs that ship with scikit-image; none where it is not installed."""
+    found = find_spec("skimage")
+    folder = Path(found.origin).parent / "data" if found and found.origin else None
+    return [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()] if folder else []
+
+
 class PicturesDataset(Dataset[Tensor]):
-    """Crops of all pictures in some folders, and made-up textures, for training a VAE; indexed by (epoch, position).
+    """Crops of all pictures in some folders, of photographs and of textures, for training a VAE.
+
+    Indexed by (epoch, position).
 
     Args:
-        folders: searched recursively for pictures of at least ``size``.
+        folders: searched recursively for pictures of any size.
         size: (height, width) of a crop.
         textures: fraction of examples that are textures of noise, stripes and flat colours instead.
+        photographs: fraction of examples that are crops of :func:`packaged_photographs`, recoloured and mirrored.
         seed: seeds every draw.
 
     Raises:
-        ImageError: a folder that is none, or no pictures in them.
+        ImageError: a folder that is none, no pictures in them, or photographs asked for and not there.
     """
 
-    def __init__(self, folders: Sequence[str], size: Sequence[int], textures: float = 0.1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        folders: Sequence[str],
+        size: Sequence[int],
+        textures: float = 0.1,
+        photographs: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         missing = [f for f in folders if not Path(f).is_dir()]
         if missing:
             raise images.ImageError(f"no such folder: {', '.join(missing)}")
@@ -259,7 +350,11 @@ class PicturesDataset(Dataset[Tensor]):
         self.paths = [p for p in found if "masks" not in p.parts]
         if not self.paths:
             raise images.ImageError(f"no pictures in {', '.join(folders)}")
-        self.size, self.textures, self.seed = (int(size[0]), int(size[1])), textures, seed
+        self.photographs = packaged_photographs() if photographs > 0 else []
+        if photographs > 0 and not self.photographs:
+            raise images.ImageError("photographs come with scikit-image: pip install scikit-image, or photographs=0")
+        self.size, self.seed = (int(size[0]), int(size[1])), seed
+        self.shares = textures, textures + photographs
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -267,15 +362,23 @@ class PicturesDataset(Dataset[Tensor]):
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
         epoch, position = key
         generator = seeded(self.seed, epoch, position)
-        u = torch.rand(5, generator=generator).tolist()
-        if u[0] < self.textures:
+        u = torch.rand(6, generator=generator).tolist()
+        if u[0] < self.shares[0]:
             return texture(self.size, generator)
-        picture = images.read_trusted(self.paths[position])
-        scale = max(self.size[0] / picture.shape[1], self.size[1] / picture.shape[2], 1.0) * (
-            1 if u[1] < 0.5 else 1 + u[2]
-        )
-        if scale > 1:
-            picture = kornia.geometry.rescale(picture[None], scale, interpolation="bilinear")[0].clamp(-1, 1)
+        if u[0] >= self.shares[1]:
+            return self._crop(images.read_trusted(self.paths[position]), u)
+        crop = self._crop(images.read_trusted(self.photographs[int(u[5] * len(self.photographs))]), u)
+        crop = crop[torch.randperm(3, generator=generator)]
+        return crop.flip(-1) if torch.rand((), generator=generator) < 0.5 else crop
+
+    def _crop(self, picture: Tensor, u: Sequence[float]) -> Tensor:
+        """A crop at the picture's own scale (half the time), or at one between a crop's size and 1.5 times its own."""
+        h, w = picture.shape[1:]
+        least = max(self.size[0] / h, self.size[1] / w)
+        scale = max(least, 1.0) if u[1] < 0.5 else max(least, min(least, 1.0) * (1.5 / min(least, 1.0)) ** u[2])
+        if scale != 1:
+            size = max(self.size[0], round(h * scale)), max(self.size[1], round(w * scale))
+            picture = kornia.geometry.resize(picture[None], size, antialias=scale < 1)[0].clamp(-1, 1)
         top = int(u[3] * (picture.shape[1] - self.size[0] + 1))
         left = int(u[4] * (picture.shape[2] - self.size[1] + 1))
         return picture[:, top : top + self.size[0], left : left + self.size[1]]
@@ -351,6 +454,7 @@ class PicturesDataModule(_StreamDataModule):
         folders: searched recursively for pictures.
         size: (height, width) of a crop.
         textures: fraction of made-up textures.
+        photographs: fraction of crops of openly licensed photographs (scikit-image's).
         batch_size: crops per process and batch.
         workers: loader processes.
         seed: seeds order, crops and textures.
@@ -361,16 +465,18 @@ class PicturesDataModule(_StreamDataModule):
         folders: list[str],
         size: list[int],
         textures: float = 0.1,
+        photographs: float = 0.0,
         batch_size: int = 16,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, workers, seed)
-        self.folders, self.size, self.textures = folders, size, textures
+        self.folders, self.size = folders, size
+        self.textures, self.photographs = textures, photographs
 
     def dataset(self) -> PicturesDataset:
         """The pictures."""
-        return PicturesDataset(self.folders, self.size, self.textures, self.seed)
+        return PicturesDataset(self.folders, self.size, self.textures, self.photographs, self.seed)
 
 
 class RecordsDataModule(_StreamDataModule):
@@ -385,6 +491,7 @@ class RecordsDataModule(_StreamDataModule):
         tasks: how often each task is drawn.
         drops: what is hidden from the network, and how often.
         jitter: largest shift and scaling of person and pose map together.
+        latents: folder that ``omfa.encode`` made of these records; None encodes them in every step.
     """
 
     def __init__(
@@ -397,11 +504,13 @@ class RecordsDataModule(_StreamDataModule):
         tasks: TaskWeights | None = None,
         drops: Drops | None = None,
         jitter: float = 0.0,
+        latents: str | None = None,
     ) -> None:
         super().__init__(batch_size, workers, seed)
         if not 0 <= jitter < 0.5:
             raise ValueError(f"jitter {jitter} must be in [0, 0.5)")
-        self.folder, self.split, self.tasks, self.drops, self.jitter = folder, split, tasks, drops, jitter
+        self.folder, self.split, self.tasks, self.drops = folder, split, tasks, drops
+        self.jitter, self.latents = jitter, latents
 
     def dataset(self) -> RecordsDataset:
         """The records, laid out for the canvas of the pipeline in training."""
@@ -417,6 +526,7 @@ class RecordsDataModule(_StreamDataModule):
             self.tasks,
             self.drops,
             self.jitter,
+            self.latents,
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from omfa import partial_diffusion as pd
-from omfa.backbone import encode
+from omfa.backbone import latents_from, posterior
 from omfa.components import State
 from omfa.conditioning import Guide, choose
 from omfa.data import Example, seeded
@@ -97,6 +97,11 @@ class OMFAModule(pl.LightningModule):
         """
         canvas, vae = self.pipe.canvas, self.pipe.vae
         latents, noise = {}, canvas.split(batch.posterior_noise)
+
+        def look(pixels: Tensor, noise: Tensor | None) -> Tensor:
+            moments = pixels if batch.encoded else posterior(vae, pixels)
+            return latents_from(moments, noise, vae.config.scaling_factor)
+
         with torch.no_grad():
             for slot, pixels in batch.pixels.items():
                 states = [layout.states.get(slot, State.ABSENT) for layout in batch.layout]
@@ -104,11 +109,11 @@ class OMFAModule(pl.LightningModule):
                 for state in (State.TARGET, State.GIVEN):
                     rows = [i for i, s in enumerate(states) if s is state]
                     if rows:
-                        z[rows] = encode(vae, pixels[rows], noise[slot][rows] if state is State.TARGET else None)
+                        z[rows] = look(pixels[rows], noise[slot][rows] if state is State.TARGET else None)
                 latents[slot] = z
             pose = torch.zeros_like(latents["person"])
             if batch.has_pose.any():
-                pose[batch.has_pose] = encode(vae, batch.pose[batch.has_pose])
+                pose[batch.has_pose] = look(batch.pose[batch.has_pose], None)
         guide = self.pipe.guide(batch.layout, latents, pose, batch.has_pose, self.device)
         return canvas.join(latents), choose(batch.unconditional, self.pipe.unconditional(guide), guide)
 

@@ -589,7 +589,7 @@ def _canvas(vae: AutoencoderKL, unet: UNet2DConditionModel, person_size: Sequenc
 
 def compact_pipeline(
     vae: str | dict[str, Any],
-    unet: dict[str, Any],
+    unet: str | dict[str, Any],
     person_size: Sequence[int] = (256, 192),
     garment_slots: int = 2,
     token_dim: int = 256,
@@ -600,19 +600,25 @@ def compact_pipeline(
 
     Args:
         vae: folder of a trained AutoencoderKL, or the arguments of a new one.
-        unet: arguments of :class:`UNet2DConditionModel`; channels in and out and the context's width are filled in.
+        unet: arguments of :class:`UNet2DConditionModel`, whose channels in and out and context's width are filled in;
+            or folder of a trained compact model to go on from, with its slot tokens, perhaps at another size.
         person_size: (height, width) in pixels.
         garment_slots: 1 or 2.
-        token_dim: width of a slot token.
+        token_dim: width of a new model's slot token.
 
     Raises:
-        ValueError: no VAE there, or sizes that don't fit.
+        ValueError: no VAE or model there, or sizes that don't fit.
     """
     codec = AutoencoderKL.from_pretrained(_folder(vae)) if isinstance(vae, str) else AutoencoderKL(**vae)
     channels = codec.config.latent_channels
-    network = UNet2DConditionModel(
-        **unet, in_channels=input_channels(channels), out_channels=channels, cross_attention_dim=token_dim
-    )
+    if isinstance(unet, str):
+        network = UNet2DConditionModel.from_pretrained(_folder(f"{unet}/unet"), use_safetensors=True)
+        tokens = SlotTokens.from_pretrained(_folder(f"{unet}/slot_tokens"), use_safetensors=True)
+    else:
+        network = UNet2DConditionModel(
+            **unet, in_channels=input_channels(channels), out_channels=channels, cross_attention_dim=token_dim
+        )
+        tokens = SlotTokens(token_dim)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -623,9 +629,7 @@ def compact_pipeline(
         clip_sample=False,
         set_alpha_to_one=True,
     )
-    return OMFAPipeline(
-        codec, network, scheduler, SlotTokens(token_dim), person_size=list(person_size), garment_slots=garment_slots
-    )
+    return OMFAPipeline(codec, network, scheduler, tokens, person_size=list(person_size), garment_slots=garment_slots)
 
 
 def sdxl_pipeline(
@@ -677,5 +681,5 @@ def sdxl_pipeline(
 
 def _folder(path: str) -> str:
     if not Path(path, "config.json").is_file():
-        raise ValueError(f"{path!r} holds no VAE (no config.json); train one first, or give its folder")
+        raise ValueError(f"{path!r} holds no weights (no config.json); train them first, or give another folder")
     return path

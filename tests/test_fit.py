@@ -127,7 +127,7 @@ def test_an_existing_run_is_not_overwritten(records: Path, tmp_path: Path, capsy
         (["--trainer.max_steps=-1"], "trainer.max_steps"),
         (["--model.init_args.learning_rate=-1"], "learning_rate"),
         (["--model.init_args.pipeline.init_args.person_size=[60,44]"], "multiple"),
-        (["--model.init_args.pipeline.init_args.vae=nowhere"], "holds no VAE"),
+        (["--model.init_args.pipeline.init_args.vae=nowhere"], "holds no weights"),
         (["--data.init_args.folder=nowhere"], "no records folder"),
         (["--data.init_args.split=val"], "no records of split 'val'"),
     ],

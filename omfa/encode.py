@@ -1,0 +1,135 @@
+"""Latents ahead of training, so that no step of it waits for the VAE.
+
+    python -m omfa.encode --records data/wardrobe --vae runs/compact_vae/model --size 256x192 --out data/latents
+
+Each picture of each record is encoded alone, as training would, and its posterior kept (mean and log-variance, so that
+training still draws a fresh sample of every target) in float16: a file a record. Train with
+``--data.init_args.latents data/latents``. Records that are there are not encoded again, so a killed call goes on.
+Exit code 0: all well; 1: some records failed, each named; 2: the call was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from omfa.backbone import fingerprint, posterior, vae_factor
+from omfa.canvas import FACE, Canvas
+from omfa.data import encoded_file, read_encoding, read_fitted
+from omfa.images import ImageError
+from omfa.prepared import Record, RecordError, record_files
+from omfa.shards import Source, open_records
+
+
+@torch.no_grad()
+def encode_records(
+    vae: AutoencoderKL, source: Source, records: Sequence[Record], canvas: Canvas, device: str = "cpu"
+) -> list[dict[str, Tensor]]:
+    """Posteriors of all pictures of some records: name in ``record_files`` to (2C, h, w) float16, a dict a record."""
+    factor = vae_factor(vae)
+    sizes = {slot.name: (slot.height * factor, slot.width * factor) for slot in canvas.slots}
+    names = [[n for n in record_files(r) if n != "pose_params"] for r in records]
+    made: list[dict[str, Tensor]] = [{} for _ in records]
+    for faces in (False, True):  # two sizes, a batch of each
+        wanted = [(i, n) for i, several in enumerate(names) for n in several if (n == FACE) is faces]
+        if not wanted:
+            continue
+        size = sizes[FACE] if faces else sizes["person"]
+        pixels = torch.stack([read_fitted(source, records[i], n, size) for i, n in wanted]).to(device)
+        for (i, n), moments in zip(wanted, posterior(vae, pixels).to("cpu", torch.float16), strict=True):
+            made[i][n] = moments.contiguous()
+    return made
+
+
+def begin(out: Path, vae: str, size: Sequence[int]) -> None:
+    """Write down what the latents are of, or refuse a folder that holds others.
+
+    Raises:
+        RecordError: another VAE or another size made the latents in ``out``.
+    """
+    wanted = {"person_size": [int(n) for n in size], "vae": vae}
+    path = out / "encoding.json"
+    if path.exists():
+        if (found := read_encoding(out)) != wanted:
+            raise RecordError(f"{out} holds latents of {found}, this call makes {wanted}: give another --out")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(wanted, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """``HxW`` -> (height, width)."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} must be like 256x192, height first")
+    return int(height), int(width)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Encode; exit codes as in the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m omfa.encode", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--records", required=True, type=Path, help="records, as files or shards")
+    parser.add_argument("--vae", required=True, help="folder of a diffusers AutoencoderKL")
+    parser.add_argument("--size", required=True, type=size_of, help="of a person picture, HxW: the model's person_size")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the latents")
+    parser.add_argument("--split", help="only records of this split")
+    parser.add_argument("--batch", type=int, default=4, help="records at once (default 4)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    call = parser.parse_args(args)
+    try:
+        if not Path(call.vae, "config.json").is_file():
+            raise ValueError(f"{call.vae!r} holds no VAE (no config.json)")
+        vae = AutoencoderKL.from_pretrained(call.vae, use_safetensors=True).to(call.device).eval()
+        factor = vae_factor(vae)
+        if any(n % factor for n in call.size):
+            raise ValueError(f"--size {call.size[0]}x{call.size[1]}: both must be multiples of {factor}")
+        canvas = Canvas((call.size[0] // factor, call.size[1] // factor), multiple=1)
+        source = open_records(call.records)
+        records = source.records(call.split)
+        begin(call.out, fingerprint(vae), call.size)
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    todo = [r for r in records if not encoded_file(call.out, r.id).is_file()]
+    failed: list[str] = []
+    with tqdm(total=len(records), initial=len(records) - len(todo), unit="record", disable=None) as bar:
+        for at in range(0, len(todo), call.batch):
+            some = todo[at : at + call.batch]
+            try:
+                write(call.out, some, encode_records(vae, source, some, canvas, call.device))
+            except (ImageError, RecordError, OSError):  # one bad picture does not spoil its neighbours
+                for record in some:
+                    try:
+                        write(call.out, [record], encode_records(vae, source, [record], canvas, call.device))
+                    except (ImageError, RecordError, OSError) as e:
+                        failed.append(f"{record.id}: {e}")
+            bar.update(len(some))
+    print("\n".join(failed), file=sys.stderr, end="\n" if failed else "")
+    print(f"{len(records) - len(failed)} records encoded in {call.out}, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+def write(out: Path, records: Sequence[Record], made: Sequence[dict[str, Tensor]]) -> None:
+    """A file for each record, whole or not at all."""
+    for record, tensors in zip(records, made, strict=True):
+        path = encoded_file(out, record.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        save_file(tensors, part)
+        os.replace(part, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Latents ahead of training: the same losses as from pictures, and a folder that can be trusted."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from omfa import encode
+from omfa.data import RecordsDataset, collate, encoded_file
+from omfa.module import OMFAModule
+from omfa.pipeline import OMFAPipeline
+from omfa.prepared import RecordError
+from tests.conftest import SIZE, make_compact
+
+SIZE_TEXT = f"{SIZE[0]}x{SIZE[1]}"
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vae")
+    make_compact().vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latents(records: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("latents") / "here"
+    assert encode.main(call(records, vae, out)) == 0
+    return out
+
+
+def call(records: Path, vae: Path, out: Path, size: str = SIZE_TEXT) -> list[str]:
+    return ["--records", str(records), "--vae", str(vae), "--out", str(out), "--size", size, "--batch", "3"]
+
+
+def dataset(records: Path, pipe: OMFAPipeline, **options: object) -> RecordsDataset:
+    return RecordsDataset(records, pipe.canvas, 4, 4, **options)  # type: ignore[arg-type]
+
+
+def test_latents_give_the_losses_of_pictures(records: Path, latents: Path) -> None:
+    pipe = make_compact()
+    module = OMFAModule(pipe)
+    keys = [(epoch, i) for epoch in range(2) for i in range(8)]
+    from_pictures = collate([dataset(records, pipe)[k] for k in keys])
+    from_latents = collate([dataset(records, pipe, latents=latents)[k] for k in keys])
+    assert from_latents.encoded and not from_pictures.encoded and from_latents.layout == from_pictures.layout
+    with torch.no_grad():
+        a, b = module.losses(from_pictures), module.losses(from_latents)
+    assert torch.allclose(a, b, rtol=2e-3), (a - b).abs().max()
+
+
+def test_what_is_there_is_not_encoded_again(records: Path, vae: Path, latents: Path, tmp_path: Path) -> None:
+    out = tmp_path / "half"
+    shutil.copytree(latents, out)
+    files = sorted(out.rglob("*.safetensors"))
+    files[0].unlink()
+    before = {f: f.stat().st_mtime_ns for f in files[1:]}
+    assert encode.main(call(records, vae, out)) == 0
+    assert files[0].is_file() and {f: f.stat().st_mtime_ns for f in files[1:]} == before
+    again, first = load_file(files[0]), load_file(latents / files[0].relative_to(out))
+    assert again.keys() == first.keys()  # another batch: the same numbers but for their last bits
+    assert all(torch.allclose(again[k].float(), first[k].float(), rtol=2e-3, atol=2e-3) for k in first)
+
+
+def test_latents_of_something_else_are_refused(
+    records: Path, vae: Path, latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = make_compact()
+    assert encode.main(call(records, vae, latents, "32x32")) == 2 and "another --out" in capsys.readouterr().err
+    assert encode.main(call(records, tmp_path, latents)) == 2 and "holds no VAE" in capsys.readouterr().err
+    assert encode.main(call(records, vae, latents, "63x48")) == 2 and "multiples of 4" in capsys.readouterr().err
+    with pytest.raises(RecordError, match="no latents"):
+        dataset(records, pipe, latents=tmp_path)
+    with pytest.raises(RecordError, match="jitter"):
+        dataset(records, pipe, latents=latents, jitter=0.1)
+    other = tmp_path / "other"
+    shutil.copytree(latents, other)
+    record = dataset(records, pipe).records[0]
+    encoded_file(other, record.id).unlink()
+    with pytest.raises(RecordError, match=f"lacks 1 of .*{record.id}"):
+        dataset(records, pipe, latents=other)
+
+
+def test_a_broken_picture_is_named_and_the_rest_encoded(
+    records: Path, vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, out = tmp_path / "records", tmp_path / "out"
+    shutil.copytree(records, broken)
+    record = dataset(records, make_compact()).records[2]
+    (broken / record.file_name).write_bytes(b"no picture")
+    assert encode.main(call(broken, vae, out)) == 1
+    assert record.id in capsys.readouterr().err
+    assert len(list(out.rglob("*.safetensors"))) == 7 and not list(out.rglob("*.part"))
