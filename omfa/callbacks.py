@@ -194,18 +194,9 @@ class SamplePictures(pl.Callback):
         pipe.unet.train(was_training)
         pipe.set_progress_bar_config(disable=False)
         slot = pipe.canvas[PERSON]
-        return grid(rows, (slot.height * pipe.vae_scale_factor, slot.width * pipe.vae_scale_factor))
-
-
-def grid(rows: list[list[Image.Image]], cell: tuple[int, int]) -> Image.Image:
-    """Pictures in rows, each fitted into a white cell of (height, width) pixels."""
-    height, width = cell
-    sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)), "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            fitted, _ = images.fit(images.pixels_to_tensor(np.asarray(picture)), cell, "white")
-            sheet.paste(Image.fromarray(images.tensor_to_pixels(fitted)), (x * width, y * height))
-    return sheet
+        return images.contact_sheet(
+            [("", row) for row in rows], (slot.height * pipe.vae_scale_factor, slot.width * pipe.vae_scale_factor)
+        )
 
 
 class SaveModel(pl.Callback):
