@@ -44,7 +44,7 @@ THUMBNAIL = (32, 24)  # pixels; coarse enough that a shift of a hand's breadth d
 COLUMNS = {
     TaskKind.TRY_OFF: ("psnr_garment", "ssim_rgb_valid_garment", "palette_error", "pattern_agreement"),
     TaskKind.TRY_ON: (
-        *("psnr_person", "ssim_rgb_valid_person", "psnr_garment", "palette_error"),
+        *("psnr", "psnr_person", "ssim_rgb_valid_person", "psnr_garment", "palette_error"),
         *("silhouette_iou", "silhouette_forearms", "silhouette_shins"),
     ),
 }

@@ -24,7 +24,7 @@ FLOORS = {
 WITHIN = {  # imports inside one floor, from the first to the second
     *{("images", "components"), ("canvas", "components"), ("prepared", "components"), ("shards", "prepared")},
     *{("pose_render", "body"), ("callbacks", "module"), ("data", "pipeline"), ("intervals", "metrics")},
-    *{("bench", "fit"), ("yardsticks", "predict"), ("yardsticks", "evaluate")},
+    *{("yardsticks", "predict"), ("yardsticks", "evaluate")},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 SOURCES = sorted([*ROOT.glob("omfa/*.py"), *ROOT.glob("data_prep/*.py")])

@@ -106,7 +106,11 @@ def hostile(folder: Path) -> dict[str, Path]:
     Image.new("1", (20_000, 20_000)).save(made["bomb.png"])
     Image.new("P", (3, 2)).save(made["tiny.gif"])
     texts = {"text.jpg": b"hello", "empty.jpg": b"", "page.png": b"<html></html>", "script.png": b"#!/bin/sh\nexit\n"}
-    texts |= {"half.webp": b"RIFF\x10\x00\x00\x00WEBP", "film.jpg": b"\x00\x00\x00\x18ftypmp42", "zip.png": b"PK\x03\x04"}
+    texts |= {
+        "half.webp": b"RIFF\x10\x00\x00\x00WEBP",
+        "film.jpg": b"\x00\x00\x00\x18ftypmp42",
+        "zip.png": b"PK\x03\x04",
+    }
     texts |= {"pdf.jpg": b"%PDF-1.7\n", "vector.png": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}
     texts |= {"header.png": b"\x89PNG\r\n\x1a\n", "start.jpg": b"\xff\xd8\xff\xe0"}
     for name, data in texts.items():
