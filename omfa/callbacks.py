@@ -56,18 +56,15 @@ class EMA(pl.Callback):
     def applied(self, pl_module: Any) -> Iterator[None]:
         """The averaged weights in the model, for the length of a ``with`` block."""
         own = {name: p.detach().clone() for name, p in _trained(pl_module)}
-        self._copy(pl_module, self.weights)
+        self.copy_to(pl_module)
         try:
             yield
         finally:
-            self._copy(pl_module, own)
+            _copy(pl_module, own)
 
-    @staticmethod
-    @torch.no_grad()
-    def _copy(pl_module: Any, weights: Mapping[str, Tensor]) -> None:
-        for name, p in _trained(pl_module):
-            if name in weights:
-                p.copy_(weights[name])
+    def copy_to(self, pl_module: Any) -> None:
+        """Put the averaged weights into the model for good."""
+        _copy(pl_module, self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """The average and how many updates it has seen."""
@@ -76,6 +73,13 @@ class EMA(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a saved average."""
         self.updates, self.weights = state_dict["updates"], dict(state_dict["weights"])
+
+
+@torch.no_grad()
+def _copy(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    for name, p in _trained(module):
+        if name in weights:
+            p.copy_(weights[name])
 
 
 def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
