@@ -14,13 +14,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from einops import rearrange
 from torch import Tensor
 
 from omfa.canvas import Canvas
 from omfa.components import Category, Component, State, TaskKind
 
+CELLS = (4, 3)  # rows, columns
 GARMENT_WORDS = {
     Category.UPPER: "an upper-body garment",
     Category.LOWER: "a lower-body garment",
@@ -75,7 +78,7 @@ class Guide:
 
     ``target`` (B, 1, h, w) bool; ``mask`` (B, 1, h, w) the mask channel; ``known`` (B, C, h, w) clean latents of given
     slots, zeros elsewhere; ``pose`` (B, C, h, w); ``context`` (B, N, D); ``pooled`` (B, P) and ``time_ids`` (B, 6) for
-    SDXL, else None.
+    SDXL, ``look`` (B, K) of :func:`look` for the compact model, else None.
     """
 
     target: Tensor
@@ -85,6 +88,7 @@ class Guide:
     context: Tensor
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
+    look: Tensor | None = None
 
     def network_input(self, latents: Tensor) -> Tensor:
         """z_t | mask | known | pose, (B, 3C + 1, h, w). ``latents``: noised targets, clean elsewhere (B, C, h, w)."""
@@ -115,6 +119,7 @@ def assemble(
     context: Tensor,
     pooled: Tensor | None = None,
     time_ids: Tensor | None = None,
+    with_look: bool = False,
 ) -> Guide:
     """Everything given, laid on the canvas.
 
@@ -128,6 +133,7 @@ def assemble(
         context: (B, N, D).
         pooled: (B, P) for SDXL, or None.
         time_ids: (B, 6) for SDXL, or None.
+        with_look: whether the network takes a :func:`look` as well.
     """
     device = context.device
     target = canvas.mask([x.slots(State.TARGET) for x in layouts], device)
@@ -143,7 +149,23 @@ def assemble(
         context=context,
         pooled=pooled,
         time_ids=time_ids,
+        look=look(canvas, known) if with_look else None,
     )
+
+
+def look(canvas: Canvas, known: Tensor) -> Tensor:
+    """Everything given at one glance: the mean known latents in each of the ``CELLS`` of each slot, (B, K).
+
+    The compact model's UNet adds a projection of it to its timestep embedding, as SDXL's does with the pooled text. So
+    a small network finds colours at once, and keeps its attention for shapes and patterns.
+    """
+    cells = [F.adaptive_avg_pool2d(known[..., *slot.window], CELLS) for slot in canvas.slots]
+    return rearrange(cells, "n b c y x -> b (n y x c)")
+
+
+def look_size(slots: int, channels: int) -> int:
+    """K of :func:`look`."""
+    return slots * CELLS[0] * CELLS[1] * channels
 
 
 def _pose_plane(canvas: Canvas, like: Tensor, pose: Tensor | None, has_pose: Tensor | None) -> Tensor:
@@ -174,6 +196,7 @@ def unconditional(guide: Guide, canvas: Canvas, context: Tensor) -> Guide:
         pose=_pose_plane(canvas, nothing, None, None),
         context=context.to(guide.context).expand_as(guide.context),
         pooled=None if guide.pooled is None else torch.zeros_like(guide.pooled),
+        look=None if guide.look is None else torch.zeros_like(guide.look),
     )
 
 

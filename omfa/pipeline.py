@@ -32,7 +32,18 @@ from omfa.backbone import canvas_multiple, decode, encode, input_channels, vae_f
 from omfa.body import BodyParameters, load_body, turned
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.components import Category, Component, State, Task, TaskKind
-from omfa.conditioning import Guide, Layout, SlotTokens, TextEncoders, assemble, guided, size_ids, stack, unconditional
+from omfa.conditioning import (
+    Guide,
+    Layout,
+    SlotTokens,
+    TextEncoders,
+    assemble,
+    guided,
+    look_size,
+    size_ids,
+    stack,
+    unconditional,
+)
 from omfa.images import Box, Picture
 from omfa.partial_diffusion import check_scheduler, network_latents, start, step
 from omfa.pose_render import render_pose_map
@@ -284,6 +295,7 @@ class OMFAPipeline(DiffusionPipeline):
             guide.network_input(latents).to(dtype),
             t,
             encoder_hidden_states=guide.context.to(dtype),
+            class_labels=None if guide.look is None else guide.look.to(dtype),
             added_cond_kwargs=None if added is None else {k: v.to(dtype) for k, v in added.items()},
             return_dict=False,
         )[0]
@@ -300,7 +312,8 @@ class OMFAPipeline(DiffusionPipeline):
         context, pooled = self.context(layouts, device)
         sizes = None if pooled is None else size_ids(self.config.person_size, len(layouts)).to(pooled)
         channels = self.vae.config.latent_channels
-        return assemble(self.canvas, layouts, latents, channels, pose, has_pose, context, pooled, sizes)
+        looks = self.unet.config.class_embed_type is not None
+        return assemble(self.canvas, layouts, latents, channels, pose, has_pose, context, pooled, sizes, looks)
 
     def unconditional(self, guide: Guide) -> Guide:
         """The guide with everything given dropped, the same in training and sampling."""
@@ -616,7 +629,12 @@ def compact_pipeline(
         tokens = SlotTokens.from_pretrained(_folder(f"{unet}/slot_tokens"), use_safetensors=True)
     else:
         network = UNet2DConditionModel(
-            **unet, in_channels=input_channels(channels), out_channels=channels, cross_attention_dim=token_dim
+            **unet,
+            in_channels=input_channels(channels),
+            out_channels=channels,
+            cross_attention_dim=token_dim,
+            class_embed_type="projection",
+            projection_class_embeddings_input_dim=look_size(garment_slots + 2, channels),
         )
         tokens = SlotTokens(token_dim)
     scheduler = DDIMScheduler(

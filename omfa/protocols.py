@@ -121,6 +121,10 @@ PROTOCOLS = {
     for p in (
         Protocol("records", "the records' own size, nothing resized, every metric; for any task"),
         Protocol(
+            "wardrobe", "the synthetic wardrobe at 256x192, predictions of another size enlarged or reduced (bicubic), "
+            "so that models that grow stay comparable; every metric", size=(256, 192), prediction_filter="bicubic",
+        ),
+        Protocol(
             "omfa-vitonhd-paired", _OMFA, _ON, "paired", (1024, 768), "lanczos",
             metrics=("ssim_rgb_full", "lpips_alex", "fid", "kid"),
         ),

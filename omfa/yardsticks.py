@@ -35,7 +35,7 @@ from omfa.data import read_fitted
 from omfa.images import read_image, save_whole, tensor_to_pixels
 from omfa.pipeline import OMFAPipeline
 from omfa.prepared import Record, RecordError, record_files
-from omfa.protocols import METRICS
+from omfa.protocols import METRICS, find_protocol
 from omfa.results import Results
 from omfa.scoring import Item
 from omfa.shards import Source, open_records
@@ -146,6 +146,7 @@ def folders(call: argparse.Namespace, task: TaskKind, memory: Memory, pipe: OMFA
     yield "omfa", out / "omfa"
 
     size = pipe.config.person_size
+    full = find_protocol(call.protocol).size or size
 
     def ceiling(item: Item) -> Image.Image:
         pixels = read_fitted(source, item.record, wanted(item.category), size)[None]
@@ -153,9 +154,9 @@ def folders(call: argparse.Namespace, task: TaskKind, memory: Memory, pipe: OMFA
 
     def nearest(item: Item) -> Image.Image:
         found = memory.nearest(source, item.record, item.category)
-        return picture(read_fitted(memory.source, found, wanted(item.category), size))
+        return picture(read_fitted(memory.source, found, wanted(item.category), full))
 
-    means = {c: memory.mean(c, size) for c in {item.category for item in job.items}}
+    means = {c: memory.mean(c, full) for c in {item.category for item in job.items}}
     yield "ceiling", make(job, "ceiling", ceiling, out / "ceiling")
     yield "nearest", make(job, "nearest", nearest, out / "nearest")
     yield "mean", make(job, "mean", lambda item: means[item.category], out / "mean")
@@ -172,7 +173,7 @@ def folders(call: argparse.Namespace, task: TaskKind, memory: Memory, pipe: OMFA
             make(
                 job,
                 "pose map",
-                lambda item: picture(read_fitted(source, item.record, "pose_map", size)),
+                lambda item: picture(read_fitted(source, item.record, "pose_map", full)),
                 out / "pose_map",
             ),
         )
@@ -210,6 +211,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=5000, help="training records to look through (default 5000)")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--model", default="compact")
+    parser.add_argument("--protocol", default="wardrobe", help="see python -m omfa.evaluate protocols")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=4)
@@ -225,6 +227,7 @@ def main(args: Sequence[str] | None = None) -> int:
             for name, folder in folders(call, task, memory, pipe):
                 scores = folder.with_name(folder.name + "_scores")
                 told = ["--records", str(call.records), "--predictions", str(folder), "--out", str(scores)]
+                told += ["--protocol", call.protocol]
                 run = evaluate.prepare(
                     evaluate.parser().parse_args(
                         ["run", *told, "--name", name, *(["--max-yaw", "60"] if task is TaskKind.TRY_OFF else [])]

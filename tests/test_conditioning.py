@@ -166,3 +166,19 @@ def test_drop_rates_over_a_thousand_draws() -> None:
 def test_bad_probabilities_are_refused() -> None:
     with pytest.raises(ValueError, match=r"each=1\.5"):
         Drops(each=1.5)
+
+
+@torch.no_grad()
+def test_a_look_holds_mean_colours_of_given_slots_only(compact: OMFAPipeline) -> None:
+    parts = {name: torch.full_like(z, n + 1.0) for n, (name, z) in enumerate(latents(compact).items())}
+    guide = compact.guide([TRY_ON], parts, None, None, "cpu")
+    assert guide.look is not None
+    seen = guide.look.view(len(compact.canvas.slots), 12, 4)
+    for slot, cells in zip(compact.canvas.slots, seen, strict=True):
+        given = TRY_ON.states.get(slot.name) is State.GIVEN
+        assert (cells == (parts[slot.name].flatten()[0] if given else 0.0)).all()
+    assert (compact.unconditional(guide).look == 0).all()
+    blind = replace(guide, look=guide.look * 0)
+    assert not torch.equal(
+        compact.predict(guide.known, torch.tensor(9), guide), compact.predict(guide.known, torch.tensor(9), blind)
+    )

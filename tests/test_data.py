@@ -10,7 +10,18 @@ import pytest
 import torch
 
 from omfa.components import Category, State, TaskKind
-from omfa.data import Drops, Example, RecordsDataset, Stream, TaskWeights, collate, moved_together, seeded
+from omfa.data import (
+    TRAIN_STEPS,
+    Drops,
+    Example,
+    RecordsDataset,
+    Stream,
+    TaskWeights,
+    collate,
+    moved_together,
+    seeded,
+    shifted,
+)
 from omfa.pipeline import OMFAPipeline
 
 
@@ -108,3 +119,11 @@ def test_bad_input_is_refused(records: Path, compact: OMFAPipeline) -> None:
         dataset(records, compact, split="nope")
     with pytest.raises(ValueError, match="task weights"):
         TaskWeights(0, 0, 0)
+
+
+def test_shifted_timesteps_lean_towards_noise() -> None:
+    every = range(TRAIN_STEPS)
+    assert [shifted(t, 1.0) for t in every] == list(every)
+    late = [shifted(t, 6.0) for t in every]
+    assert late == sorted(late) and late[0] == 2 and late[-1] == 999
+    assert sum(t >= 900 for t in late) == pytest.approx(400, abs=1)  # u > 0.6, by hand

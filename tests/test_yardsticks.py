@@ -44,7 +44,7 @@ def test_the_mean_is_the_mean(records: Path, memory: yardsticks.Memory) -> None:
 def test_one_call_one_table(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_compact().save_pretrained(tmp_path / "model")
     words = ["--records", str(records), "--train", str(records), "--out", str(tmp_path / "out")]
-    words += ["--model", str(tmp_path / "model"), "--steps", "1"]
+    words += ["--model", str(tmp_path / "model"), "--steps", "1", "--protocol", "records"]
     assert yardsticks.main(words) == 0
     lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     models = ["omfa", "ceiling", "nearest", "mean"]
