@@ -16,15 +16,17 @@ G global rotations, camera frame, metres.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from data_prep.landmarks import ID, Landmarks
+from data_prep.faces import head_crop
+from data_prep.landmarks import ID, Landmarks, detect, person_height, require
 from omfa.body import (
     BETAS,
     JOINT_IDS,
@@ -36,6 +38,7 @@ from omfa.body import (
     BodyParameters,
     best_rotation,
     clamp_pose,
+    load_body,
     rotation,
     rotation_vector,
 )
@@ -107,12 +110,54 @@ class Fit:
         joints: (55, 2) pixels of the body's joints.
         confidence: (55,) in [0, 1]: how surely what moves each joint was seen.
         residuals: numbers about the fit, for the metadata.
+        estimator: who found it.
+        people: how many people the photo shows.
     """
 
     params: BodyParameters
     joints: Array
     confidence: Array
     residuals: dict[str, float]
+    estimator: str = "landmarks"
+    people: int = 1
+
+
+class PhotoEstimate(NamedTuple):
+    """What the pipeline wants to know of a portrait: the body, and a head crop (None: no face is seen)."""
+
+    params: BodyParameters
+    face: Image.Image | None
+
+
+def photo_estimator(body: Body | None = None, person: int = 1) -> Callable[[Image.Image], PhotoEstimate]:
+    """A pose estimator for ``OMFAPipeline.pose_estimator``.
+
+    Args:
+        body: the body to fit; None for the open one.
+        person: which of several people, the most prominent first.
+
+    Raises:
+        ValueError: mediapipe is not installed (with the cure). The estimator itself raises it where nobody is found.
+    """
+    require()
+    fitted = load_body() if body is None else body
+
+    def estimate(photo: Image.Image) -> PhotoEstimate:
+        rgb = np.asarray(photo.convert("RGB"))
+        people = detect(rgb)
+        if person > len(people):
+            raise ValueError(f"person {person} was asked for; {len(people)} found")
+        params = fit(people[person - 1 : person], fitted)[0].params
+        crop = head_crop(rgb, params, fitted).crop
+        return PhotoEstimate(params, None if crop is None else Image.fromarray(crop))
+
+    return estimate
+
+
+def view_yaw(params: BodyParameters) -> float:
+    """Degrees in (-180, 180]: which way the pelvis faces; 0 the camera, +90 turned to the body's own left."""
+    forward = rotation(params.pose[0])[:, 2]
+    return float(round(180 - (180 - np.degrees(np.arctan2(forward[0], -forward[2]))) % 360, 2))
 
 
 def fit(people: Sequence[Landmarks], body: Body, steps: int = STEPS) -> list[Fit]:
@@ -278,17 +323,6 @@ _BONE_ENDS = np.array(
     [[POINT[_SEEN[a][0]], POINT[_SEEN[b][0]]] for a, b in _BONES]
     + [[_hand_points(side)[a], _hand_points(side)[b]] for side in (0, 1) for a, b in _HAND_BONES]
 )
-
-
-def person_height(person: Landmarks) -> float:
-    """Pixels that the whole person would measure upright, from the landmarks in space and in the picture."""
-    flat, weight = person.world[:, :2], person.visible * person.inside
-    if weight.sum() < 1e-3:
-        weight = person.visible + 1e-3
-    a = flat - np.average(flat, axis=0, weights=weight)
-    b = person.points - np.average(person.points, axis=0, weights=weight)
-    scale = np.sqrt((weight[:, None] * b**2).sum() / max((weight[:, None] * a**2).sum(), 1e-9))
-    return float(max(1.7 * scale, 8.0))
 
 
 def _evidence(person: Landmarks) -> _Evidence:
@@ -524,6 +558,7 @@ def _result(
         "reprojection": _mean(off[:body_points], weight[:body_points]) / height,
         "bone_degrees": _mean(angle[:trunk], strength[:trunk]),
         "landmarks": person.score,
+        "looks": person.looks,
     }
     return Fit(params, pixels[:JOINTS], _confidence(weight), {k: round(v, 5) for k, v in residuals.items()})
 
