@@ -49,7 +49,7 @@ STEPS = 40
 FOCAL = 2.0  # of the picture's longer side: a field of view of 28 degrees, as catalogue photos have
 SIGMA_POINT = 0.012  # of the person's height: how far a point may lie from where it was seen
 ROBUST = 4.0  # sigmas from which on a point counts as mistaken
-SIGMA_BONE = 0.12  # of a bone's length (7 degrees)
+SIGMA_BONE = 0.2  # of a bone's length (11 degrees)
 SIGMA_FINGER = 0.35
 SIGMA_LIMIT = np.radians(3)
 SIGMA_BETAS = 0.8
@@ -201,10 +201,9 @@ class Skeleton:
 def skeleton_of(body: Body) -> Skeleton:
     """The tree of a body, read off its template."""
     ids = [KEY_VERTICES[name] for name in _HANGING]
-    joint_directions = body._joint_dirs.cpu().numpy()  # type: ignore[union-attr, operator]
     shapedirs = body.model.shapedirs.cpu().numpy()
     rest = np.concatenate([body.rest_joints, body.template[ids]]).astype(np.float64)
-    directions = np.concatenate([joint_directions[..., :BETAS], shapedirs[ids][..., :BETAS]]).astype(np.float64)
+    directions = np.concatenate([body.joint_directions[..., :BETAS], shapedirs[ids][..., :BETAS]]).astype(np.float64)
     parents = np.concatenate([body.parents, [JOINT_IDS[joint] for joint in _HANGING.values()]])
     moved = np.zeros((len(rest), JOINTS), bool)
     for n, parent in enumerate(parents):
