@@ -79,7 +79,7 @@ class Landmarks:
     def inside(self) -> Array:
         """(33,) bool: which landmarks lie in the picture."""
         height, width = self.image_size
-        return ((self.points >= -0.5) & (self.points < np.array([width, height]) - 0.5)).all(1)
+        return np.all((self.points >= -0.5) & (self.points < np.array([width, height]) - 0.5), axis=1)
 
     @property
     def box(self) -> Box:
@@ -168,7 +168,9 @@ def _mediapipe() -> Any:
     except ImportError as e:
         raise ValueError(f"finding people in photos needs mediapipe ({e}); install it: {INSTALL}") from None
     if not hasattr(mediapipe, "solutions"):
-        raise ValueError(f"this mediapipe ({mediapipe.__version__}) ships no models; install the last that does: {INSTALL}")
+        raise ValueError(
+            f"this mediapipe ({mediapipe.__version__}) ships no models; install the last that does: {INSTALL}"
+        )
     return mediapipe.solutions
 
 
@@ -268,7 +270,8 @@ def _look(image: Array) -> Landmarks | None:
     face = None
     if seen.face_landmarks is not None:
         outline = _array(seen.face_landmarks, (width, height))[:, :2]
-        face = (*map(float, outline.min(0)), *map(float, outline.max(0)))
+        low, high = outline.min(0), outline.max(0)
+        face = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
     return Landmarks(
         (height, width),
         body[:, :2],
@@ -350,7 +353,7 @@ def _overlap(a: Box, b: Box) -> float:
 
 def _paint_over(image: Array, person: Landmarks) -> Array:
     """The picture with the person's pixels and joints in the colour of what is around them."""
-    hide = person.mask.astype(np.uint8)
+    hide: Array = person.mask.astype(np.uint8)
     reach = max(3, round(0.04 * (person.box[3] - person.box[1])))
     for x, y in person.points[person.inside]:
         cv2.circle(hide, (round(x), round(y)), reach, 1, -1)

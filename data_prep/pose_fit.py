@@ -230,9 +230,7 @@ class Posed:
     derivatives: Array | None = None
 
 
-def pose_skeleton(
-    skeleton: Skeleton, pose: Array, betas: Array, transl: Array, derivatives: bool = False
-) -> Posed:
+def pose_skeleton(skeleton: Skeleton, pose: Array, betas: Array, transl: Array, derivatives: bool = False) -> Posed:
     """Points of the posed tree (SMPL-X's kinematics) and what each unknown does to them.
 
     Turning joint j by its rotation vector v moves a point p of its subtree by (G_parent(j) J(v)) dv x (p - p_j), with
@@ -350,8 +348,8 @@ def _evidence(person: Landmarks) -> _Evidence:
         directions.append(_unit(bone))
         strengths.append(both / SIGMA_BONE)
     for side in (0, 1):
-        for a, b in _HAND_BONES:
-            directions.append(_unit(np.nan_to_num(hands[side, b] - hands[side, a])))
+        for start, end in _HAND_BONES:
+            directions.append(_unit(np.nan_to_num(hands[side, end] - hands[side, start])))
             strengths.append(hand_trust[side] / SIGMA_FINGER)
     return _Evidence(
         np.concatenate(pixels),
@@ -387,7 +385,7 @@ _CALM_WIDTHS = _widths()
 
 
 def _begin(skeleton: Skeleton, people: Sequence[Landmarks], evidence: _Evidence) -> _State:
-    """Joint after joint turned along the landmarks in space, hinges first about their axis; then put before the camera."""
+    """Joint after joint turned along the landmarks in space, hinges about their axis; then put before the camera."""
     pose = np.stack([_follow(skeleton, person) for person in people])
     betas, transl = np.zeros((len(people), BETAS)), np.zeros((len(people), 3))
     points = pose_skeleton(skeleton, pose, betas, transl).points[:, _MATCHED]
@@ -527,9 +525,7 @@ def _linearise(skeleton: Skeleton, evidence: _Evidence, state: _State) -> tuple[
 # ---------------------------------------------------------------------------------------------------- the result
 
 
-def _result(
-    body: Body, skeleton: Skeleton, person: Landmarks, evidence: _Evidence, state: _State, i: int
-) -> Fit:
+def _result(body: Body, skeleton: Skeleton, person: Landmarks, evidence: _Evidence, state: _State, i: int) -> Fit:
     height, width = person.image_size
     focal, (cx, cy) = float(evidence.focal[i]), evidence.centre[i]
     pose = state.pose[i].copy()
@@ -582,7 +578,7 @@ def _confidence(weight: Array) -> Array:
     nose = weight[list(_SEEN).index("nose")]
     for name in ("head", "jaw", "left_eye", "right_eye"):
         sure[JOINT_IDS[name]] = nose
-    for side, letter in (("left", "L"), ("right", "R")):
+    for side in ("left", "right"):
         toe = list(_SEEN).index(f"{side}_toe")
         sure[JOINT_IDS[f"{side}_foot"]] = weight[toe] / 0.7
     return np.nan_to_num(sure).clip(0, 1)

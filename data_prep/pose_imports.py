@@ -3,9 +3,9 @@
 Plain ``.npz`` and ``.json`` only. Several of these tools write pickles, which can run anything: those are refused, with
 the lines that turn them into ``.npz`` where the tool itself is installed.
 
-Everything is brought into one convention (:class:`omfa.body.BodyParameters`): camera frame with y down, axis-angle, flat
-hands. Parameters of SMPL and SMPL-X mean another posture on another body: with the body they were made with at hand
-they are converted, without it they are taken as they are and marked approximate.
+Everything is brought into one convention (:class:`omfa.body.BodyParameters`): camera frame with y down, axis-angle,
+flat hands. The numbers of SMPL and SMPL-X mean another posture on another body: with the body they were made with at
+hand they are converted, without it they are taken as they are and marked approximate.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ HOW_TO_CONVERT = (
 _Z_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # AMASS's (x, y, z) to y up: (x, z, -y)
 
 
-def read_parameters(path: Path, kind: str, image_size: tuple[int, int], made_with: MadeWith | None = None) -> BodyParameters:
+def read_parameters(
+    path: Path, kind: str, image_size: tuple[int, int], made_with: MadeWith | None = None
+) -> BodyParameters:
     """Somebody else's parameters of one person in one photo, for the body they were made with.
 
     Args:
@@ -118,7 +120,9 @@ class Imported:
             for suffix in (".npz", ".json", ".pkl"):
                 if (path := self.folder / (name + suffix)).is_file():
                     return path
-        raise ValueError(f"no parameters of {item_id}, person {person}: {self.folder} has no {' or '.join(names)} .npz, .json")
+        raise ValueError(
+            f"no parameters of {item_id}, person {person}: {self.folder} has no {' or '.join(names)} .npz, .json"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,9 +313,7 @@ def _from_pixie(data: _Keys, image_size: tuple[int, int], made_with: MadeWith | 
     )
 
 
-def full_translation(
-    camera: Array, centre: Array, side: float, image_size: tuple[int, int], focal: float
-) -> Array:
+def full_translation(camera: Array, centre: Array, side: float, image_size: tuple[int, int], focal: float) -> Array:
     """(3,) translation before the whole photo's camera, from a weak-perspective camera (s, tx, ty) on a square crop.
 
     4D-Humans' formula: with b = s * side, t = (tx + 2 (cx - W/2) / b, ty + 2 (cy - H/2) / b, 2 F / b).

@@ -1,8 +1,8 @@
 """Photos to body parameters and pose maps: ``python -m data_prep pose-maps --images DIR | --records DIR --out DIR``.
 
 Who estimates is a choice: landmarks (offline, the default), parameters made by others, or HMR2.0. Everything after it
-is the same: the parameters, the pose map, the numbers that say how well it fits, and a strip to look at (photo, overlay,
-pose map, the body turned by 90 degrees), put together to contact sheets at the end.
+is the same: the parameters, the pose map, the numbers that say how well it fits, and a strip to look at (photo,
+overlay, pose map, the body turned by 90 degrees); the strips are put together to contact sheets at the end.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from data_prep.adapters import Entry, Missing, convert, scan_folder
 from data_prep.landmarks import detect, require
 from data_prep.pose_fit import Fit, fit, view_yaw
+from data_prep.pose_imports import FORMATS, Imported
 from data_prep.records import as_line, carry, record_items
 from data_prep.render import existing_file, shared_body
 from data_prep.run import Outcome, add_source, existing_folder, positive, run_stage, write_image
@@ -157,6 +158,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--person", metavar="N", type=positive, default=1, help="which of several people, the most prominent first"
     )
+    parser.add_argument(
+        "--estimator", choices=("landmarks", "import", "hmr2"), default="landmarks", help="default landmarks"
+    )
+    parser.add_argument("--params", metavar="DIR", type=existing_folder, help="import: ID.npz or ID.json by photo")
+    parser.add_argument("--format", choices=FORMATS, help="import: who made --params")
+    parser.add_argument(
+        "--made-with",
+        metavar="FILE",
+        type=existing_file,
+        help="import: SMPL-X .npz behind --params, to convert exactly",
+    )
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", type=existing_file, help="hmr2: 4D-Humans' Lightning checkpoint"
+    )
+    parser.add_argument("--boxes", metavar="FILE", type=existing_file, help="hmr2: people's boxes, json; else detected")
+    parser.add_argument("--device", default="cpu", help="hmr2: cpu (default), cuda, mps")
     parser.add_argument("--style", choices=get_args(Style), default="parts_blend", help="default parts_blend")
     parser.add_argument(
         "--body", metavar="FILE", type=existing_file, help="a licensed SMPL-X .npz (default: the open body)"
@@ -169,6 +186,21 @@ def make_estimator(args: argparse.Namespace) -> Estimator:
     Raises:
         ValueError: what it needs is not there.
     """
+    if args.estimator == "import":
+        if args.params is None or args.format is None:
+            raise ValueError(f"--estimator import needs --params DIR and --format, one of {', '.join(FORMATS)}")
+        return Imported(args.params, args.format, args.body, args.made_with)
+    if args.estimator == "hmr2":
+        from data_prep import hmr2
+
+        if args.checkpoint is None:
+            raise ValueError(f"--estimator hmr2 needs --checkpoint: {hmr2.WHERE}")
+        hmr2.cached(args.checkpoint, args.device)  # a wrong file is told before the first photo
+        if args.boxes is not None:
+            hmr2.read_boxes(args.boxes)
+        else:
+            require()
+        return hmr2.Hmr2(args.checkpoint, args.boxes, args.body, args.device)
     require()
     return FromLandmarks(args.body)
 

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.landmarks import Landmarks, NobodyError, detect
+from data_prep.landmarks import NobodyError, detect
 from data_prep.parts import ATR, CIHP, Part, read_labels, to_parts
 from data_prep.pose_fit import Fit, fit, view_yaw
 from omfa.body import JOINT_IDS, BodyParameters, load_body, mirror_parameters, project
@@ -30,7 +30,9 @@ from omfa.prepared import read_records, resolve
 Array = NDArray[Any]
 
 BODY = load_body()
-MAJOR = [JOINT_IDS[f"{s}_{j}"] for s in ("left", "right") for j in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")]
+MAJOR = [
+    JOINT_IDS[f"{s}_{j}"] for s in ("left", "right") for j in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+]
 
 
 def procrustes(a: Array, b: Array) -> Array:
@@ -80,7 +82,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows by what the camera sees."""
     groups = {"|yaw| <= 60": [r for r in rows if abs(r["yaw"]) <= 60], "all": rows}
     groups |= {q: [r for r in rows if quadrant(r["yaw"]) == q] for q in ("front", "side", "back")}
-    lines = [f"{'':12} {'n':>4} {'found':>6} {'mean mm':>8} {'median':>7} {'p90':>6} {'swapped':>8} {'failed or swapped':>18}"]
+    lines = [
+        f"{'':12} {'n':>4} {'found':>6} {'mean mm':>8} {'median':>7} {'p90':>6} {'swapped':>8} {'lost or swapped':>18}"
+    ]
     for name, group in groups.items():
         seen = [r for r in group if r["mm"] is not None]
         if seen:
@@ -141,7 +145,11 @@ def against_parts(fitted: Fit, parts: Array) -> dict[str, float]:
     covered = {n: np.isin(parts, of) for n, of in limbs.items()}
     limb = np.any(list(covered.values()), axis=0)
     shares = {n: float((body & m).sum() / m.sum()) for n, m in covered.items() if m.sum() > 200}
-    return {"inside": float((body & person).sum() / body.sum()), "covered": float((body & limb).sum() / limb.sum()), **shares}
+    return {
+        "inside": float((body & person).sum() / body.sum()),
+        "covered": float((body & limb).sum() / limb.sum()),
+        **shares,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- disturbances
@@ -162,7 +170,7 @@ def disturbances(rgb: Array) -> dict[str, tuple[Array, Callable[[Array], Array]]
         return cv2.resize(rgb, size, interpolation=how), lambda p: (p + 0.5) / s - 0.5
 
     return {
-        "cropped": (np.ascontiguousarray(rgb[y : height - y, x : width - x]), lambda p: p + [x, y]),
+        "cropped": (np.ascontiguousarray(rgb[y : height - y, x : width - x]), lambda p: p + np.array([x, y])),
         "mirrored": (np.ascontiguousarray(rgb[:, ::-1]), lambda p: p),
         "turned 10": (rotated, lambda p: p @ back[:, :2].T + back[:, 2]),
         "dark": ((rgb * 0.35).astype(np.uint8), lambda p: p),
@@ -194,11 +202,15 @@ def robustness(photos: list[Path]) -> dict[str, list[float | None]]:
             if found is None:
                 rows.setdefault(name, []).append(None)
                 continue
+            inside = seen
+            if name == "cropped":  # only what can still be seen
+                there = joints - undo(np.zeros(2))
+                inside = seen & ((there >= 0) & (there < picture.shape[1::-1])).all(1)
             if name == "mirrored":
                 back = project(joints_of(mirror_parameters(found.params)), mirror_parameters(found.params).K)[MAJOR]
             else:
                 back = undo(found.joints[MAJOR])
-            rows.setdefault(name, []).append(100 * float(np.linalg.norm(back - joints, axis=1)[seen].mean()) / height)
+            rows.setdefault(name, []).append(100 * float(np.linalg.norm(back - joints, axis=1)[inside].mean()) / height)
     return rows
 
 
@@ -214,7 +226,9 @@ def main(what: str, where: str) -> None:
             assert found is not None, f"{photo}: nobody found"
             off = against_keypoints(found, *keypoints_of(keypoints))
             shares = against_parts(found, to_parts(read_labels(labels), names, rgb.shape[:2]))
-            print(f"{photo.name:18} keypoints {off.mean():.2f} %  " + "  ".join(f"{k} {v:.1%}" for k, v in shares.items()))
+            print(
+                f"{photo.name:18} keypoints {off.mean():.2f} %  " + "  ".join(f"{k} {v:.1%}" for k, v in shares.items())
+            )
     elif what == "robustness":
         for name, values in robustness(sorted(folder.glob("*.jpg"))).items():
             seen = np.array([v for v in values if v is not None])
