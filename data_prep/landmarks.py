@@ -4,7 +4,8 @@ mediapipe's pins clash with the rest, so it is an installation step of its own (
 Its models run on the CPU, without a display and without a network.
 
 One look is not trusted: a photo is also shown in the mirror and with room above the head, and what most looks agree on
-is taken. That mends nearly all people taken for their own back, or for somebody folded up.
+is taken. Where the photo cuts the head off, one is drawn. That mends nearly all people taken for their own back, or for
+somebody folded up.
 
 Legend: H W pixels, L = 33 body landmarks, 21 landmarks a hand; pixel centres at whole numbers.
 """
@@ -44,6 +45,7 @@ _MIRROR = [ID[n.replace("left", "?").replace("right", "left").replace("?", "righ
 WORKING_SIZE = 1280  # longest side the models see; they look at crops of 256 pixels anyway
 PEOPLE = 4  # looked for in one photo
 HEADROOM = 0.2  # of the height, put above a photo for one of the looks: the detector goes by heads
+DOUBT = 0.06  # of the score by which a back must explain a headless body better than a front
 AGREE = 0.05  # of the person's height: looks that lie nearer to each other than this agree
 
 
@@ -204,13 +206,69 @@ def _quiet() -> Iterator[None]:
 
 def _consensus(image: Array, first: Landmarks | None) -> Landmarks | None:
     """What most looks at a picture agree on; None if no look finds anybody."""
-    height, width = image.shape[:2]
-    room = round(HEADROOM * height)
-    above = cv2.copyMakeBorder(image, room, 0, room // 2, room // 2, cv2.BORDER_CONSTANT, value=(128, 128, 128))
-    mirrored, roomy = _look(np.ascontiguousarray(image[:, ::-1])), _look(above)
-    looks = [first, None if mirrored is None else _unmirrored(mirrored)]
-    looks.append(None if roomy is None else _cropped(roomy, room // 2, room, (height, width)))
-    return agreed([look for look in looks if look is not None])
+    if first is not None and _headless(first):
+        face, hair = (_look_with_head(image, first, drawn) for drawn in ("face", "hair"))
+        if face is not None and hair is not None:  # the side that makes more sense of the rest of the body
+            drawn = "hair" if hair.score > face.score + DOUBT else "face"
+            mirrored = _look_with_head(image, first, drawn, mirror=True)
+            looks = [hair if drawn == "hair" else face, *([] if mirrored is None else [mirrored]), first]
+            return agreed(looks)
+    looks = [first] if first is not None else []
+    if (mirrored := _look(np.ascontiguousarray(image[:, ::-1]))) is not None:
+        looks.append(_unmirrored(mirrored))
+    room = round(HEADROOM * len(image))
+    if (roomy := _look(_with_room(image, room))) is not None:
+        looks.append(_cropped(roomy, room // 2, room, image.shape[:2]))
+    return agreed(looks)
+
+
+def _with_room(image: Array, room: int) -> Array:
+    return cv2.copyMakeBorder(image, room, 0, room // 2, room // 2, cv2.BORDER_CONSTANT, value=(128, 128, 128))
+
+
+def _headless(person: Landmarks) -> bool:
+    """Whether the photo cuts the whole face off."""
+    face = person.points[[ID["nose"], ID["mouth_left"], ID["mouth_right"]]]
+    return bool((face[:, 1] < 0.01 * person.image_size[0]).all())
+
+
+def _look_with_head(image: Array, person: Landmarks, drawn: str, mirror: bool = False) -> Landmarks | None:
+    """A look at the picture with a head drawn above the shoulders: without one, the models take fronts for backs."""
+    shoulders = person.points[[ID["left_shoulder"], ID["right_shoulder"]]]
+    tall = person_height(person)
+    radius = float(np.clip(0.3 * np.linalg.norm(shoulders[0] - shoulders[1]), 0.045 * tall, 0.075 * tall))
+    room = max(round(HEADROOM * len(image)), round(3 * radius))
+    middle = shoulders.mean(0) + np.array([room // 2, room])
+    picture = _with_room(image, room)
+    _draw_head(picture, (float(middle[0]), float(min(room - 0.9 * radius, middle[1] - 2.7 * radius))), radius, drawn)
+    found = _look(np.ascontiguousarray(picture[:, ::-1]) if mirror else picture)
+    if found is None:
+        return None
+    return _cropped(_unmirrored(found) if mirror else found, room // 2, room, image.shape[:2])
+
+
+def _draw_head(picture: Array, centre: tuple[float, float], radius: float, drawn: str) -> None:
+    """A head as a child draws it, from before (``face``) or behind (``hair``); that is enough for the models."""
+    skin, dark = (222, 176, 150), (60, 42, 30)
+
+    def at(x: float, y: float) -> tuple[int, int]:
+        return round(centre[0] + x * radius), round(centre[1] + y * radius)
+
+    def blob(x: float, y: float, wide: float, high: float, colour: tuple[int, int, int]) -> None:
+        axes = max(1, round(wide * radius)), max(1, round(high * radius))
+        cv2.ellipse(picture, at(x, y), axes, 0, 0, 360, colour, -1, cv2.LINE_AA)
+
+    cv2.rectangle(picture, at(-0.38, 0.6), at(0.38, 2.2), (200, 150, 125), -1)
+    blob(0, -0.15, 0.95, 1.2, dark)
+    if drawn == "hair":
+        return
+    blob(0, 0.1, 0.75, 1.05, skin)
+    for side in (-1, 1):
+        blob(0.3 * side, -0.17, 0.2, 0.04, dark)
+        blob(0.3 * side, 0, 0.15, 0.08, (255, 255, 255))
+        blob(0.3 * side, 0, 0.07, 0.07, dark)
+        blob(0.07 * side, 0.38, 0.03, 0.03, (150, 100, 85))
+    blob(0, 0.65, 0.25, 0.08, (180, 80, 80))
 
 
 def agreed(looks: list[Landmarks]) -> Landmarks | None:
@@ -306,12 +364,12 @@ def _unmirrored(person: Landmarks) -> Landmarks:
     )
 
 
-def _cropped(person: Landmarks, left: int, top: int, size: tuple[int, int]) -> Landmarks:
+def _cropped(person: Landmarks, left: int, top: int, size: tuple[int, ...]) -> Landmarks:
     """The same person where the picture is a window of the one it was found in."""
     face = person.face
     return replace(
         person,
-        image_size=size,
+        image_size=(size[0], size[1]),
         points=person.points - [left, top],
         hands=person.hands - [left, top, 0],
         face=None if face is None else (face[0] - left, face[1] - top, face[2] - left, face[3] - top),
