@@ -443,6 +443,7 @@ def _follow(skeleton: Skeleton, person: Landmarks) -> Array:
 def _minimise(skeleton: Skeleton, evidence: _Evidence, state: _State, steps: int) -> _State:
     """Levenberg-Marquardt (Marquardt 1963), every person with a damping of their own."""
     damping = np.full(len(state.pose), 1e-2)
+    done = np.zeros(len(state.pose), bool)
     gradient, hessian, cost = _linearise(skeleton, evidence, state)
     for _ in range(steps):
         diagonal = np.einsum("bpp->bp", hessian)
@@ -450,12 +451,13 @@ def _minimise(skeleton: Skeleton, evidence: _Evidence, state: _State, steps: int
         step = -np.linalg.solve(damped, gradient[..., None])[..., 0]
         trial = _stepped(state, step)
         new = _linearise(skeleton, evidence, trial)
-        better = new[2] < cost
+        better = (new[2] < cost) & ~done  # who has arrived stays, whatever company they are in
         state = _State(*(_where(better, getattr(trial, f), getattr(state, f)) for f in ("pose", "betas", "transl")))
         gain = np.where(better, (cost - new[2]) / np.maximum(cost, 1e-12), 0)
         gradient, hessian, cost = (_where(better, n, o) for n, o in zip(new, (gradient, hessian, cost), strict=True))
         damping = np.clip(np.where(better, damping / 4, damping * 6), 1e-7, 1e6)
-        if (better & (gain < 1e-4)).all():
+        done |= better & (gain < 1e-4)
+        if done.all():
             break
     return state
 

@@ -114,6 +114,12 @@ def test_amass_stands_upright(tmp_path: Path, body: Body, pose: np.ndarray, colu
     assert [t for t, _ in frames] == [0, 30, 60]
     joints = body.posed(frames[1][1]).joints[0].numpy()
     assert joints[15, 1] < joints[0, 1] < joints[7, 1]  # head above pelvis above ankle, y down
+    (tmp_path / "in").mkdir()
+    (tmp_path / "walk.npz").rename(tmp_path / "in" / "walk.npz")
+    assert main(["render", "--amass", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--every", "40"]) == 0
+    lines = [json.loads(x) for x in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
+    assert [x["id"] for x in lines] == ["walk-000000", "walk-000040"]
+    assert "made with amass" in BodyParameters.load(tmp_path / "out" / lines[1]["params"]).body
     with pytest.raises(ValueError, match=r"poses are \(61, 10\)"):
         np.savez(tmp_path / "bad.npz", poses=np.zeros((61, 10)))
         list(read_amass(tmp_path / "bad.npz", body, image_size=SIZE))
