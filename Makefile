@@ -30,20 +30,14 @@ test: setup ## the whole fast test suite
 lint: setup ## style and types
 	$(PY) -m ruff check . && $(PY) -m mypy
 
-demo: runs/demo/model/model_index.json ## train a tiny model on eight drawn records, show its pictures
-	$(PY) -m omfa.demo --model runs/demo/model --records data/figures --out outputs/demo
+demo: data/demo/metadata.jsonl ## garments off people and onto others, by the model that ships: outputs/demo
+	$(PY) -m omfa.demo --records data/demo --out outputs/demo
 
-data/figures/metadata.jsonl: | setup
-	$(PY) -m tests.figures data/figures
+data/demo/metadata.jsonl: | setup
+	$(PY) -m data_prep synthetic --records 16 --seed 77 --out data/demo --workers 2
 
-runs/demo_vae/model/config.json: | data/figures/metadata.jsonl
-	$(PY) -m omfa.fit --config lightning_configs/demo_vae.yaml --ckpt_path last
-
-runs/demo/model/model_index.json: | runs/demo_vae/model/config.json
-	$(PY) -m omfa.fit --config lightning_configs/demo.yaml --ckpt_path last
-
-bench: runs/demo_vae/model/config.json ## what loading, training and sampling cost on this machine
-	$(PY) -m omfa.bench --config lightning_configs/demo.yaml
+bench: data/demo/metadata.jsonl ## what loading, training and sampling cost on this machine
+	$(PY) -m omfa.bench --records data/demo
 
 fit: setup ## train: make fit ARGS="--config lightning_configs/tiny.yaml"
 	$(PY) -m omfa.fit $(ARGS)

@@ -1,8 +1,8 @@
 """What things cost on this machine: one table.
 
-    python -m omfa.bench --config lightning_configs/demo.yaml [--steps 20]
+    python -m omfa.bench --records data/demo [--model compact] [--repeats 10]
 
-Loads the model and data of a training config and measures the loader, a training step and a guided sampling step.
+Measures the loader, a training step and a guided try-off and try-on, as users run them.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from jsonargparse import ArgumentError
 
 from omfa.data import RecordsDataset, collate
-from omfa.fit import FitCLI
 from omfa.module import OMFAModule
+from omfa.pipeline import OMFAPipeline
 
 
 def median_seconds(run: Callable[[], object], repeats: int) -> float:
@@ -42,7 +41,9 @@ def matmul_rate() -> float:
     return 2 * 1024**3 / median_seconds(lambda: a @ a, 5) / 1e9
 
 
-def measure(module: OMFAModule, data: RecordsDataset, batch: int, repeats: int) -> Iterator[tuple[str, float, str]]:
+def measure(
+    module: OMFAModule, data: RecordsDataset, batch: int, steps: int, repeats: int
+) -> Iterator[tuple[str, float, str]]:
     """Rows of the table: what, how much, unit."""
     numbers = itertools.count()
 
@@ -66,39 +67,32 @@ def measure(module: OMFAModule, data: RecordsDataset, batch: int, repeats: int) 
     yield "loader, one process", batch / median_seconds(load, repeats), "records/s"
     yield f"training step, batch {batch}", median_seconds(train, repeats), "s"
     module.eval()
-    yield (
-        "try-off, 10 guided steps",
-        median_seconds(lambda: module.pipe.try_off(person, num_inference_steps=10), 3),
-        "s",
-    )
+    options: dict[str, Any] = {"num_inference_steps": steps}
+    seconds = median_seconds(lambda: module.pipe.try_off(person, **options), 3)
+    yield f"try-off, {steps} guided steps", seconds, "s"
+    seconds = median_seconds(lambda: module.pipe.try_on(None, {"upper": person}, person, **options), 3)
+    yield f"try-on, {steps} guided steps", seconds, "s"
     yield "peak memory of this process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB"
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Print the table; 0 all well, 2 the call was wrong."""
     parser = argparse.ArgumentParser(prog="python -m omfa.bench", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", required=True, help="a training config with OMFAModule and RecordsDataModule")
-    parser.add_argument("--steps", type=int, default=10, help="repeats of each measurement")
-    call, rest = parser.parse_known_args(args)
+    parser.add_argument("--records", required=True, help="a records folder")
+    parser.add_argument("--model", default="compact", help="a model that ships, a folder or a hub id")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20, help="of the sampler (default 20)")
+    parser.add_argument("--repeats", type=int, default=5, help="of each measurement (default 5)")
+    call = parser.parse_args(args)
     try:
-        cli = FitCLI(
-            OMFAModule,
-            pl.LightningDataModule,
-            run=False,
-            args=["--config", call.config, *rest],
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-            parser_kwargs={"exit_on_error": False},
-            seed_everything_default=0,
+        pipe = OMFAPipeline.from_pretrained(call.model)
+        records = RecordsDataset(
+            call.records, pipe.canvas, pipe.vae_scale_factor, pipe.vae.config.latent_channels, split=None
         )
-        pipe, data = cli.model.pipe, cli.datamodule
-        records = RecordsDataset(data.folder, pipe.canvas, pipe.vae_scale_factor, pipe.vae.config.latent_channels)
-    except (ValueError, ArgumentError) as e:
+    except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    for what, value, unit in measure(cli.model, records, data.batch_size, call.steps):
+    for what, value, unit in measure(OMFAModule(pipe), records, call.batch, call.steps, call.repeats):
         print(f"{what:36}{value:10.3g} {unit}")
     return 0
 

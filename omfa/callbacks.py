@@ -56,18 +56,15 @@ class EMA(pl.Callback):
     def applied(self, pl_module: Any) -> Iterator[None]:
         """The averaged weights in the model, for the length of a ``with`` block."""
         own = {name: p.detach().clone() for name, p in _trained(pl_module)}
-        self._copy(pl_module, self.weights)
+        self.copy_to(pl_module)
         try:
             yield
         finally:
-            self._copy(pl_module, own)
+            _copy(pl_module, own)
 
-    @staticmethod
-    @torch.no_grad()
-    def _copy(pl_module: Any, weights: Mapping[str, Tensor]) -> None:
-        for name, p in _trained(pl_module):
-            if name in weights:
-                p.copy_(weights[name])
+    def copy_to(self, pl_module: Any) -> None:
+        """Put the averaged weights into the model for good."""
+        _copy(pl_module, self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """The average and how many updates it has seen."""
@@ -76,6 +73,13 @@ class EMA(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a saved average."""
         self.updates, self.weights = state_dict["updates"], dict(state_dict["weights"])
+
+
+@torch.no_grad()
+def _copy(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    for name, p in _trained(module):
+        if name in weights:
+            p.copy_(weights[name])
 
 
 def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -194,18 +198,9 @@ class SamplePictures(pl.Callback):
         pipe.unet.train(was_training)
         pipe.set_progress_bar_config(disable=False)
         slot = pipe.canvas[PERSON]
-        return grid(rows, (slot.height * pipe.vae_scale_factor, slot.width * pipe.vae_scale_factor))
-
-
-def grid(rows: list[list[Image.Image]], cell: tuple[int, int]) -> Image.Image:
-    """Pictures in rows, each fitted into a white cell of (height, width) pixels."""
-    height, width = cell
-    sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)), "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            fitted, _ = images.fit(images.pixels_to_tensor(np.asarray(picture)), cell, "white")
-            sheet.paste(Image.fromarray(images.tensor_to_pixels(fitted)), (x * width, y * height))
-    return sheet
+        return images.contact_sheet(
+            [("", row) for row in rows], (slot.height * pipe.vae_scale_factor, slot.width * pipe.vae_scale_factor)
+        )
 
 
 class SaveModel(pl.Callback):

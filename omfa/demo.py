@@ -1,8 +1,10 @@
-"""The demo: what the model does, in pictures, on a folder of records.
+"""The demo: what a model does, in pictures, with people it has never seen.
 
-    python -m omfa.demo --model runs/demo/model --records data/figures --out outputs/demo
+    python -m data_prep synthetic --records 16 --seed 77 --out data/demo
+    python -m omfa.demo --records data/demo --out outputs/demo
 
-Writes each picture and ``contact_sheet.png``, a captioned row each: try-off, try-on, another pose, an outfit, transfer.
+Writes each picture and ``contact_sheet.png``, a captioned row each: try-off, try-on, another pose, transfer, an outfit
+of two people's clothes, a turntable; and one real photograph, if scikit-image is there to lend it.
 """
 
 from __future__ import annotations
@@ -10,112 +12,133 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageDraw
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from tqdm import tqdm
 
-from omfa.images import read_image
+from omfa.body import BodyParameters
+from omfa.data import packaged_photographs
+from omfa.images import contact_sheet, read_image, save_whole
 from omfa.pipeline import OMFAPipeline
-from omfa.prepared import Record, read_records, resolve
+from omfa.prepared import Record, read_records, record_files, resolve
 
-LINE = 14  # pixels of a caption
+FRONT = 40.0  # degrees; beyond it half of a print is out of sight
 
 
-@dataclass(frozen=True)
-class Row:
-    """One captioned row of the sheet."""
+class Row(NamedTuple):
+    """One row of the sheet: file name, caption, what was given, what was made, what it should have been."""
 
+    name: str
     caption: str
-    pictures: Sequence[Image.Image]
+    given: list[Image.Image]
+    made: list[Image.Image]
+    truth: list[Image.Image]
 
 
-def pictures_of(folder: Path, record: Record) -> dict[str, Image.Image]:
-    """A record's pictures: person, face, pose and each garment by category."""
-    paths: dict[str, str | None] = {"person": record.file_name}
-    paths["face"] = None if record.face is None else record.face.path
-    paths["pose"] = None if record.pose is None else record.pose.map
-    paths |= {g.category.value: g.path for g in record.garments}
-    return {name: read_image(resolve(folder, path)) for name, path in paths.items() if path is not None}
+class Look:
+    """A record's pictures, read."""
+
+    def __init__(self, folder: Path, record: Record) -> None:
+        files = {role: resolve(folder, path) for role, path in record_files(record).items()}
+        self.params = BodyParameters.load(files.pop("pose_params"))
+        pictures = {role: read_image(path) for role, path in files.items()}
+        self.person, self.face, self.map = (pictures.pop(n) for n in ("person", "face", "pose_map"))
+        self.garments = pictures
 
 
-def make(pipe: OMFAPipeline, folder: Path, steps: int, seed: int) -> list[Row]:
-    """All rows, from the records of a folder; needs two people who each wear an upper garment.
+def looks(folder: Path) -> tuple[list[Look], list[Look]]:
+    """The pictures of two people in upper and lower garments who face the camera in their first one.
 
     Raises:
         ValueError: the records don't hold that.
     """
-    records = [r for r in read_records(folder) if "upper" in {g.category for g in r.garments} and r.face and r.pose]
-    people = list(dict.fromkeys(r.person_id for r in records))
-    if len(people) < 2:
-        raise ValueError(f"{folder} needs records of two people in upper garments, with face and pose; has {people}")
-    first, second = ([pictures_of(folder, r) for r in records if r.person_id == p] for p in people[:2])
-    a, b, pose = first[0], second[0], second[-1]["pose"]
+    people: dict[str, list[Record]] = {}
+    for record in read_records(folder):
+        complete = record.face and record.pose and record.pose.map and record.pose.params
+        if complete and {g.category.value for g in record.garments} == {"upper", "lower"}:
+            people.setdefault(record.person_id, []).append(record)
+    found = []
+    for records in people.values():
+        records.sort(key=lambda r: abs(r.view_yaw or 0))
+        same = [r for r in records if r.outfit_id == records[0].outfit_id]
+        if abs(records[0].view_yaw or 0) < FRONT and len(same) > 1:
+            found.append([Look(folder, r) for r in same])
+    if len(found) < 2:
+        raise ValueError(
+            f"{folder} needs two pictures each of two people in upper and lower garments, with face and pose, one of "
+            f"them from the front; it has {len(found)} such people. Make more: python -m data_prep synthetic"
+        )
+    return found[0], found[1]
+
+
+def rows(pipe: OMFAPipeline, folder: Path, steps: int, seed: int, views: int = 6) -> Iterator[Row]:
+    """All rows, made one by one."""
+    (anna, anna_again, *_), (ben, *_) = looks(folder)
 
     def options() -> dict[str, Any]:
         return {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(seed)}
 
-    off = pipe.try_off(a["person"], ["upper", "lower"], **options())
-    taken = {c: g[0] for c, g in off.garments.items()}
-    worn = {c: a[c] for c in taken}
-    on = pipe.try_on(None, worn, a["pose"], a["face"], **options())
-    moved = pipe.try_on(None, worn, pose, a["face"], **options())
-    outfit = pipe.try_on(None, taken, b["pose"], b["face"], **options())
-    swap = pipe.transfer(a["person"], b["person"], "upper", pose=b["pose"], face=b["face"], **options())
-    return [
-        Row(
-            "try-off: photo | upper and lower taken off | the true ones", [a["person"], *taken.values(), *worn.values()]
-        ),
-        Row(
-            "try-on: garments, face, pose | made | true",
-            [*worn.values(), a["face"], a["pose"], *on.images, a["person"]],
-        ),
-        Row("another pose: pose | made", [pose, *moved.images]),
-        Row("outfit taken off one, put on the other", [a["person"], b["face"], b["pose"], *outfit.images]),
-        Row("transfer of the upper, the rest kept", [a["person"], b["person"], *swap.images]),
-    ]
+    off = pipe.try_off(anna.person, ["upper", "lower"], **options()).garments
+    taken = {c: pictures[0] for c, pictures in off.items()}
+    true = [anna.garments[c] for c in taken]
+    yield Row("try_off", "try-off: photo | taken off | true", [anna.person], list(taken.values()), true)
 
+    given = [*anna.garments.values(), anna.face, anna.map]
+    on = pipe.try_on(None, anna.garments, anna.map, anna.face, **options()).images
+    yield Row("try_on", "try-on: garments, face, pose | made | true", given, on, [anna.person])
 
-def draw(rows: Sequence[Row], cell: tuple[int, int] = (192, 256)) -> Image.Image:
-    """A sheet with a caption over each row; cells are (width, height) pixels."""
-    width, height = cell
-    sheet = Image.new("RGB", (width * max(len(r.pictures) for r in rows), (height + LINE) * len(rows)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for y, row in enumerate(rows):
-        pen.text((4, y * (height + LINE) + 1), row.caption, fill="black")
-        for x, picture in enumerate(row.pictures):
-            scale = min(width / picture.width, height / picture.height)
-            size = (round(picture.width * scale), round(picture.height * scale))
-            sheet.paste(picture.resize(size, Image.Resampling.NEAREST), (x * width, y * (height + LINE) + LINE))
-    return sheet
+    given = [*anna.garments.values(), anna.face, anna_again.map]
+    on = pipe.try_on(None, anna.garments, anna_again.map, anna.face, **options()).images
+    yield Row("another_pose", "the same in another pose | made | true", given, on, [anna_again.person])
+
+    on = pipe.transfer(anna.person, ben.person, "upper", ben.params, ben.face, **options()).images
+    yield Row("transfer", "transfer: upper of the first onto the second | made", [anna.person, ben.person], on, [])
+
+    lower = pipe.try_off(ben.person, "lower", **options()).images[0]
+    worn = {"upper": taken["upper"], "lower": lower}
+    on = pipe.try_on(None, worn, ben.params, ben.face, **options()).images
+    yield Row("outfit", "an outfit of both, taken off two photos | made", [taken["upper"], lower, ben.face], on, [])
+
+    turn = pipe.turntable(None, taken, anna.params, anna.face, views, **options()).images
+    yield Row("turntable", "turntable of clothes taken off one photo | made", [anna.person], turn, [])
+
+    for path in packaged_photographs()[:1]:
+        photo = read_image(path)
+        made = pipe.try_off(photo, "upper", **options()).images
+        yield Row("real_photo", f"try-off of a real photograph ({path.stem}) | made", [photo], made, [])
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Make the pictures; 0 all well, 2 the call or its input was wrong."""
     parser = argparse.ArgumentParser(prog="python -m omfa.demo", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", required=True, help="a shipped name, a folder or a hub id")
-    parser.add_argument("--records", type=Path, required=True, help="a records folder")
+    parser.add_argument("--model", default="compact", help="a shipped name, a folder or a hub id (default compact)")
+    parser.add_argument("--records", type=Path, required=True, help="a records folder with body parameters")
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     call = parser.parse_args(args)
+    diffusers_logging.disable_progress_bar()
     began = time.monotonic()
     try:
         pipe = OMFAPipeline.from_pretrained(call.model)
         pipe.set_progress_bar_config(disable=True)
-        rows = make(pipe, call.records, call.steps, call.seed)
         call.out.mkdir(parents=True, exist_ok=True)
-        for i, row in enumerate(rows):
-            for k, picture in enumerate(row.pictures):
-                picture.save(call.out / f"{i + 1}-{k + 1}.png")
-        draw(rows).save(call.out / "contact_sheet.png")
+        done = []
+        for row in tqdm(rows(pipe, call.records, call.steps, call.seed), unit="row", disable=None):
+            for i, picture in enumerate(row.made):
+                save_whole(picture, call.out / f"{row.name}_{i}.png")
+            done.append((row.caption, [*row.given, *row.made, *row.truth]))
+        sheet = save_whole(contact_sheet(done), call.out / "contact_sheet.png")
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    print(f"{len(rows)} rows of pictures in {time.monotonic() - began:.0f} s: {call.out / 'contact_sheet.png'}")
+    print("\n".join(caption for caption, _ in done))
+    print(f"made with {call.model}, {call.steps} steps, in {time.monotonic() - began:.0f} s: open {sheet}")
     return 0
 
 

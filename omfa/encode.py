@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omfa.backbone import fingerprint, posterior, vae_factor
-from omfa.canvas import FACE, Canvas
+from omfa.canvas import FACE, PERSON, Canvas
 from omfa.data import encoded_file, read_encoding, read_fitted
 from omfa.images import ImageError
 from omfa.prepared import Record, RecordError, record_files
@@ -38,17 +38,17 @@ def encode_records(
     """Posteriors of all pictures of some records: name in ``record_files`` to (2C, h, w) float16, a dict a record."""
     factor = vae_factor(vae)
     sizes = {slot.name: (slot.height * factor, slot.width * factor) for slot in canvas.slots}
-    names = [[n for n in record_files(r) if n != "pose_params"] for r in records]
-    made: list[dict[str, Tensor]] = [{} for _ in records]
-    for faces in (False, True):  # two sizes, a batch of each
-        wanted = [(i, n) for i, several in enumerate(names) for n in several if (n == FACE) is faces]
-        if not wanted:
-            continue
-        size = sizes[FACE] if faces else sizes["person"]
-        pixels = torch.stack([read_fitted(source, records[i], n, size) for i, n in wanted]).to(device)
-        for (i, n), moments in zip(wanted, posterior(vae, pixels).to("cpu", torch.float16), strict=True):
-            made[i][n] = moments.contiguous()
-    return made
+    files = [{n: path for n, path in record_files(r).items() if n != "pose_params"} for r in records]
+    owner = {(n, path): r for r, named in zip(records, files, strict=True) for n, path in named.items()}
+    done: dict[tuple[str, str], Tensor] = {}
+    for faces in (False, True):  # two sizes, a batch of each; views of one outfit share their garments
+        wanted = [key for key in owner if (key[0] == FACE) is faces]
+        if wanted:
+            size = sizes[FACE] if faces else sizes[PERSON]
+            pixels = torch.stack([read_fitted(source, owner[key], key[0], size) for key in wanted])
+            moments = posterior(vae, pixels.to(device)).to("cpu", torch.float16)
+            done |= {key: m.contiguous() for key, m in zip(wanted, moments, strict=True)}
+    return [{n: done[n, path].clone() for n, path in named.items()} for named in files]
 
 
 def begin(out: Path, vae: str, size: Sequence[int]) -> None:
@@ -85,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", required=True, type=size_of, help="of a person picture, HxW: the model's person_size")
     parser.add_argument("--out", required=True, type=Path, help="folder for the latents")
     parser.add_argument("--split", help="only records of this split")
-    parser.add_argument("--batch", type=int, default=4, help="records at once (default 4)")
+    parser.add_argument("--batch", type=int, default=8, help="records at once (default 8)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     call = parser.parse_args(args)
     try:

@@ -18,7 +18,7 @@ import kornia
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
@@ -30,6 +30,7 @@ MAX_ASPECT = 20
 MIN_SIDE = 8
 MAX_BYTES = 200_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+LINE = 16  # pixels of a caption's line
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -232,6 +233,44 @@ def fit(picture: Tensor, size: Sequence[int], fill: Fill = "edge") -> tuple[Tens
 def load(source: Picture, size: Sequence[int], fill: Fill = "edge", name: str = "picture") -> tuple[Tensor, Box]:
     """:func:`read_image`, then :func:`fit`: (3, *size) in [-1, 1] and its box."""
     return fit(pixels_to_tensor(np.asarray(read_image(source, name))), size, fill)
+
+
+def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], cell: Sequence[int] = (256, 192)) -> Image.Image:
+    """Pictures in rows on white, each scaled to fit a cell and centred; a caption above every row that has one.
+
+    Args:
+        rows: (caption or "", pictures).
+        cell: (height, width) of a cell in pixels.
+    """
+    height, width = cell
+    lines = [LINE if caption else 0 for caption, _ in rows]
+    size = (width * max((len(p) for _, p in rows), default=1), sum(lines) + height * len(rows))
+    sheet = Image.new("RGB", size, "white")
+    pen, top = ImageDraw.Draw(sheet), 0
+    for line, (caption, pictures) in zip(lines, rows, strict=True):
+        if caption:
+            pen.text((4, top + 2), caption, fill="black")
+        for x, picture in enumerate(pictures):
+            scale = min(width / picture.width, height / picture.height)
+            fitted = picture.convert("RGB").resize(
+                (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS
+            )
+            left, down = (width - fitted.width) // 2, (height - fitted.height) // 2
+            sheet.paste(fitted, (x * width + left, top + line + down))
+        top += line + height
+    return sheet
+
+
+def save_whole(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
+    """Save a picture whole or not at all: written to the side, then swapped in. The suffix names the format."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        picture.save(part, format=Image.registered_extensions()[path.suffix.lower()])
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
 
 
 def as_list(pictures: Picture | Sequence[Picture] | None) -> list[Any]:

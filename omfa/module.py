@@ -151,7 +151,7 @@ class VAEModule(pl.LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.vae = AutoencoderKL(**vae)
+        self.vae = start_as_averages(AutoencoderKL(**vae))
         if channels_last:
             self.vae.to(memory_format=torch.channels_last)
         self.learning_rate, self.kl_weight, self.edge_weight = learning_rate, kl_weight, edge_weight
@@ -180,6 +180,68 @@ class VAEModule(pl.LightningModule):
         """Write a plain diffusers folder; the measured ``scaling_factor`` gives latents a standard deviation of 1."""
         self.vae.register_to_config(scaling_factor=float(self.latent_square.rsqrt()))
         self.vae.save_pretrained(folder)
+
+
+@torch.no_grad()
+def start_as_averages(vae: AutoencoderKL) -> AutoencoderKL:
+    """Make a fresh VAE a codec that keeps the mean colour of every f x f square and blurs it back; training adds to it.
+
+    From random weights a small VAE learns brightness first and colour hours later; from here colours are right at step
+    0. The trunk (everything but the residual branches, which start at 0) carries r, g, b, their negatives and a pair of
+    constants: x and -x keep the last norm's mean at 0 and make ``silu(x) - silu(-x) = x`` linear, the constants keep
+    its scale the same for every picture. All other channels start at random.
+
+    Args:
+        vae: of at least 8 channels everywhere, 3 or more latent channels, ``norm_num_groups=1``; changed in place.
+
+    Raises:
+        ValueError: another VAE.
+    """
+    config = vae.config
+    if min(config.block_out_channels) < 8 or config.latent_channels < 3 or config.norm_num_groups != 1:
+        raise ValueError("the VAE needs 8 or more channels in every block, 3 or more latents, and norm_num_groups 1")
+    encoder, decoder, trunk, level = vae.encoder, vae.decoder, 8, 8.0
+    for part in (encoder, decoder):
+        for name, module in part.named_modules():
+            if name.endswith("conv_shortcut") or name.endswith(("downsamplers.0.conv", "upsamplers.0.conv")):
+                module.weight[:trunk], module.bias[:trunk], module.weight[:, 6:trunk] = 0, 0, 0
+                for c in range(trunk):
+                    module.weight[c, c] = _kernel(name, constant=c >= 6)
+            elif name.endswith("conv2"):  # of a residual branch
+                module.weight.zero_()
+                module.bias.zero_()
+        conv_in, conv_out = part.conv_in, part.conv_out
+        conv_in.weight[:trunk], conv_in.bias[:trunk] = 0, 0
+        for c in range(3):
+            conv_in.weight[c, c, 1, 1], conv_in.weight[3 + c, c, 1, 1] = 1, -1
+        conv_in.bias[6], conv_in.bias[7] = level, -level
+        scale = level * (2 / conv_out.in_channels) ** 0.5  # what the last norm divides by, nearly
+        rows = slice(0, 3) if part is encoder else slice(None)
+        conv_out.weight[rows], conv_out.bias[rows] = 0, 0
+        for c in range(3):
+            conv_out.weight[c, c, 1, 1], conv_out.weight[c, 3 + c, 1, 1] = scale, -scale
+    encoder.conv_out.weight[config.latent_channels :] = 0
+    encoder.conv_out.bias[config.latent_channels :] = -6  # log-variance: little noise, to begin with
+    for conv in (vae.quant_conv, vae.post_quant_conv):
+        if conv is not None:
+            conv.weight.copy_(torch.eye(conv.weight.shape[0])[..., None, None])
+            conv.bias.zero_()
+    return vae
+
+
+def _kernel(name: str, constant: bool) -> Tensor:
+    """Trunk kernel of a layer: identity, the mean of 2 x 2 (down) or a smooth interpolation (up)."""
+    if name.endswith("conv_shortcut"):
+        return torch.ones(1, 1)
+    kernel = torch.zeros(3, 3)
+    if constant:  # a constant stays one at the borders too
+        kernel[0 if "down" in name else 1, 0 if "down" in name else 1] = 1
+    elif "down" in name:
+        kernel[:2, :2] = 0.25
+    else:
+        taps = torch.tensor([0.25, 0.5, 0.25])
+        kernel = taps[:, None] * taps
+    return kernel
 
 
 def adamw(

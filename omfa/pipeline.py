@@ -141,7 +141,7 @@ class OMFAPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> OMFAPipeline:
         """Load a model that ships ("compact"), a folder that :meth:`save_pretrained` wrote, or a hub id ("owner/name").
 
-        Only safetensors are read. ``kwargs`` go to diffusers (``torch_dtype``, ``cache_dir``, ``token``, ...).
+        Only safetensors are read. ``kwargs`` go to diffusers (``dtype``, ``cache_dir``, ``token``, ...).
 
         Raises:
             ValueError: no such shipped model or folder.

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from omfa.backbone import canvas_multiple, decode, encode, input_channels, vae_factor, widen_unet
+from omfa.module import VAEModule
 from tests.conftest import UNET, VAE
 
 
@@ -71,3 +72,20 @@ def test_scaling_factor_and_posterior_sample() -> None:
         assert torch.allclose(encode(vae, x), posterior.mean * 0.5)
         assert torch.allclose(encode(vae, x, noise), (posterior.mean + posterior.std * noise) * 0.5)
         assert torch.allclose(decode(vae, encode(vae, x)), vae.decode(posterior.mean).sample.clamp(-1, 1), atol=1e-6)
+
+
+def test_a_fresh_codec_keeps_mean_colours() -> None:
+    size = {"block_out_channels": [8, 16, 16, 32], "latent_channels": 5, "norm_num_groups": 1, "layers_per_block": 1}
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    torch.manual_seed(0)
+    vae = VAEModule({**size, **blocks, "mid_block_add_attention": False}).vae
+    x = torch.nn.functional.interpolate(torch.rand(2, 3, 4, 3) * 2 - 1, scale_factor=16)
+    with torch.no_grad():
+        posterior = vae.encode(x).latent_dist
+        flat = vae.decode(posterior.mode()).sample
+    assert torch.allclose(posterior.mean[:, :3], torch.nn.functional.avg_pool2d(x, 8), atol=0.05)
+    assert (posterior.std < 0.1).all()
+    middles = flat[..., 8::16, 8::16]
+    assert torch.allclose(middles, x[..., 8::16, 8::16], atol=0.25)
+    with pytest.raises(ValueError, match="norm_num_groups 1"):
+        VAEModule({**size, **blocks, "norm_num_groups": 4})

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from omfa import export
 from omfa.callbacks import SafeCheckpointIO, is_whole, last_checkpoint
 from omfa.fit import main
 from omfa.module import rate_at
@@ -52,6 +53,12 @@ def test_the_loss_falls_and_the_run_folder_is_complete(records: Path, tmp_path: 
     assert last_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step=60.ckpt"
     pipe = OMFAPipeline.from_pretrained(tmp_path / "model")
     assert pipe.canvas.person == (16, 12) and (tmp_path / "config.yaml").is_file()
+    assert export.main(["--run", str(tmp_path), "--out", str(tmp_path / "half"), "--dtype", "float16"]) == 0
+    half = OMFAPipeline.from_pretrained(tmp_path / "half").unet
+    for a, b in zip(pipe.unet.parameters(), half.parameters(), strict=True):
+        assert b.dtype == torch.float32 and torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+    size = [sum(p.stat().st_size for p in (tmp_path / name).rglob("*.safetensors")) for name in ("model", "half")]
+    assert 0.45 < size[1] / size[0] < 0.55
 
 
 def test_sample_pictures_are_drawn_by_the_pipeline(records: Path, tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ FLOORS = {
     },
     2: {"pipeline", "data", "scoring", "results"},
     3: {"module", "callbacks", "report"},
-    4: {"fit", "encode", "predict", "evaluate", "bench", "__main__", "demo"},
+    4: {"fit", "encode", "predict", "evaluate", "bench", "__main__", "demo", "yardsticks", "export"},
 }
 WITHIN = {  # imports inside one floor, from the first to the second
     *{("images", "components"), ("canvas", "components"), ("prepared", "components"), ("shards", "prepared")},
     *{("pose_render", "body"), ("callbacks", "module"), ("data", "pipeline"), ("intervals", "metrics")},
-    ("bench", "fit"),
+    *{("yardsticks", "predict"), ("yardsticks", "evaluate"), ("export", "fit")},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 SOURCES = sorted([*ROOT.glob("omfa/*.py"), *ROOT.glob("data_prep/*.py")])

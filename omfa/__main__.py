@@ -1,0 +1,323 @@
+"""Garments off photos and onto people, from the command line.
+
+Every example runs as it stands, from top to bottom; the first line makes the pictures the others use:
+
+    python -m data_prep synthetic --records 8 --seed 77 --out data/demo
+    python -m omfa try-off data/demo/person/s77-o1-v0.png --category upper lower -o outputs/off
+    python -m omfa try-on --garment upper=outputs/off/s77-o1-v0_upper.png --face data/demo/face/s77-o0.png \\
+        --pose data/demo/pose/s77-o0-v0.npz -o outputs/on --contact-sheet
+    python -m omfa transfer data/demo/person/s77-o1-v0.png data/demo/person/s77-o0-v0.png \\
+        --pose data/demo/pose/s77-o0-v0.npz --face data/demo/face/s77-o0.png -o outputs/transfer
+    python -m omfa turntable data/demo/person/s77-o1-v0.png --pose data/demo/pose/s77-o1-v0.npz \\
+        --face data/demo/face/s77-o1.png --views 4 -o outputs/turn --contact-sheet
+
+Without --pose the pose comes from the photo, by the estimator of data_prep. Exit code 0: all well; 1: some inputs
+failed, each named on a line; 2: the call or all of its input was wrong, and nothing was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from tqdm import tqdm
+
+from omfa.body import BodyParameters
+from omfa.components import Category
+from omfa.images import ImageError, contact_sheet, read_image, save_whole
+from omfa.pipeline import OMFAPipeline
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture, or set of pictures, to make.
+
+    Args:
+        name: what its files begin with.
+        given: pictures for the contact sheet.
+        needs_estimator: whether pose or face is to be taken from a photo.
+        make: pipeline and sampler options to pictures by file name.
+    """
+
+    name: str
+    given: list[Image.Image]
+    needs_estimator: bool
+    make: Callable[[OMFAPipeline, dict[str, Any]], dict[str, Image.Image]]
+
+
+class _Photo:
+    """A photo of somebody in the pose that is wanted."""
+
+    def __init__(self, picture: Image.Image) -> None:
+        self.picture = picture
+
+
+# ---------------------------------------------------------------------------------------------------- the commands
+# Each turns the call into jobs. What all jobs share is read at once and refused at once; of several photos the bad ones
+# are added to ``problems`` and the others go on.
+
+
+def try_off(call: argparse.Namespace, problems: list[str]) -> list[Job]:
+    """A job a photo."""
+
+    def job(stem: str, photo: Image.Image) -> Job:
+        def make(pipe: OMFAPipeline, options: dict[str, Any]) -> dict[str, Image.Image]:
+            made = pipe.try_off(photo, call.category, **options).garments
+            return {f"{stem}_{category}.png": pictures[0] for category, pictures in made.items()}
+
+        return Job(stem, [photo], False, make)
+
+    return [job(stem, photo) for stem, photo in _readable(call.photos, problems)]
+
+
+def try_on(call: argparse.Namespace, problems: list[str]) -> list[Job]:
+    """A job a portrait; one job without portraits."""
+    worn, face, pose = _garments(call), _face(call), _pose(call)
+
+    def job(name: str, portrait: Image.Image | None) -> Job:
+        def make(pipe: OMFAPipeline, options: dict[str, Any]) -> dict[str, Image.Image]:
+            made = pipe.try_on(portrait, worn, _estimated(pipe, pose), face, call.keep, **options)
+            return {f"{name}.png": made.person[0]}
+
+        given = [p for p in (portrait, *worn.values(), face, pose) if isinstance(p, Image.Image)]
+        return Job(name, given, _estimator_needed(portrait, face, pose), make)
+
+    if not call.portrait:
+        return [job("try_on", None)]
+    return [job(f"{stem}_try_on", portrait) for stem, portrait in _readable(call.portrait, problems)]
+
+
+def transfer(call: argparse.Namespace, problems: list[str]) -> list[Job]:
+    """A job a target."""
+    source, face, pose = read_image(call.source), _face(call), _pose(call)
+
+    def job(name: str, target: Image.Image) -> Job:
+        def make(pipe: OMFAPipeline, options: dict[str, Any]) -> dict[str, Image.Image]:
+            at = _estimated(pipe, pose)
+            made = pipe.transfer(source, target, call.category, at, face, call.keep, **options)
+            return {f"{name}.png": made.person[0]}
+
+        return Job(name, [source, target], _estimator_needed(target, face, pose), make)
+
+    start = f"{Path(call.source).stem}_on_"
+    return [job(start + stem, target) for stem, target in _readable(call.targets, problems)]
+
+
+def turntable(call: argparse.Namespace, problems: list[str]) -> list[Job]:
+    """A job a portrait."""
+    worn, face, pose = _garments(call), _face(call), _pose(call)
+
+    def job(stem: str, portrait: Image.Image) -> Job:
+        def make(pipe: OMFAPipeline, options: dict[str, Any]) -> dict[str, Image.Image]:
+            at = _estimated(pipe, pose)
+            made = pipe.turntable(portrait, worn, at, face, call.views, keep=call.keep, **options)
+            return {f"{stem}_{round(360 * i / call.views):03d}.png": p for i, p in enumerate(made.images)}
+
+        return Job(stem, [portrait], _estimator_needed(portrait, face, pose), make)
+
+    return [job(stem, portrait) for stem, portrait in _readable(call.photos, problems)]
+
+
+def _readable(paths: Sequence[str], problems: list[str]) -> Iterator[tuple[str, Image.Image]]:
+    """Stem and picture of every file that can be read; a line in ``problems`` for each other."""
+    for path in paths:
+        try:
+            yield Path(path).stem, read_image(path)
+        except ImageError as e:
+            problems.append(str(e))
+
+
+def _garments(call: argparse.Namespace) -> dict[str, Image.Image]:
+    return {category: read_image(path) for category, path in call.garment}
+
+
+def _face(call: argparse.Namespace) -> Image.Image | None:
+    return read_image(call.face) if call.face else None
+
+
+def _pose(call: argparse.Namespace) -> BodyParameters | Image.Image | _Photo | None:
+    """Body parameters, a pose map, or a photo whose pose is still to be estimated."""
+    if getattr(call, "pose_map", None):
+        if call.pose:
+            raise ValueError("give --pose or --pose-map, not both")
+        return read_image(call.pose_map)
+    if not call.pose:
+        return None
+    return BodyParameters.load(Path(call.pose)) if call.pose.endswith(".npz") else _Photo(read_image(call.pose))
+
+
+def _estimated(pipe: OMFAPipeline, pose: Any) -> Any:
+    if not isinstance(pose, _Photo):
+        return pose
+    assert pipe.pose_estimator is not None
+    return pipe.pose_estimator(pose.picture).params
+
+
+def _estimator_needed(portrait: Image.Image | None, face: Any, pose: Any) -> bool:
+    return isinstance(pose, _Photo) or (portrait is not None and (face is None or pose is None))
+
+
+# ---------------------------------------------------------------------------------------------------- the call
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what was wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line, and exit code 2."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def garment(text: str) -> tuple[str, str]:
+    """``upper=shirt.png`` -> ("upper", "shirt.png")."""
+    category, _, path = text.partition("=")
+    if category not in set(Category) or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} must be like upper=shirt.png ({', '.join(Category)})")
+    return category, path
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    common = _Parser(add_help=False)
+    common.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    common.add_argument("--contact-sheet", action="store_true", help="also contact_sheet.png: given | made")
+    common.add_argument("--model", default="compact", help="a model that ships, a folder or a hub id (default compact)")
+    common.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    common.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default float32)")
+    common.add_argument("--steps", type=count, default=20, help="of the sampler (default 20)")
+    common.add_argument("--guidance", type=float, default=2.0, help="1 or less turns it off (default 2)")
+    common.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture (default 0)")
+    person = _Parser(add_help=False)
+    person.add_argument("--face", metavar="PICTURE", help="head crop; default: the portrait's")
+    person.add_argument("--pose", metavar="FILE", help="body parameters (.npz), or a photo of somebody in that pose")
+    person.add_argument(
+        "--keep", default="others", choices=("others", "nothing"), help="clothes of the portrait not replaced"
+    )
+    whole = _Parser(prog="python -m omfa", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    off = commands.add_parser("try-off", parents=[common], help="garments off photos, as shop pictures")
+    off.add_argument("photos", nargs="+", metavar="PHOTO")
+    _categories(off)
+    off.set_defaults(prepare=try_off)
+
+    on = commands.add_parser("try-on", parents=[common, person], help="garments onto people")
+    on.add_argument("--garment", type=garment, action="append", default=[], metavar="CATEGORY=PICTURE")
+    on.add_argument("--portrait", nargs="+", metavar="PHOTO", help="who shall wear them")
+    on.add_argument("--pose-map", metavar="PICTURE", help="a rendered pose map, instead of --pose")
+    on.set_defaults(prepare=try_on)
+
+    move = commands.add_parser("transfer", parents=[common, person], help="clothes of one person onto others")
+    move.add_argument("source", metavar="SOURCE", help="photo of who wears them")
+    move.add_argument("targets", nargs="+", metavar="TARGET", help="photo of who shall")
+    _categories(move)
+    move.set_defaults(prepare=transfer)
+
+    turn = commands.add_parser("turntable", parents=[common, person], help="a person from all sides")
+    turn.add_argument("photos", nargs="+", metavar="PHOTO")
+    turn.add_argument("--garment", type=garment, action="append", default=[], metavar="CATEGORY=PICTURE")
+    turn.add_argument("--views", type=count, default=8, help="pictures over the full turn (default 8)")
+    turn.set_defaults(prepare=turntable)
+    return whole
+
+
+def _categories(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--category", nargs="+", default=["upper"], choices=tuple(Category), help="(default upper)")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Make the pictures; exit codes as in the module's docstring."""
+    call = parser().parse_args(args)
+    call.keep = None if getattr(call, "keep", None) == "nothing" else "others"
+    diffusers_logging.disable_progress_bar()  # of loading: seconds at most
+    problems: list[str] = []
+    try:
+        jobs = call.prepare(call, problems)
+        _check(call, jobs, problems)
+        device = _device(call.device)
+        pipe = OMFAPipeline.from_pretrained(call.model, dtype=DTYPES[call.dtype]).to(device)
+        if any(job.needs_estimator for job in jobs):
+            pipe.pose_estimator = _estimator()
+        _writable(call.out)
+    except (ValueError, OSError) as e:
+        for line in [*problems, str(e)]:
+            print(f"{call.command}: {line}", file=sys.stderr)
+        return 2
+    rows: list[tuple[str, list[Image.Image]]] = []
+    pipe.set_progress_bar_config(disable=None, leave=False)
+    for job in tqdm(jobs, unit="input", disable=None if len(jobs) > 1 else True):
+        options = {"num_inference_steps": call.steps, "guidance_scale": call.guidance}
+        options["generator"] = torch.Generator().manual_seed(call.seed)
+        try:
+            made = job.make(pipe, options)
+            for name, picture in made.items():
+                save_whole(picture, call.out / name)
+        except (ValueError, OSError) as e:
+            problems.append(f"{job.name}: {e}")
+            continue
+        rows.append((", ".join(made), [*job.given, *made.values()]))
+        print("\n".join(str(call.out / name) for name in made))
+    if call.contact_sheet and rows:
+        print(save_whole(contact_sheet(rows), call.out / "contact_sheet.png"))
+    for line in problems:
+        print(f"{call.command}: {line}", file=sys.stderr)
+    return (1 if rows else 2) if problems else 0
+
+
+def _check(call: argparse.Namespace, jobs: Sequence[Job], problems: list[str]) -> None:
+    """What can be refused before any model is loaded."""
+    if not jobs:
+        raise ValueError(f"none of {len(problems)} inputs can be used")
+    names = [job.name for job in jobs]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ValueError(f"two inputs would both be written as {', '.join(twice)}: rename one of them")
+    if call.command == "try-on" and not call.garment and not call.portrait:
+        raise ValueError("people are always dressed: give --garment upper=PICTURE, or --portrait PHOTO, or both")
+    if not 0 <= call.seed < 2**63:
+        raise ValueError(f"--seed {call.seed} must be from 0 to 2^63 - 1")
+
+
+def _device(name: str) -> str:
+    """The best one for "auto"; ValueError for one that is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(d for d in ("cuda", "mps", "cpu") if there[d])
+    if not there[name]:
+        raise ValueError(f"--device {name}: there is none here; give one of {', '.join(d for d in there if there[d])}")
+    return name
+
+
+def _writable(folder: Path) -> None:
+    """Make the folder and see that a file can be written there; OSError says why not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(bytes(4096))
+
+
+def _estimator() -> Any:
+    """The pose estimator of data_prep; ValueError with the cure where its tools are missing."""
+    from data_prep.pose_fit import photo_estimator
+
+    return photo_estimator()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

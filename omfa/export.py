@@ -1,0 +1,80 @@
+"""From a run to a model: the averaged weights of a checkpoint as a folder that ``from_pretrained`` reads.
+
+    python -m omfa.export --run runs/compact --out models/mine [--dtype float16] [--ckpt_path last]
+
+Works while the run goes on. The folder is plain diffusers: each subfolder loads as its own class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from pytorch_lightning import LightningModule
+
+from omfa.callbacks import EMA, SafeCheckpointIO
+from omfa.fit import checkpoint_to_resume
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_run(root: Path, wanted: str = "last") -> Any:
+    """The module of a run with the weights of a checkpoint: the averaged ones where the run keeps an average.
+
+    Args:
+        root: the run folder.
+        wanted: a checkpoint, or "last".
+
+    Raises:
+        ValueError: no run, or no whole checkpoint there.
+    """
+    config = root / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"{root} holds no config.yaml: give the run folder that omfa.fit wrote")
+    path = checkpoint_to_resume(root, wanted)
+    if path is None:
+        raise ValueError(f"{root / 'checkpoints'} holds no whole checkpoint yet")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model")
+    settings = parser.parse_object({"model": yaml.safe_load(config.read_text())["model"]})
+    module = parser.instantiate(settings).model
+    checkpoint = SafeCheckpointIO().load_checkpoint(path)
+    module.load_state_dict(checkpoint["state_dict"])
+    for key, state in checkpoint.get("callbacks", {}).items():
+        if key.startswith("EMA"):
+            ema = EMA()
+            ema.load_state_dict(state)
+            ema.copy_to(module)
+    return module
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Write the folder; 0 all well, 2 the call or its input was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m omfa.export", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--run", required=True, type=Path, help="run folder of omfa.fit")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="float16 halves the files")
+    parser.add_argument("--ckpt_path", default="last", help="a checkpoint of the run (default last)")
+    call = parser.parse_args(args)
+    try:
+        module = load_run(call.run, call.ckpt_path)
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    module.to(DTYPES[call.dtype])
+    if hasattr(module, "pipe"):
+        module.pipe.to(DTYPES[call.dtype])
+    module.save(call.out)
+    size = sum(p.stat().st_size for p in call.out.rglob("*") if p.is_file())
+    print(f"{call.out}: {size / 2**20:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
