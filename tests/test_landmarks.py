@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,6 +191,64 @@ def test_faces_of_sample_photographs() -> None:
         head = head_crop(rgb, params, body)
         assert (head.crop is not None) == there
         assert there or "cuts the face off" in head.missing
+
+
+def hostile(folder: Path) -> dict[str, str]:
+    """Files that are no photos of people, and what must be said of each."""
+    Image.new("RGB", (300, 400), "white").save(folder / "h-nobody.png")
+    Image.new("RGB", (4, 4)).save(folder / "h-tiny.png")
+    Image.new("RGB", (3000, 20)).save(folder / "h-narrow.png")
+    (folder / "h-empty.jpg").touch()
+    (folder / "h-text.jpg").write_text("hello")
+    whole = next(folder.glob("p*.jpg")).read_bytes()
+    (folder / "h-cut.jpg").write_bytes(whole[: len(whole) // 2])
+    png = bytearray((folder / "h-nobody.png").read_bytes())
+    png[16:24] = (60000).to_bytes(4, "big") * 2  # claims 60,000 pixels a side
+    (folder / "h-bomb.png").write_bytes(png)
+    (folder / "h-folder.png").mkdir()
+    (folder / "h-link.jpg").symlink_to("/etc/hostname")
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "h-noise.webp", lossless=True)
+    return {
+        "h-nobody": "no person", "h-tiny": "too small", "h-narrow": "too narrow", "h-empty": "empty", "h-text": "not a",
+        "h-cut": "damaged", "h-bomb": "megapixels", "h-link": "link", "h-noise": "no person",
+    }  # fmt: skip
+
+
+@needs_models
+@pytest.mark.slow
+def test_a_hundred_photos_killed_and_run_again(
+    renders: list[tuple[np.ndarray, BodyParameters]], tmp_path: Path
+) -> None:
+    """One worker in one go, or two workers killed in the middle and started again: the same bytes."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(91):
+        small = Image.fromarray(renders[k % 2][0]).resize((192, 256))
+        shifted = np.roll(np.asarray(small), rng.integers(-12, 13), axis=1) * rng.uniform(0.6, 1)
+        Image.fromarray(shifted.astype(np.uint8)).save(photos / f"p{k:03d}.jpg", quality=92)
+    reasons = hostile(photos)
+    call = [sys.executable, "-m", "data_prep", "pose-maps", "--images", str(photos), "--out"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert subprocess.run([*call, str(one)]).returncode == 1
+    killed = subprocess.Popen([*call, str(two), "--workers", "2"])
+    while killed.poll() is None and len(list(two.glob("pose/*.npz"))) < 40:
+        time.sleep(0.05)
+    killed.kill()
+    assert killed.wait() == -9
+    again = subprocess.run([*call, str(two), "--workers", "2"], capture_output=True, text=True)
+    assert again.returncode == 1 and "done before" in again.stdout
+    assert digest(one) == digest(two)
+    failed = {x["id"]: x["reason"] for x in map(json.loads, (one / "failures.jsonl").read_text().splitlines())}
+    assert set(failed) == set(reasons)
+    assert all(reasons[name] in failed[name] for name in reasons), failed
+    assert len(read_records(one)) == 91 and len(list(one.glob("contact_*.jpg"))) == 6
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".journal"))
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def test_names_are_those_of_the_models() -> None:
