@@ -124,8 +124,9 @@ def contact_strip(body: Body, params: BodyParameters, rgb: Array, picture: Array
     """(STRIP, 4 w, 3) uint8: photo, overlay, pose map, and the body turned to its left by 90 degrees."""
     size = (STRIP, max(1, round(STRIP * rgb.shape[1] / rgb.shape[0])))
     photo, pose = (cv2.resize(a, size[::-1], interpolation=cv2.INTER_AREA) for a in (rgb, picture))
-    shown = pose.max(axis=2, keepdims=True) > 0
-    overlay = np.where(shown, 0.35 * photo + 0.65 * pose, photo).astype(np.uint8)
+    shown = (picture.max(axis=2) > 0).astype(np.float32)
+    cover = 0.65 * cv2.resize(shown, size[::-1], interpolation=cv2.INTER_AREA)[..., None]
+    overlay = (photo * (1 - cover) + 0.65 * pose).clip(0, 255).astype(np.uint8)  # black is nothing: soft edges add up
     side = render_pose_map(body, resized(turned(params, 90), size), supersample=1, engine="torch")
     return np.concatenate([photo, overlay, pose, side], axis=1)
 
