@@ -4,10 +4,10 @@ PYTHON ?= python3
 PY := .venv/bin/python
 export CUDA_MODULE_LOADING := LAZY
 
-.PHONY: help setup demo test lint fit bench clean
+.PHONY: help setup pose-tools demo test lint fit bench clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 setup: .venv/.ready ## create .venv with everything pinned
 
@@ -18,6 +18,11 @@ setup: .venv/.ready ## create .venv with everything pinned
 	$(PY) -m pip install -q -c constraints.txt torch
 	$(PY) -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
+
+# mediapipe pins versions that nothing else can live with, so its own pins are passed over
+pose-tools: setup ## landmark models for photos (mediapipe 0.10.21, Apache-2.0): pose-maps, faces, try-on from a photo
+	$(PY) -m pip install -q 'protobuf>=6,<7' absl-py attrs flatbuffers matplotlib
+	$(PY) -m pip install -q --no-deps mediapipe==0.10.21
 
 test: setup ## the whole fast test suite
 	$(PY) -m pytest -n 2

@@ -127,7 +127,7 @@ class BodyParameters:
         Raises:
             ValueError: missing, damaged, hostile or of another kind; names the file and the cure.
         """
-        data = _read_npz(Path(path), member_limit=1 << 20, wanted=("body", "body_hash", "image_size", *_SHAPES))
+        data = read_npz(Path(path), member_limit=1 << 20, wanted=("body", "body_hash", "image_size", *_SHAPES))
         if not bool(data.pop("flat_hand_mean", np.array(True))):
             raise ValueError(
                 f"{path}: hands are relative to SMPL-X's mean hand; add hands_mean to joints 25 to 54 first"
@@ -142,7 +142,7 @@ class BodyParameters:
 _SHAPES = {"betas": (BETAS,), "expression": (EXPRESSION,), "pose": (JOINTS, 3), "transl": (3,), "K": (3, 3)}
 
 
-def _read_npz(path: Path, member_limit: int, wanted: tuple[str, ...]) -> dict[str, Array]:
+def read_npz(path: Path, member_limit: int, wanted: tuple[str, ...]) -> dict[str, Array]:
     """Arrays of an ``.npz``, no pickles, no member larger than ``member_limit`` bytes; all of ``wanted`` are there.
 
     Members that are not plain arrays are left out (licensed SMPL-X files carry two pickled tables nobody needs).
@@ -214,6 +214,12 @@ class Body(nn.Module):
         """(55, 3) float32 joints at rest."""
         joints: Tensor = self._joints  # type: ignore[assignment]
         return joints.cpu().numpy()
+
+    @property
+    def joint_directions(self) -> Array:
+        """(55, 3, 20) float32 metres each joint at rest moves by with betas (ten) and expression (ten)."""
+        directions: Tensor = self._joint_dirs  # type: ignore[assignment]
+        return directions.cpu().numpy()
 
     @property
     def parents(self) -> Array:
@@ -340,7 +346,7 @@ def load_body(path: str | Path | None = None) -> Body:
     with files("omfa").joinpath("assets/open_body.npz").open("rb") as shipped:
         source = Path(shipped.name) if path is None else Path(path)
     try:
-        data = _read_npz(source, member_limit=1 << 30, wanted=_BODY_ARRAYS)
+        data = read_npz(source, member_limit=1 << 30, wanted=_BODY_ARRAYS)
         _check_body(data)
     except ValueError as e:
         raise ValueError(f"no SMPL-X body in {e}. {WHERE_TO_GET_ONE}") from None
@@ -653,8 +659,7 @@ def place(
 
 def _joint_shift(body: Body, betas: Array, expression: Array) -> Array:
     """(55, 3) how shape moves the rest joints."""
-    directions: Tensor = body._joint_dirs  # type: ignore[assignment]
-    return directions.cpu().numpy() @ np.concatenate([betas, expression])
+    return body.joint_directions @ np.concatenate([betas, expression])
 
 
 def turned(params: BodyParameters, degrees: float) -> BodyParameters:
