@@ -213,7 +213,7 @@ def hostile(folder: Path) -> dict[str, str]:
     Image.fromarray(noise).save(folder / "h-noise.webp", lossless=True)
     return {
         "h-nobody": "no person", "h-tiny": "too small", "h-narrow": "too narrow", "h-empty": "empty", "h-text": "not a",
-        "h-cut": "damaged", "h-bomb": "megapixels", "h-link": "link", "h-noise": "no person",
+        "h-cut": "damaged", "h-bomb": "scale it down", "h-link": "link", "h-noise": "no person",
     }  # fmt: skip
 
 
