@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,6 +205,7 @@ def hostile(folder: Path) -> dict[str, str]:
     (folder / "h-cut.jpg").write_bytes(whole[: len(whole) // 2])
     png = bytearray((folder / "h-nobody.png").read_bytes())
     png[16:24] = (60000).to_bytes(4, "big") * 2  # claims 60,000 pixels a side
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
     (folder / "h-bomb.png").write_bytes(png)
     (folder / "h-folder.png").mkdir()
     (folder / "h-link.jpg").symlink_to("/etc/hostname")
@@ -211,7 +213,7 @@ def hostile(folder: Path) -> dict[str, str]:
     Image.fromarray(noise).save(folder / "h-noise.webp", lossless=True)
     return {
         "h-nobody": "no person", "h-tiny": "too small", "h-narrow": "too narrow", "h-empty": "empty", "h-text": "not a",
-        "h-cut": "damaged", "h-bomb": "megapixels", "h-link": "link", "h-noise": "no person",
+        "h-cut": "damaged", "h-bomb": "scale it down", "h-link": "link", "h-noise": "no person",
     }  # fmt: skip
 
 
