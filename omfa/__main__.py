@@ -2,12 +2,12 @@
 
 Every example runs as it stands, from top to bottom; the first line makes the pictures the others use:
 
-    python -m data_prep synthetic --records 8 --seed 77 --out data/demo
+    python -m data_prep synthetic --records 16 --seed 77 --out data/demo
     python -m omfa try-off data/demo/person/s77-o1-v0.png --category upper lower -o outputs/off
-    python -m omfa try-on --garment upper=outputs/off/s77-o1-v0_upper.png --face data/demo/face/s77-o0.png \\
-        --pose data/demo/pose/s77-o0-v0.npz -o outputs/on --contact-sheet
-    python -m omfa transfer data/demo/person/s77-o1-v0.png data/demo/person/s77-o0-v0.png \\
-        --pose data/demo/pose/s77-o0-v0.npz --face data/demo/face/s77-o0.png -o outputs/transfer
+    python -m omfa try-on --garment upper=outputs/off/s77-o1-v0_upper.png --face data/demo/face/s77-o2.png \\
+        --pose data/demo/pose/s77-o2-v0.npz -o outputs/on --contact-sheet
+    python -m omfa transfer data/demo/person/s77-o1-v0.png data/demo/person/s77-o2-v0.png \\
+        --pose data/demo/pose/s77-o2-v0.npz --face data/demo/face/s77-o2.png -o outputs/transfer
     python -m omfa turntable data/demo/person/s77-o1-v0.png --pose data/demo/pose/s77-o1-v0.npz \\
         --face data/demo/face/s77-o1.png --views 4 -o outputs/turn --contact-sheet
 

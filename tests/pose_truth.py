@@ -74,14 +74,14 @@ def synthetic(folder: Path, found: Callable[[str, Array], Fit | None], limit: in
 
 
 def quadrant(yaw: float) -> str:
-    """Which side the camera sees."""
-    return "front" if abs(yaw) <= 45 else "back" if abs(yaw) >= 135 else "side"
+    """Which side the camera sees; +90 is turned to their own left, so that their right side is seen."""
+    return "front" if abs(yaw) <= 45 else "back" if abs(yaw) >= 135 else "right side" if yaw > 0 else "left side"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows by what the camera sees."""
     groups = {"|yaw| <= 60": [r for r in rows if abs(r["yaw"]) <= 60], "all": rows}
-    groups |= {q: [r for r in rows if quadrant(r["yaw"]) == q] for q in ("front", "side", "back")}
+    groups |= {q: [r for r in rows if quadrant(r["yaw"]) == q] for q in ("front", "left side", "right side", "back")}
     lines = [
         f"{'':12} {'n':>4} {'found':>6} {'mean mm':>8} {'median':>7} {'p90':>6} {'swapped':>8} {'lost or swapped':>18}"
     ]
