@@ -267,16 +267,17 @@ def from_weights(state: Mapping[str, Any], name: str = "weights") -> Hmr2Network
     Raises:
         ValueError: keys are missing or left over, or shapes don't fit.
     """
-    weights = {k: v for k, v in state.items() if not _IGNORED.match(k)}
     try:
+        weights = {k: v for k, v in state.items() if not _IGNORED.match(k)}
         dim = weights["backbone.pos_embed"].shape[-1]
         token = weights["smpl_head.transformer.to_token_embedding.weight"].shape
         depth = _count(weights, "backbone.blocks.")
         head_depth = _count(weights, "smpl_head.transformer.transformer.layers.")
-    except (KeyError, ValueError, AttributeError, IndexError):
+        sizes = token[0], token[1]
+    except (KeyError, ValueError, AttributeError, IndexError, TypeError):
         raise ValueError(f"{name}: these are no weights of HMR2.0; give {WHERE}") from None
     with torch.device("meta"):
-        network = Hmr2Network(dim, depth, max(1, dim // 80), token[0], head_depth, mean_token=token[1] == 157)
+        network = Hmr2Network(dim, depth, max(1, dim // 80), sizes[0], head_depth, mean_token=sizes[1] == 157)
     try:
         network.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as e:
@@ -295,7 +296,7 @@ def _count(weights: Mapping[str, Any], start: str) -> int:
 def crop_side(box: Box) -> float:
     """Side in pixels of the square crop of a person's box: the box widened to 192:256, then its longer side."""
     width, height = box[2] - box[0], box[3] - box[1]
-    return float(max(height, width * 256 / 192, width, height * 192 / 256))
+    return float(max(height, width * 256 / 192))
 
 
 def crop(rgb: Array, box: Box) -> Tensor:

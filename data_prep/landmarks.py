@@ -42,6 +42,7 @@ ID = {name: i for i, name in enumerate(NAMES)}
 _TRUNK = [ID[f"{side}_{joint}"] for side in ("left", "right") for joint in ("shoulder", "hip")]
 _MIRROR = [ID[n.replace("left", "?").replace("right", "left").replace("?", "right")] for n in NAMES]
 
+SURE = 0.7  # of a score: people reach 0.8 and more, garments without anybody in them up to 0.66
 WORKING_SIZE = 1280  # longest side the models see; they look at crops of 256 pixels anyway
 PEOPLE = 4  # looked for in one photo
 HEADROOM = 0.2  # of the height, put above a photo for one of the looks: the detector goes by heads
@@ -128,7 +129,7 @@ def detect(image: Array, people: int = PEOPLE) -> list[Landmarks]:
         if found and (first is None or not _is_new(first, found)):
             break
         person = _consensus(canvas, first)
-        if person is None:
+        if person is None or person.score < SURE:
             break
         found.append(person)
         canvas = _paint_over(canvas, person)

@@ -115,7 +115,7 @@ class Imported:
         return Fit(params, project(joints, params.K), np.ones(JOINTS), {}, estimator=self.kind)
 
     def _find(self, item_id: str, person: int) -> Path:
-        names = [f"{item_id}_{person - 1}", f"{item_id}_{person - 1:02d}", *([item_id] if person == 1 else [])]
+        names = [*([item_id] if person == 1 else []), f"{item_id}_{person - 1}", f"{item_id}_{person - 1:02d}"]
         for name in names:
             for suffix in (".npz", ".json", ".pkl"):
                 if (path := self.folder / (name + suffix)).is_file():
