@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -243,6 +244,23 @@ def rotations_from_six(six: Tensor) -> Tensor:
 _IGNORED = re.compile(r"(discriminator|smpl|smpl_parameter_loss|keypoint_\w+|mean_params)\.|initialized$")
 
 
+class _Inert(dict[Any, Any]):
+    """Stands in for a class of settings while a checkpoint is read: takes everything, does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# Lightning keeps the run's settings beside the weights, as objects of these classes, which need not be installed.
+_SETTINGS = re.compile(
+    r"omegaconf\.[\w.]+|typing\.Any|collections\.defaultdict|builtins\.(dict|list|int|str|float|bool)"
+)
+_DICTS = ("yacs.config.CfgNode",)  # torch fills no other class of dict than its own few
+
+
 def load(path: Path, device: str = "cpu") -> Hmr2Network:
     """The network with the weights of an official Lightning checkpoint, strictly.
 
@@ -254,9 +272,14 @@ def load(path: Path, device: str = "cpu") -> Hmr2Network:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give {WHERE}")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        held = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        known: list[Any] = [
+            (OrderedDict if n in _DICTS else _Inert, n) for n in held if n in _DICTS or _SETTINGS.fullmatch(n)
+        ]
+        with torch.serialization.safe_globals(known):
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises many kinds on a file that is none, or holds more than weights
-        said = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        said = " ".join(str(e).split(".")[0].split()) or type(e).__name__
         raise ValueError(f"{path}: no checkpoint of plain weights ({said}); give {WHERE}") from None
     return from_weights(data.get("state_dict", data) if isinstance(data, Mapping) else {}, str(path)).to(device)
 
@@ -267,8 +290,10 @@ def from_weights(state: Mapping[str, Any], name: str = "weights") -> Hmr2Network
     Raises:
         ValueError: keys are missing or left over, or shapes don't fit.
     """
+    if not isinstance(state, Mapping) or not all(isinstance(k, str) for k in state):
+        raise ValueError(f"{name}: these are no weights of HMR2.0; give {WHERE}")
+    weights = {k: v for k, v in state.items() if not _IGNORED.match(k)}
     try:
-        weights = {k: v for k, v in state.items() if not _IGNORED.match(k)}
         dim = weights["backbone.pos_embed"].shape[-1]
         token = weights["smpl_head.transformer.to_token_embedding.weight"].shape
         depth = _count(weights, "backbone.blocks.")

@@ -211,6 +211,8 @@ class _Keys:
             matrices = value.reshape(-1, 3, 3)
             if np.abs(matrices @ matrices.swapaxes(1, 2) - np.eye(3)).max() < 1e-2:
                 value = np.stack([rotation_vector(m) for m in matrices])
+            elif len(matrices) > 1:
+                raise ValueError(f"{self.path}: {names[0]} has shape {value.shape} but does not hold rotation matrices")
         if value.size < 3 * count or value.size % 3:
             raise ValueError(f"{self.path}: {names[0]} has shape {value.shape}; {count} rotations are needed")
         return value.reshape(-1, 3)[:count]
@@ -251,9 +253,9 @@ def _from_4d_humans(data: _Keys, image_size: tuple[int, int]) -> BodyParameters:
     pose[:25] = 0
     pose[:1] = data.rotations("global_orient", count=1)
     pose[1:22] = data.rotations("body_pose", count=21)
-    transl = data.get("pred_cam_t_full", "cam_t", "camera_translation", "camera", size=3).reshape(-1)[:3]
+    transl = data.get("pred_cam_t_full", "camera_translation", "camera", size=3).reshape(-1)[:3]
     usual = np.array(5000 / 256 * max(image_size))
-    focal = float(data.get("scaled_focal_length", "focal_length", default=usual).reshape(-1)[0])
+    focal = float(data.get("scaled_focal_length", default=usual).reshape(-1)[0])  # focal_length is the crop's
     K = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
     zeros = np.zeros(BETAS), np.zeros(EXPRESSION)  # SMPL's betas mean nothing to another body
     return BodyParameters("smpl of 4d-humans", "smpl", *zeros, pose, transl, K, image_size)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from data_prep import hmr2
@@ -91,6 +95,28 @@ def test_a_checkpoint_in_the_official_layout_loads_strictly(tmp_path: Path, mean
             assert torch.equal(a, b)
 
 
+class CfgNode(dict):  # type: ignore[type-arg]
+    """As 4D-Humans' settings are kept: a dict with attributes, which pickles by its class's name."""
+
+
+def test_settings_kept_beside_the_weights_are_read_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    yacs, config = types.ModuleType("yacs"), types.ModuleType("yacs.config")
+    config.CfgNode = CfgNode  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "yacs", yacs)
+    monkeypatch.setitem(sys.modules, "yacs.config", config)
+    monkeypatch.setattr(CfgNode, "__module__", "yacs.config")
+    settings = CfgNode(MODEL=CfgNode(IMAGE_SIZE=256))
+    settings.frozen = True  # type: ignore[attr-defined]
+    state = dict(small().state_dict())
+    for number, kept in enumerate([settings, OmegaConf.create({"MODEL": {"IMAGE_SIZE": 256, "NAMES": ["a"]}})]):
+        path = tmp_path / f"{number}.ckpt"
+        torch.save({"state_dict": state, "hyper_parameters": {"cfg": kept}}, path)
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(path, weights_only=True)
+        loaded = hmr2.load(path).state_dict()
+        assert all(torch.equal(loaded[k], v) for k, v in state.items())
+
+
 def test_other_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     state = dict(small().state_dict())
     with pytest.raises(ValueError, match=r"blocks.1.mlp.fc1.bias"):
@@ -107,6 +133,10 @@ def test_other_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     )  # needs more than weights_only gives
     with pytest.raises(ValueError, match="no checkpoint of plain weights"):
         hmr2.load(tmp_path / "objects.ckpt")
+    for odd in ({"state_dict": 3}, {"state_dict": {1: torch.zeros(2)}}, [1, 2]):
+        torch.save(odd, tmp_path / "odd.ckpt")
+        with pytest.raises(ValueError, match=r"no weights of HMR2|no checkpoint"):
+            hmr2.load(tmp_path / "odd.ckpt")
     with pytest.raises(ValueError, match="no such file"):
         hmr2.load(tmp_path / "missing.ckpt")
 
