@@ -8,6 +8,7 @@ Works while the run goes on. The folder is plain diffusers: each subfolder loads
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if hasattr(module, "pipe"):
         module.pipe.to(DTYPES[call.dtype])
     module.save(call.out)
+    for config in call.out.rglob("config.json"):  # where a part was loaded from is nobody else's business
+        kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
     size = sum(p.stat().st_size for p in call.out.rglob("*") if p.is_file())
     print(f"{call.out}: {size / 2**20:.1f} MiB")
     return 0

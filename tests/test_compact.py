@@ -44,6 +44,7 @@ def test_it_is_small_safe_and_plain_diffusers() -> None:
     files = [p for p in COMPACT.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 32 * 2**20
     assert {p.suffix for p in files} <= {".json", ".safetensors", ".md", ".png", ".jpg"}
+    assert not [p for p in files if p.suffix == ".json" and "_name_or_path" in p.read_text()]  # of whoever trained it
     UNet2DConditionModel.from_pretrained(COMPACT, subfolder="unet")
     AutoencoderKL.from_pretrained(COMPACT, subfolder="vae")
     SlotTokens.from_pretrained(COMPACT, subfolder="slot_tokens")
