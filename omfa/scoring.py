@@ -178,7 +178,8 @@ class Scorer:
         for limb in _LIMBS:
             if limb in masks and masks[limb].any():
                 around = cv2.dilate(masks[limb][0, 0].cpu().numpy(), np.ones((reach, reach)))
-                found[f"silhouette_{limb}"] = metrics.silhouette_iou(outline, true, torch.from_numpy(around)[None, None].to(x))
+                where = torch.from_numpy(around)[None, None].to(x)
+                found[f"silhouette_{limb}"] = metrics.silhouette_iou(outline, true, where)
         return found
 
     def _perceptual(self, x: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, float]:
