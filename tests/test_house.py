@@ -15,7 +15,7 @@ FLOORS = {
     0: {"components", "canvas", "images", "prepared", "shards"},
     1: {
         *{"body", "pose_render", "partial_diffusion", "backbone", "conditioning"},
-        *{"metrics", "intervals", "features", "protocols", "pattern_kind"},
+        *{"metrics", "intervals", "features", "protocols", "pattern_kind", "person_outline"},
     },
     2: {"pipeline", "data", "scoring", "results"},
     3: {"module", "callbacks", "report"},
