@@ -1,7 +1,7 @@
 """Garments cut out of dressed people: on white, clean edges, what hides them marked in grey.
 
 A cut-out never meets the picture it came from: of every outfit seen in several pictures, each gets the best cut-out of
-the others. Pictures that stand alone get none (unless for a proof that only memorises: ``--own``).
+the others in its split. Pictures that stand alone get none (unless for a proof that only memorises: ``--own``).
 """
 
 from __future__ import annotations
@@ -194,6 +194,7 @@ def outfits(folder: Path, limit: int | None = None) -> Iterator[tuple[str, tuple
 @dataclass(frozen=True)
 class _Candidate:
     record: str
+    split: str
     path: str
     hidden: float
     area: float
@@ -225,7 +226,7 @@ def cut_outfit(
             if (cut := cut_out(rgb, parts, category)) is not None:
                 target = f"garment/{record.id}-{category}-cutout.png"
                 write_image(out / target, cut.image)
-                found = _Candidate(record.id, target, round(cut.hidden, 4), round(cut.area, 4))
+                found = _Candidate(record.id, record.split, target, round(cut.hidden, 4), round(cut.area, 4))
                 candidates.setdefault(category, []).append(found)
     return [as_line(_dress(record, wears.get(record.id), candidates, own)) for record in records]
 
@@ -233,12 +234,13 @@ def cut_outfit(
 def _dress(
     record: Record, wears: list[Category] | None, candidates: dict[Category, list[_Candidate]], own: bool
 ) -> Record:
-    """A record with the best cut-out of each garment that its picture shows and no shop picture gives."""
+    """A record with its split's best cut-out of each garment that its picture shows and no shop picture gives."""
     given = {g.category for g in record.garments}
     garments, hidden, used_own = list(record.garments), {}, False
     for category in candidates if wears is None else wears:
         clash = Category.DRESS in given or (category == Category.DRESS and given)
-        of_all = sorted(candidates.get(category, []), key=lambda c: -c.worth)
+        of_split = (c for c in candidates.get(category, []) if c.split == record.split)
+        of_all = sorted(of_split, key=lambda c: -c.worth)
         best = next((c for c in of_all if c.record != record.id), of_all[0] if own and of_all else None)
         if best is None or clash or category in given:
             continue

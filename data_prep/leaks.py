@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from data_prep.records import as_line, carry, record_items
 from data_prep.run import Outcome, add_source, run_stage, write_bytes
 from omfa.images import read_image
-from omfa.prepared import METADATA, Record, iter_records, resolve
+from omfa.prepared import METADATA, Record, resolve
 
 LEAKS = "leaks.jsonl"
 COARSE, FINE = 14, 72  # bits of 64 and of 256 in which the hashes of candidates may differ
@@ -218,6 +218,26 @@ def left_out(leaks: list[dict[str, Any]]) -> tuple[set[str], set[tuple[str, str]
     return persons, {(picture["split"], picture["path"]) for kind, picture in losers if kind == "garment"}
 
 
+def gone_records(folder: Path, leaks: list[dict[str, Any]], limit: int | None) -> set[str]:
+    """Ids of the records to leave out."""
+    ids, paths = left_out(leaks)
+    return ids | {r.id for _, r in record_items(folder, limit) if any((r.split, g.path) in paths for g in r.garments)}
+
+
+def without(record: Record, gone: set[str]) -> tuple[Record, int]:
+    """A record less the cut-outs and the face taken from records that are left out, and how many those are."""
+    garments = tuple(g for g in record.garments if g.kind == "shop" or g.source_id not in gone)
+    face = None if record.face is None or record.face.source_id in gone else record.face
+    dropped = len(record.garments) - len(garments) + (face != record.face)
+    if not dropped:
+        return record, 0
+    provenance = record.provenance
+    if isinstance(hidden := provenance.get("hidden"), dict):  # said of cut-outs alone
+        worn = {g.category.value for g in garments}
+        provenance = provenance | {"hidden": {category: of for category, of in hidden.items() if category in worn}}
+    return dataclasses.replace(record, face=face, garments=garments, provenance=provenance), dropped
+
+
 def keep(item_id: str, record: Record, out: Path, *, source: Path) -> list[dict[str, Any]]:
     """Work of the runner: a record that stays."""
     carry(record, source, out)
@@ -246,11 +266,14 @@ def main(args: argparse.Namespace) -> Outcome:
     print(f"leaks: {', '.join(f'{n} {what}' for what, n in sorted(counts.items())) or 'none'}; all in {LEAKS}")
     kept = Outcome(0, 0, 0)
     if args.leave_out:
-        ids, paths = left_out(leaks)
-        stay = (
-            (record.id, record)
-            for record in islice(iter_records(args.records), args.limit)
-            if record.id not in ids and not any((record.split, g.path) in paths for g in record.garments)
-        )
-        kept = run_stage("leave-out", stay, partial(keep, source=args.records), args.out / "records", **how)
+        gone, pieces = gone_records(args.records, leaks, args.limit), Counter[str]()
+
+        def stay() -> Iterator[tuple[str, Record]]:
+            for item_id, record in record_items(args.records, args.limit):
+                if item_id not in gone:
+                    less, pieces[item_id] = without(record, gone)
+                    yield item_id, less
+
+        kept = run_stage("leave-out", stay(), partial(keep, source=args.records), args.out / "records", **how)
+        print(f"leave-out: {len(gone)} records, {pieces.total()} cut-outs and faces of theirs in other records")
     return Outcome(hashed.done, hashed.failed + confirmed.failed + kept.failed, hashed.skipped)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from data_prep.records import PARTS, parts_path
+from data_prep.records import MASKS, PARTS, provenance_files
 from data_prep.run import Outcome, add_source, positive, run_stage
 from omfa.body import BodyParameters
 from omfa.prepared import GarmentRef, Record, iter_records, record_files, resolve
@@ -32,17 +32,20 @@ def packs(folder: Path, size: int, limit: int | None = None) -> Iterator[tuple[s
 
 def packed(record: Record) -> tuple[Record, dict[str, str]]:
     """A record as it stands in a shard, and which file of the folder each of its members is."""
-    extra = parts_path(record)
-    files = record_files(record) | ({PARTS: extra} if extra else {})
+    files = record_files(record) | provenance_files(record)
     names = {role: member(record.id, role + Path(path).suffix.lower()) for role, path in files.items()}
-    pose, face = record.pose, record.face
+    pose, face, provenance = record.pose, record.face, dict(record.provenance)
+    if PARTS in names:
+        provenance[PARTS] = names[PARTS]
+    if isinstance(masks := provenance.get(MASKS), dict):
+        provenance[MASKS] = {name: names.get(f"{MASKS}_{name}", path) for name, path in masks.items()}
     inside = dataclasses.replace(
         record,
         file_name=names["person"],
         face=face and dataclasses.replace(face, path=names["face"]),
         garments=tuple(GarmentRef(g.category, names[g.category.value], g.kind, g.source_id) for g in record.garments),
         pose=pose and dataclasses.replace(pose, map=names.get("pose_map"), params=names.get("pose_params")),
-        provenance=record.provenance | ({PARTS: names[PARTS]} if extra else {}),
+        provenance=provenance,
     )
     return inside, {names[role]: path for role, path in files.items()}
 

@@ -114,7 +114,11 @@ def folder(root: Path, *records: dict[str, Any]) -> Path:
         write_image(root / "person" / f"{name}.png", rgb)
         write_image(root / "parts" / f"{name}.png", parts)
         provenance = {"parts": f"parts/{name}.png"}
-        made.append(Record(name, "train", "p", fields["outfit"], f"person/{name}.png", provenance=provenance))
+        made.append(
+            Record(
+                name, fields.get("split", "train"), "p", fields["outfit"], f"person/{name}.png", provenance=provenance
+            )
+        )
     write_records(root, made)
     return root
 
@@ -138,6 +142,14 @@ def test_a_cutout_never_meets_its_picture(tmp_path: Path) -> None:
     }
     assert all(g.kind == "cutout" for r in records for g in r.garments)
     assert records[0].provenance["hidden"]["upper"] > 0
+
+
+def test_cutouts_keep_to_their_split(tmp_path: Path) -> None:
+    """The test's picture is the best, and only the test's other one gets its garments."""
+    splits = ("test", "train", "train", "test", "val")
+    records = run(folder(tmp_path / "in", *({"outfit": "a", "split": s} for s in splits)), tmp_path / "out")
+    sources = {r.id: {g.source_id for g in r.garments} for r in records}
+    assert sources == {"r0": {"r3"}, "r1": {"r2"}, "r2": {"r1"}, "r3": {"r0"}, "r4": set()}
 
 
 def test_own_cutouts_are_flagged(tmp_path: Path) -> None:

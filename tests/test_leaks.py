@@ -16,7 +16,7 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.leaks import candidates, likeness, loser, perceptual_hash
 from data_prep.run import write_image
-from omfa.prepared import GarmentRef, Record, read_records, validate, write_records
+from omfa.prepared import FaceRef, GarmentRef, Record, read_records, validate, write_records
 
 
 def person(seed: int) -> np.ndarray:
@@ -122,6 +122,51 @@ def test_garments_across_splits(tmp_path: Path) -> None:
     leaks = run(folder(tmp_path / "in", *records), tmp_path / "out", "--leave-out")
     assert [(leak["kind"], leak["a"]["split"], leak["b"]["split"]) for leak in leaks] == [("garment", "train", "test")]
     assert [r.id for r in read_records(tmp_path / "out/records")] == ["r2", "r3", "r4"]
+
+
+def test_masks_come_along(tmp_path: Path) -> None:
+    """What evaluation measures with is there after leaving out: a record's provenance names no file that is not."""
+    records = []
+    for n in range(2):
+        write_image(tmp_path / f"in/person/r{n}.png", person(n))
+        for name in ("labels", "upper"):
+            write_image(tmp_path / f"in/masks/r{n}-{name}.png", np.full((192, 144), 255, np.uint8))
+        masks = {name: f"masks/r{n}-{name}.png" for name in ("labels", "upper")}
+        records.append(Record(f"r{n}", "train", "p", "o", f"person/r{n}.png", provenance={"masks": masks}))
+    write_records(tmp_path / "in", records)
+    assert run(tmp_path / "in", tmp_path / "out", "--leave-out") == []
+    assert read_records(tmp_path / "out/records") == records
+    for record in records:
+        for path in record.provenance["masks"].values():
+            assert (tmp_path / "out/records" / path).read_bytes() == (tmp_path / "in" / path).read_bytes()
+    (tmp_path / "in/masks/r1-upper.png").unlink()
+    assert main(["leaks", "--records", str(tmp_path / "in"), "--out", str(tmp_path / "two"), "--leave-out"]) == 1
+    assert "r1-upper.png is missing" in (tmp_path / "two/records/failures.jsonl").read_text()
+
+
+def test_cutouts_of_what_is_left_out_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """b and the test's t are one picture: b goes, and so does what a had from it, but not what c had from a."""
+    for name, seed in {"a": 0, "b": 1, "c": 2, "t": 1}.items():
+        write_image(tmp_path / f"in/person/{name}.png", person(seed))
+    for n in range(3):
+        write_image(tmp_path / f"in/piece/{n}.png", person(100 + n))
+
+    def record(name: str, source: str, **fields: Any) -> Record:
+        cut = GarmentRef("upper", "piece/0.png", "cutout", source)  # type: ignore[arg-type]
+        shop = GarmentRef("lower", "piece/1.png")  # type: ignore[arg-type]
+        split = "test" if name == "t" else "train"
+        face = FaceRef("piece/2.png", source)
+        return Record(name, split, "p", "o", f"person/{name}.png", face=face, garments=(cut, shop), **fields)
+
+    hidden = {"provenance": {"hidden": {"upper": 0.1}, "stage": "garments"}}
+    made = [record("a", "b", **hidden), record("b", "a"), record("c", "a", **hidden)]
+    write_records(tmp_path / "in", [*made, Record("t", "test", "q", "o2", "person/t.png")])
+    run(tmp_path / "in", tmp_path / "out", "--leave-out")
+    assert "leave-out: 1 records, 2 cut-outs and faces of theirs in other records" in capsys.readouterr().out
+    a, c, t = read_records(tmp_path / "out/records")
+    assert ([g.category.value for g in a.garments], a.face, a.provenance["hidden"]) == (["lower"], None, {})
+    assert c == made[2] and t.id == "t"
+    assert validate(tmp_path / "out/records") == []
 
 
 def test_who_loses() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import pickle
@@ -85,6 +86,21 @@ def test_shards_are_webdatasets(tmp_path: Path) -> None:
     assert all(
         (tmp_path / "flat" / f).is_file() for line in lines for f in record_files(Record.from_json(line)).values()
     )
+
+
+def test_masks_and_part_maps_come_along(tmp_path: Path) -> None:
+    record = read_records(folder(tmp_path / "in", 1))[0]
+    paths = {"labels": "masks/a.png", "upper": "masks/b.png"}
+    for n, path in enumerate([*paths.values(), "parts/a.png"]):
+        write_image(tmp_path / "in" / path, np.full((32, 24), n, np.uint8))
+    provenance = {"stage": "synthetic", "parts": "parts/a.png", "masks": paths}
+    write_records(tmp_path / "in", [dataclasses.replace(record, provenance=provenance)])
+    assert pack(tmp_path / "in", tmp_path / "out") == 0
+    source = open_records(tmp_path / "out")
+    said = source.records()[0].provenance
+    assert said["stage"] == "synthetic" and source.read(said["parts"]) == (tmp_path / "in/parts/a.png").read_bytes()
+    for name, path in paths.items():
+        assert source.read(said["masks"][name]) == (tmp_path / "in" / path).read_bytes()
 
 
 def test_same_bytes_again(tmp_path: Path) -> None:
