@@ -16,10 +16,10 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, groupby, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from data_prep.records import PARTS, as_line, link
 from data_prep.run import Outcome, add_source, run_stage, write_image
 from omfa.components import Category
 from omfa.images import SUFFIXES, read_image
-from omfa.prepared import GarmentRef, Record, resolve
+from omfa.prepared import GarmentRef, Record, RecordError, check_path, resolve
 
 MISSING = "missing.jsonl"
 
@@ -82,8 +82,13 @@ class Missing:
             self.file.write(json.dumps({"kind": kind, "path": path}) + "\n")
         return there
 
-    def __str__(self) -> str:
-        return ", ".join(f"{n} x {kind} (first: {self.first[kind]})" for kind, n in self.counts.items())
+    def tell(self, stage: str, outcome: Outcome) -> Outcome:
+        """Say what is missing; the outcome with the number of cases."""
+        if not self.counts:
+            return outcome
+        kinds = ", ".join(f"{n} x {kind} (first: {self.first[kind]})" for kind, n in self.counts.items())
+        print(f"{stage}: missing: {kinds}; all in {MISSING}", file=sys.stderr)
+        return replace(outcome, notes=(*outcome.notes, f"{self.counts.total()} missing (listed in {MISSING})"))
 
 
 Scan = Callable[[Path, Missing], Iterator[tuple[str, Entry]]]
@@ -94,10 +99,10 @@ Scan = Callable[[Path, Missing], Iterator[tuple[str, Entry]]]
 
 def scan_vitonhd(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
     """VITON-HD: ``{train,test}/{image,cloth,image-parse-v3}``, ``{train,test}_pairs.txt``; garments are uppers."""
-    splits = [split for split in ("train", "test") if (root / split / "image").is_dir()]
-    if not splits:
+    there = {split: (root / split / "image").is_dir() for split in ("train", "test")}
+    if not any(there.values()):
         raise _not_a("VITON-HD", root, "train/image/*.jpg or test/image/*.jpg, beside train_pairs.txt, test_pairs.txt")
-    for split in splits:
+    for split in (s for s in there if missing.check("folder of a split", f"{s}/image", there[s])):
         (people,) = _names(root, f"{split}/image", missing, ".jpg")
         (cloth,) = _names(root, f"{split}/cloth", missing, ".jpg")
         (maps,) = _names(root, f"{split}/image-parse-v3", missing, ".png")
@@ -122,10 +127,10 @@ def scan_dresscode(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
     ``_0.jpg`` is the person, ``_1.jpg`` the garment, ``_4.png`` the label map. A picture in no list is of the split
     ``unlisted``.
     """
-    folders = [folder for folder in _DRESSCODE if (root / folder / "images").is_dir()]
-    if not folders:
+    there = {folder: (root / folder / "images").is_dir() for folder in _DRESSCODE}
+    if not any(there.values()):
         raise _not_a("DressCode", root, "upper_body/images/*_0.jpg, lower_body/images/..., or dresses/images/...")
-    for folder in folders:
+    for folder in (f for f in there if missing.check("folder of a category", f"{f}/images", there[f])):
         people, cloth = _names(root, f"{folder}/images", missing, "_0.jpg", "_1.jpg")
         (maps,) = _names(root, f"{folder}/label_maps", missing, "_4.png")
         split_of = _dresscode_splits(root, folder, missing)
@@ -188,6 +193,7 @@ def scan_deepfashion(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]
         person = str(here / f"{name}.jpg")
         if missing.check("picture named as documented", person, match is not None) and match and match[4] != "flat":
             missing.check("label map", f"segm/{name}_segm.png", name in maps)
+            missing.check("entry in captions.json", person, captions is None or f"{name}.jpg" in captions)
             yield (
                 name,
                 Entry(
@@ -197,7 +203,7 @@ def scan_deepfashion(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]
                     outfit_id=match[1],
                     garments=(flats[match[1]],) if match[1] in flats else (),
                     labels=(maps[name], DEEPFASHION) if name in maps else None,
-                    caption=captions.get(f"{name}.jpg"),
+                    caption=(captions or {}).get(f"{name}.jpg"),
                     view_yaw=_YAW.get(match[4]),
                 ),
             )
@@ -208,11 +214,11 @@ def _split_of(item: str) -> str:
     return "test" if int.from_bytes(hashlib.blake2b(item.encode(), digest_size=4).digest()) % 10 == 0 else "train"
 
 
-def _captions(root: Path, missing: Missing) -> dict[str, str]:
+def _captions(root: Path, missing: Missing) -> dict[str, str] | None:
     path = next(iter(sorted(root.rglob("captions.json"))), None)
     if path is None:
         missing.check("captions", "captions.json", False)
-        return {}
+        return None
     try:
         captions = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
@@ -235,7 +241,12 @@ def scan_folder(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
     if (root / PAIRS).is_file():
         yield from _scan_pairs(root, missing)
         return
-    photos = ((p, unique) for p, unique in _walk(root))
+    photos = (
+        (path, unique)
+        for path, unique in _walk(root)
+        if missing.check("picture of a kind that can be read", path, _is_picture(path))
+        and missing.check(f"row in {PAIRS}", path, not path.startswith("garments/"))
+    )
     if (first := next(photos, None)) is None:
         raise _not_a("folder of photos", root, f"pictures ({', '.join(SUFFIXES)})")
     for path, unique in chain([first], photos):
@@ -243,43 +254,75 @@ def scan_folder(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
         yield item_id, Entry(path, "train", person_id=item_id, outfit_id=item_id)
 
 
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
 def _walk(root: Path) -> Iterator[tuple[str, bool]]:
-    """Photos in order, and whether each has its name without the suffix for itself in its folder."""
+    """Files in order, and whether no other picture of the folder has the same name without the suffix."""
     for folder, below, names in os.walk(root):
-        below[:] = sorted(b for b in below if not b.startswith(".") and Path(folder, b) != root / "garments")
-        photos = sorted(n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith("."))
-        stems = Counter(Path(n).stem for n in photos)
-        for name in photos:
+        below[:] = sorted(b for b in below if not b.startswith("."))
+        stems = Counter(Path(n).stem for n in names if _is_picture(n) and not n.startswith("."))
+        for name in sorted(n for n in names if not n.startswith(".")):
             yield Path(folder, name).relative_to(root).as_posix(), stems[Path(name).stem] == 1
 
 
 def _scan_pairs(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
+    named = _check_pairs(root)
+    for photo, group in groupby((row for _, row in _pair_rows(root)), key=lambda row: row["photo"]):
+        row, *more = group
+        item_id = _id_of(photo)
+        if missing.check("person picture", photo, os.path.lexists(root / photo)):
+            worn = ((r["category"], r["garment"]) for r in (row, *more) if r.get("garment"))
+            yield (
+                item_id,
+                Entry(
+                    photo,
+                    row.get("split") or "train",
+                    person_id=row.get("person") or item_id,
+                    outfit_id=row.get("outfit") or item_id,
+                    garments=tuple(
+                        (category, path)  # type: ignore[misc]  # the category is checked where the record is built
+                        for category, path in worn
+                        if missing.check("garment", path, os.path.lexists(root / path))
+                    ),
+                    caption=row.get("caption") or None,
+                ),
+            )
+    for path, _ in _walk(root):
+        missing.check(f"row in {PAIRS}", path, path == PAIRS or path in named)
+
+
+def _pair_rows(root: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of the list, each with the number of its line."""
     with (root / PAIRS).open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, restval="")
         columns = rows.fieldnames or []
         if "photo" not in columns or (unknown := [c for c in columns if c not in _COLUMNS]):
             given = ", ".join(unknown) if "photo" in columns else "no column 'photo'"
             raise ValueError(f"{root / PAIRS}: {given}; the columns are {', '.join(_COLUMNS)}")
-        for photo, group in groupby(rows, key=lambda row: row["photo"]):
-            row, *more = group
-            item_id = _id_of(photo)
-            if missing.check("person picture", photo, os.path.lexists(root / photo)):
-                named = ((r["category"], r["garment"]) for r in (row, *more) if r.get("garment"))
-                yield (
-                    item_id,
-                    Entry(
-                        photo,
-                        row.get("split") or "train",
-                        person_id=row.get("person") or item_id,
-                        outfit_id=row.get("outfit") or item_id,
-                        garments=tuple(
-                            (category, path)  # type: ignore[misc]  # the category is checked where the record is built
-                            for category, path in named
-                            if missing.check("garment", path, os.path.lexists(root / path))
-                        ),
-                        caption=row.get("caption") or None,
-                    ),
-                )
+        yield from ((rows.line_num, row) for row in rows)
+
+
+def _check_pairs(root: Path) -> set[str]:
+    """Every path that the list names, once all of its rows are in order."""
+    before, photo_of, named = "", dict[str, str](), set[str]()
+    for number, row in _pair_rows(root):
+        where, photo = f"{root / PAIRS}, line {number}", row["photo"]
+        if not photo:
+            raise ValueError(f"{where}: no photo: write which one, in every row of its garments, or remove the row")
+        for path in filter(None, (photo, row.get("garment"))):
+            try:
+                named.add(PurePosixPath(check_path(path)).as_posix())
+            except RecordError:
+                raise ValueError(
+                    f"{where}: {path!r} must be relative to the folder of the photos and stay inside, like 'a/b.jpg'"
+                ) from None
+        if photo != before and (other := photo_of.get(_id_of(photo))) is not None:
+            cure = "put the rows of a photo one after another" if other == photo else f"rename it or {other!r}"
+            raise ValueError(f"{where}: the record of {photo!r} stands further up: {cure}")
+        photo_of[_id_of(photo)] = before = photo
+    return named
 
 
 def _id_of(path: str) -> str:
@@ -375,8 +418,10 @@ _SCANS: dict[str, Scan] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the stages vitonhd, dresscode, deepfashion-mm and folder: where the data set lies."""
-    add_source(parser, "images")
-    parser.epilog = " ".join((_SCANS[parser.get_default("stage")].__doc__ or "").split())
+    stage = parser.get_default("stage")
+    what = "folder of photos" if stage == "folder" else "root of the data set, as it unpacks (see below)"
+    add_source(parser, "images", images=what)
+    parser.epilog = " ".join((_SCANS[stage].__doc__ or "").split())
 
 
 def main(args: argparse.Namespace) -> Outcome:
@@ -385,6 +430,4 @@ def main(args: argparse.Namespace) -> Outcome:
         entries = islice(_SCANS[args.stage](args.images, missing), args.limit)
         work = partial(convert, stage=args.stage, root=args.images)
         outcome = run_stage(args.stage, entries, work, args.out, workers=args.workers, engine=args.engine)
-    if missing.counts:
-        print(f"{args.stage}: missing: {missing}; all in {MISSING}", file=sys.stderr)
-    return outcome
+    return missing.tell(args.stage, outcome)

@@ -221,6 +221,7 @@ def main(args: argparse.Namespace) -> Outcome:
             items = islice(scan_folder(args.images, missing), args.limit)
             work: Any = partial(estimate_photo, call=call)
             outcome = run_stage("pose-maps", items, work, args.out, workers=args.workers, engine=args.engine)
+        outcome = missing.tell("pose-maps", outcome)
     else:
         work = partial(estimate_record, call=call)
         items = record_items(args.records, args.limit)

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -57,11 +57,15 @@ Work = Callable[[str, Any, Path], list[Line]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to, in items. ``skipped``: done by an earlier run of the same call."""
+    """What a run came to, in items.
+
+    ``skipped``: done by an earlier run of the same call. ``notes``: what else to say.
+    """
 
     done: int
     failed: int
     skipped: int
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def exit_code(self) -> int:
@@ -72,7 +76,7 @@ class Outcome:
         said = [f"{self.done} done"]
         said += [f"{self.skipped} done before"] if self.skipped else []
         said += [f"{self.failed} failed (reasons in {FAILURES})"] if self.failed else []
-        return ", ".join(said)
+        return ", ".join([*said, *self.notes])
 
 
 def run_stage(
@@ -119,8 +123,9 @@ def run_stage(
                 done, failed = done + (result.reason is None), failed + (result.reason is not None)
                 bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
                 bar.update()
-        journal.finish()
-        return Outcome(done, failed, journal.skipped)
+        lines = journal.finish()
+        notes = (f"{lines} records",) if lines != done + journal.skipped else ()  # an item can be several
+        return Outcome(done, failed, journal.skipped, notes)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -156,9 +161,9 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     write_bytes(path, encoded.getvalue())
 
 
-def add_source(parser: argparse.ArgumentParser, *kinds: str) -> None:
+def add_source(parser: argparse.ArgumentParser, *kinds: str, images: str = "folder of pictures") -> None:
     """Give a stage's parser the inputs it takes: ``images`` and/or ``records``, exactly one of them required."""
-    help_of = {"images": "folder of pictures", "records": f"folder of records (with {METADATA})"}
+    help_of = {"images": images, "records": f"folder of records (with {METADATA})"}
     group = parser.add_mutually_exclusive_group(required=True)
     for kind in kinds:
         group.add_argument(f"--{kind}", metavar="DIR", type=existing_folder, help=help_of[kind])
@@ -425,9 +430,11 @@ class _Journal:
         if self.db.execute(statement, values).rowcount != 1:
             raise ValueError(f"item {task.item_id!r} stands twice in the input: ids are unique")
 
-    def finish(self) -> None:
-        """Write both lists in the order of the items."""
-        self._write(METADATA, "SELECT lines FROM item WHERE position >= 0 AND lines IS NOT NULL ORDER BY position")
+    def finish(self) -> int:
+        """Write both lists in the order of the items; how many lines of metadata there are."""
+        lines = self._write(
+            METADATA, "SELECT lines FROM item WHERE position >= 0 AND lines IS NOT NULL ORDER BY position"
+        )
         failed = "FROM item WHERE position >= 0 AND reason IS NOT NULL ORDER BY position"
         if self.db.execute(f"SELECT 1 {failed}").fetchone():
             self._write(FAILURES, f"SELECT id, reason {failed}")
@@ -435,15 +442,19 @@ class _Journal:
             (self.out / FAILURES).unlink(missing_ok=True)
         self.db.execute("UPDATE call SET finished = 1")
         self.db.commit()
+        return lines
 
-    def _write(self, name: str, query: str) -> None:
-        part = self.out / f".{name}.part"
+    def _write(self, name: str, query: str) -> int:
+        part, lines = self.out / f".{name}.part", 0
         with part.open("w", encoding="utf-8") as file:
             for row in self.db.execute(query):
-                file.write(row[0] if len(row) == 1 else json.dumps({"id": row[0], "reason": row[1]}) + "\n")
+                text = row[0] if len(row) == 1 else json.dumps({"id": row[0], "reason": row[1]}) + "\n"
+                file.write(text)
+                lines += text.count("\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, self.out / name)
+        return lines
 
     def _used(self) -> bool:
         return self.db.execute("SELECT 1 FROM item").fetchone() is not None

@@ -31,7 +31,9 @@ MIN_SIDE = 8
 MAX_BYTES = 200_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 LINE = 16  # pixels of a caption's line
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# As Pillow registers them for FORMATS.
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES += (".pbm", ".pfm", ".pgm", ".pnm", ".ppm")
 
 
 class ImageError(ValueError):

@@ -174,3 +174,11 @@ def test_mutated_files_never_crash() -> None:
             assert images.decode(bytes(data)).mode == "RGB"
         except ImageError as e:
             assert "\n" not in str(e)
+
+
+def test_suffixes_are_those_of_the_formats(tmp_path: Path) -> None:
+    of = {suffix for suffix, kind in Image.registered_extensions().items() if kind in images.FORMATS}
+    assert set(images.SUFFIXES) == of
+    for suffix in (".gif", ".ppm", ".pgm"):
+        Image.fromarray(noise()).convert("L" if suffix == ".pgm" else "RGB").save(tmp_path / f"a{suffix}")
+        assert images.read_image(tmp_path / f"a{suffix}").size == (30, 40)

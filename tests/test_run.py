@@ -48,6 +48,10 @@ def crash(item_id: str, payload: int, out: Path) -> list[dict[str, Any]]:
     return draw(item_id, payload, out)
 
 
+def twice(item_id: str, payload: int, out: Path) -> list[dict[str, Any]]:
+    return 2 * draw(item_id, payload, out)
+
+
 def threads(item_id: str, payload: int, out: Path) -> list[dict[str, Any]]:
     import cv2
     import torch
@@ -74,6 +78,12 @@ def test_same_bytes_whatever_the_workers(tmp_path: Path, workers: int) -> None:
     assert run_stage("draw", items(40), draw, tmp_path / "many", workers=workers) == Outcome(32, 8, 0)
     assert digest(tmp_path / "one") == digest(tmp_path / "many")
     assert [d["n"] for d in lines(tmp_path / "many" / METADATA)] == [k for k in range(40) if k % 10 not in (3, 7)]
+
+
+def test_records_are_said_where_an_item_is_several(tmp_path: Path) -> None:
+    assert str(run_stage("draw", items(3), draw, tmp_path / "one")) == "3 done"
+    assert str(run_stage("twice", items(2), twice, tmp_path / "two")) == "2 done, 4 records"
+    assert str(run_stage("twice", items(3), twice, tmp_path / "two")) == "1 done, 2 done before, 6 records"
 
 
 @pytest.mark.slow
