@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
@@ -59,6 +61,12 @@ class ZeRO(DeepSpeedStrategy):
         assert isinstance(self.config, dict)
         self.config["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW does on the CPU, and needs no compiler
         self.offload = offload
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """As usual, but batches of examples are left alone: they are frozen, and the module casts what it must."""
+        super().setup(trainer)
+        convert = self.precision_plugin.convert_input
+        self.precision_plugin.convert_input = lambda x: x if is_dataclass(x) else convert(x)  # type: ignore[method-assign]
 
     def _init_optimizers(self) -> Any:
         optimizer, schedule = super()._init_optimizers()

@@ -25,6 +25,9 @@ class CPUZeRO(ZeRO):
         super(DeepSpeedStrategy, self).setup_environment()  # the step over refuses CPUs
 
     def setup_distributed(self) -> None:
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does, and needs no compiler
         self.set_world_ranks()
         os.environ["LOCAL_RANK"] = str(self.local_rank)
         self._init_deepspeed_distributed()
