@@ -34,7 +34,9 @@ def run(arguments: Sequence[str], processes: int = 1, limit: float = 500) -> End
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     read, write = os.pipe()
-    started = [context.Process(target=_fit, args=(list(arguments), k, processes, port, write)) for k in range(processes)]
+    started = [
+        context.Process(target=_fit, args=(list(arguments), k, processes, port, write)) for k in range(processes)
+    ]
     for process in started:
         process.start()
     os.close(write)
