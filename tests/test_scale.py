@@ -25,7 +25,6 @@ ROOT = Path(__file__).parent.parent
 STRATEGIES = {
     "one": "auto",
     "ddp": "ddp",
-    "ddp": "{class_path: ddp}",
     "zero2": "{class_path: tests.cpu_zero.CPUZeRO, init_args: {stage: 2}}",
     "zero3": "{class_path: tests.cpu_zero.CPUZeRO, init_args: {stage: 3, offload: true}}",
 }
@@ -98,7 +97,7 @@ def test_zero_in_bfloat16(records: Path, tmp_path: Path, strategy: str) -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint_goes_on_anywhere(records: Path, tmp_path: Path) -> None:
-    """Two processes of ZeRO-2, then one process, then two of ZeRO-3: weights, average, AdamW and data position go on."""
+    """Two processes of ZeRO-2, one process, two of ZeRO-3: weights, average, AdamW and data position go on."""
     assert train(records, tmp_path, "alone", "one", 1, 6).codes == [0]
     for steps, strategy, processes in ((2, "zero2", 2), (4, "one", 1), (6, "zero3", 2)):
         ended = train(records, tmp_path, "moved", strategy, processes, steps, "--ckpt_path=last")
@@ -162,10 +161,10 @@ def loss_again(root: Path, rank: int) -> tuple[float, float]:
         return about["loss"], float(module.losses(load_batch(folder / f"batch-{rank}")).mean())
 
 
-@pytest.mark.parametrize("factor", ["nan", "1.0e+4"])
+@pytest.mark.parametrize("factor", [".nan", "1.0e+4"])
 def test_a_bad_loss_stops_the_run_with_its_batch_saved(records: Path, tmp_path: Path, factor: str) -> None:
     """One process of two sees the bad batch; both stop before the weights are touched, and say where it lies."""
-    poison = f"- {{class_path: tests.killer.Poison, init_args: {{at: 4, factor: .{factor}}}}}".replace(".1.0", "1.0")
+    poison = f"- {{class_path: tests.killer.Poison, init_args: {{at: 4, factor: {factor}}}}}"
     guard = "- {class_path: omfa.guards.LossGuard, init_args: {window: 4}}"
     ended = train(records, tmp_path, "run", "ddp", 2, 9, poison, guard, "--save_every=2")
     assert ended.codes == [1, 0], ended.log  # the second was started by the first, which speaks for both
@@ -174,7 +173,7 @@ def test_a_bad_loss_stops_the_run_with_its_batch_saved(records: Path, tmp_path: 
     for rank in range(2):
         before, again = loss_again(tmp_path / "run", rank)
         assert before == pytest.approx(again, rel=1e-5, nan_ok=True) and math.isnan(before) == (
-            rank == 1 and factor == "nan"
+            rank == 1 and factor == ".nan"
         )
     kept, made = (
         torch.load(tmp_path / "run/checkpoints/step=4.ckpt", weights_only=True)["state_dict"],
