@@ -17,13 +17,19 @@ FLOORS = {
         *{"body", "pose_render", "partial_diffusion", "backbone", "conditioning"},
         *{"metrics", "intervals", "features", "protocols", "pattern_kind", "person_outline"},
     },
-    2: {"pipeline", "data", "scoring", "results"},
-    3: {"module", "callbacks", "report"},
+    2: {"pipeline", "data", "scoring", "results", "zero"},
+    3: {"module", "callbacks", "guards", "report"},
     4: {"fit", "encode", "predict", "evaluate", "bench", "__main__", "demo", "yardsticks", "export"},
 }
 WITHIN = {  # imports inside one floor, from the first to the second
     *{("images", "components"), ("canvas", "components"), ("prepared", "components"), ("shards", "prepared")},
-    *{("pose_render", "body"), ("callbacks", "module"), ("data", "pipeline"), ("intervals", "metrics")},
+    *{
+        ("pose_render", "body"),
+        ("callbacks", "module"),
+        ("guards", "callbacks"),
+        ("data", "pipeline"),
+        ("intervals", "metrics"),
+    },
     *{("yardsticks", "predict"), ("yardsticks", "evaluate"), ("export", "fit")},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
