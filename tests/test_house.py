@@ -15,15 +15,22 @@ FLOORS = {
     0: {"components", "canvas", "images", "prepared", "shards"},
     1: {
         *{"body", "pose_render", "partial_diffusion", "backbone", "conditioning"},
-        *{"metrics", "intervals", "features", "protocols", "pattern_kind"},
+        *{"prompts", "tuning", "metrics", "intervals", "features", "protocols", "pattern_kind"},
     },
-    2: {"pipeline", "data", "scoring", "results"},
+    2: {"pipeline", "sdxl", "data", "scoring", "results", "model_card"},
     3: {"module", "callbacks", "report"},
     4: {"fit", "encode", "predict", "evaluate", "bench", "__main__", "demo", "yardsticks", "export"},
 }
 WITHIN = {  # imports inside one floor, from the first to the second
     *{("images", "components"), ("canvas", "components"), ("prepared", "components"), ("shards", "prepared")},
-    *{("pose_render", "body"), ("callbacks", "module"), ("data", "pipeline"), ("intervals", "metrics")},
+    *{
+        ("pose_render", "body"),
+        ("callbacks", "module"),
+        ("data", "pipeline"),
+        ("sdxl", "pipeline"),
+        ("prompts", "conditioning"),
+        ("intervals", "metrics"),
+    },
     *{("yardsticks", "predict"), ("yardsticks", "evaluate"), ("export", "fit")},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
