@@ -21,12 +21,13 @@ from pytorch_lightning import LightningModule
 
 from omfa.callbacks import EMA, SafeCheckpointIO
 from omfa.fit import checkpoint_to_resume
+from omfa.model_card import write_card
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_run(root: Path, wanted: str = "last") -> Any:
-    """The module of a run with the weights of a checkpoint: the averaged ones where the run keeps an average.
+def load_run(root: Path, wanted: str = "last") -> tuple[Any, int]:
+    """The module of a run with the weights of a checkpoint (averaged where the run keeps an average), and its step.
 
     Args:
         root: the run folder.
@@ -52,7 +53,7 @@ def load_run(root: Path, wanted: str = "last") -> Any:
             ema = EMA()
             ema.load_state_dict(state)
             ema.copy_to(module)
-    return module
+    return module, int(checkpoint["global_step"])
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -65,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--ckpt_path", default="last", help="a checkpoint of the run (default last)")
     call = parser.parse_args(args)
     try:
-        module = load_run(call.run, call.ckpt_path)
+        module, step = load_run(call.run, call.ckpt_path)
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -76,6 +77,8 @@ def main(args: Sequence[str] | None = None) -> int:
         module.save(call.out, whole=True)
     else:
         module.save(call.out)
+    if hasattr(module, "pipe"):
+        write_card(call.run, call.out, step)
     size = sum(p.stat().st_size for p in call.out.rglob("*") if p.is_file())
     print(f"{call.out}: {size / 2**20:.1f} MiB")
     return 0

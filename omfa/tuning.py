@@ -126,4 +126,5 @@ def merge_lora(unet: UNet2DConditionModel) -> None:
     dtype = unet.dtype
     unet.float().fuse_lora(safe_fusing=True)
     unet.unload_lora()
-    unet.to(dtype)
+    if dtype != torch.float32:
+        unet.to(dtype)

@@ -14,23 +14,17 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     0: {"components", "canvas", "images", "prepared", "shards"},
     1: {
-        *{"body", "pose_render", "partial_diffusion", "backbone", "conditioning"},
-        *{"prompts", "tuning", "metrics", "intervals", "features", "protocols", "pattern_kind"},
+        *{"body", "pose_render", "partial_diffusion", "backbone", "conditioning", "prompts", "tuning"},
+        *{"metrics", "intervals", "features", "protocols", "pattern_kind"},
     },
-    2: {"pipeline", "sdxl", "data", "scoring", "results", "model_card"},
-    3: {"module", "callbacks", "report"},
+    2: {"pipeline", "sdxl", "data", "scoring", "results"},
+    3: {"module", "callbacks", "report", "model_card"},
     4: {"fit", "encode", "predict", "evaluate", "bench", "__main__", "demo", "yardsticks", "export"},
 }
 WITHIN = {  # imports inside one floor, from the first to the second
     *{("images", "components"), ("canvas", "components"), ("prepared", "components"), ("shards", "prepared")},
-    *{
-        ("pose_render", "body"),
-        ("callbacks", "module"),
-        ("data", "pipeline"),
-        ("sdxl", "pipeline"),
-        ("prompts", "conditioning"),
-        ("intervals", "metrics"),
-    },
+    *{("pose_render", "body"), ("callbacks", "module"), ("data", "pipeline"), ("intervals", "metrics")},
+    *{("sdxl", "pipeline"), ("prompts", "conditioning"), ("callbacks", "model_card"), ("model_card", "report")},
     *{("yardsticks", "predict"), ("yardsticks", "evaluate"), ("export", "fit")},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from omfa import encode, export
-from omfa.backbone import fingerprint, posterior
-from omfa.callbacks import last_checkpoint
+from omfa import encode
+from omfa.backbone import posterior
 from omfa.data import RecordsDataset, collate
-from omfa.fit import main as fit
 from omfa.module import OMFAModule
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import PromptFiles, phrases
-from omfa.sdxl import load_small, sdxl_pipeline, text_encoders
+from omfa.sdxl import sdxl_pipeline, text_encoders
 from omfa.tuning import choose_trained
 from tests.conftest import SIZE, make_sdxl_folder
-from tests.test_pipeline import FAST, face, gen, person, pose, shirt
+from tests.test_pipeline import FAST, face, gen, pose, shirt
 
 WORN = {"garments": {"upper": shirt()}, "face": face(), "pose": pose()}
 
@@ -35,9 +31,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SDXL-inpainting, tiny: 9 channels."""
-    return make_sdxl_folder(tmp_path_factory.mktemp("inpainting") / "sdxl", in_channels=9)
+def inpainting(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SDXL-inpainting, tiny: 9 channels, all other parts SDXL-base's."""
+    folder = make_sdxl_folder(tmp_path_factory.mktemp("inpainting") / "sdxl", in_channels=9)
+    for part in ("vae", "text_encoder", "text_encoder_2"):
+        shutil.copytree(base / part, folder / part, dirs_exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +235,56 @@ def test_parts_of_the_compact_model_are_not_trained_alone(compact: OMFAPipeline)
 def test_a_rank_below_one_is_refused(base: Path) -> None:
     with pytest.raises(ValueError, match="rank 0"):
         choose_trained(make(base).unet, "lora", rank=0)
+
+
+# -------------------------------------------------------------------------------------------------------- small cards
+
+
+@pytest.fixture(scope="module")
+def model(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved pipeline with its text encoders and its phrases."""
+    folder = tmp_path_factory.mktemp("model")
+    OMFAModule(make(base)).save(folder)
+    return folder
+
+
+def load(model: Path, **options: object) -> OMFAPipeline:
+    return silent(OMFAPipeline.from_pretrained(model, **options))
+
+
+def test_a_saved_model_needs_no_text_encoders(model: Path, base: Path) -> None:
+    without = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    bare = load(model, **without)
+    assert bare.text_encoder is None and np.abs(picture(load(model)) - picture(bare)).max() < 0.01
+    with pytest.raises(ValueError, match="not encoded ahead"):
+        picture(bare, caption="a red coat")
+    assert np.isfinite(picture(load(model, **text_encoders(str(base))), caption="a red coat")).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_the_same_picture(model: Path, dtype: torch.dtype) -> None:
+    half = load(model, dtype=dtype)
+    assert half.unet.dtype == dtype
+    error = np.abs(picture(half) - picture(load(model)))
+    assert error.max() < 0.05 and error.mean() < 0.005
+
+
+def test_the_vae_in_slices_and_tiles(model: Path) -> None:
+    pipe = load(model)
+    whole = picture(pipe)
+    pipe.vae.enable_slicing()
+    assert (picture(pipe) == whole).all()
+    pipe.vae.enable_tiling()
+    pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 48, 12  # as 768 would be to a 1024x768 picture
+    error = np.abs(picture(pipe) - whole)  # borders and group norms differ by tile, in a VAE of random weights most
+    assert 0 < error.mean() < 0.03 and (error < 0.1).mean() > 0.99
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading_in_bfloat16_gives_the_same_picture(model: Path, offload: str) -> None:
+    without = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    expected = picture(load(model, dtype=torch.bfloat16, **without).to("cuda"))
+    pipe = load(model, dtype=torch.bfloat16, **without)
+    getattr(pipe, offload)()
+    assert np.abs(picture(pipe) - expected).max() < 0.05
