@@ -55,7 +55,7 @@ def test_a_recipe_trains_and_its_model_makes_pictures(
     inpainting: Path,
     latents: Path,
     records: Path,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
     swap = tiny(inpainting, latents, records, run, max_steps=1, log_every_n_steps=1)
@@ -101,7 +101,7 @@ def test_small_files_hold_what_was_trained(
     base: Path,
     latents: Path,
     records: Path,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     """Killed and resumed exactly; small checkpoints; the small files, laid onto the base or merged, make one picture."""
     call = {"train": train, "rank": 2, "frozen_bf16": False, "learning_rate": 3e-3}
@@ -159,7 +159,7 @@ def test_latents_of_another_vae_are_refused(
     latents: Path,
     records: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     torch.manual_seed(5)
     other = AutoencoderKL.from_config(AutoencoderKL.load_config(base / "vae"))
