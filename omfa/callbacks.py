@@ -207,7 +207,7 @@ class SamplePictures(pl.Callback):
 
 
 class SaveModel(pl.Callback):
-    """At the end of a run, the module's ``save`` with averaged weights and a card, into ``model/`` of the run folder."""
+    """At the end of a run, the module's ``save`` with averaged weights, and a card, into ``model/`` of the run."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write the folder."""
