@@ -89,7 +89,7 @@ def test_deepspeed_recipes_parse(name: str, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     shown = yaml.safe_load(printed[printed.index("seed_everything:") :])
     assert stop.value.code == 0
-    assert shown["trainer"]["strategy"]["class_path"].endswith("DeepSpeedStrategy")
+    assert shown["trainer"]["strategy"]["class_path"] == "omfa.zero.ZeRO"
     assert shown["trainer"]["strategy"]["init_args"]["stage"] == int(name[-1])
     assert shown["data"]["init_args"]["folder"] == "data/deepfashion" and shown["data"]["init_args"]["batch_size"] == 1
     assert shown["model"]["init_args"]["learning_rate"] == 1e-5
