@@ -36,12 +36,11 @@ class BadLoss(RuntimeError):
 class Checkpoints(Checkpoint):
     """``checkpoints/step=N.ckpt`` every so often, at the last step, and when SIGTERM asks for the end.
 
-    SIGTERM to any process of the run lets all of them finish the step at hand (where several processes have already
-    exchanged their word on it, the next one), write a checkpoint and end well; a second SIGTERM ends the process at
-    once. Lightning's own handler is replaced while training: it talks to the other processes from within the signal,
-    in the midst of whatever they are just telling each other. Under SLURM ask for the signal by
-    ``--signal=TERM@120``: the default leaves 30 seconds. torchrun hands the signal on to its processes; its own exit
-    code is 1 all the same.
+    SIGTERM to any process of the run lets all of them finish the step at hand (where they have already exchanged their
+    word on it, the next one), write a checkpoint and end well. Lightning's own handler is replaced while training: it
+    talks to the other processes from within the signal, in the midst of whatever they are just telling each other.
+    Under SLURM ask for the signal by ``--signal=TERM@120``: the default leaves 30 seconds, as does torchrun, which
+    hands the signal on to its processes and itself ends with an error all the same.
 
     Weights that are not finite are never written over good ones: they end the run instead.
 
@@ -73,8 +72,7 @@ class Checkpoints(Checkpoint):
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self, number: int, frame: Any) -> None:
-        self._asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._asked = True  # once or often: torchrun and SLURM may both tell the same process
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After an optimiser step: save if it is time, stop if somebody asked."""

@@ -1,4 +1,4 @@
-"""Runs of ``omfa.fit`` in processes forked from this one, which has imported everything: seconds instead of a minute."""
+"""Runs of ``omfa.fit`` in processes forked from this one, which has imported everything already."""
 
 from __future__ import annotations
 
