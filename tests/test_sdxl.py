@@ -231,6 +231,7 @@ def test_a_saved_model_needs_no_text_encoders(model: Path, base: Path) -> None:
     with pytest.raises(ValueError, match="not encoded ahead"):
         picture(bare, caption="a red coat")
     assert np.isfinite(picture(load(model, **text_encoders(str(base))), caption="a red coat")).all()
+    assert not [p for p in model.rglob("*.json") if str(base.parent) in p.read_text()]  # nothing of this machine
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
