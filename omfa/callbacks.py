@@ -20,6 +20,7 @@ from torch import Tensor
 
 from omfa import images
 from omfa.canvas import PERSON
+from omfa.model_card import write_card
 from omfa.shards import open_records
 from omfa.zero import ZeRO, trained
 
@@ -205,6 +206,7 @@ class SamplePictures(pl.Callback):
         pipe.set_progress_bar_config(disable=True)
         was_training = pipe.unet.training
         pipe.unet.eval()
+        pipe.vae.to(pl_module.device)
         records = [r for r in source.records(self.split or data.split) if r.garments][: self.records]
 
         def read(path: str) -> Image.Image:
@@ -218,8 +220,9 @@ class SamplePictures(pl.Callback):
             pose = record.pose and record.pose.map and read(record.pose.map)
             face = record.face and read(record.face.path)
             options: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
-            on = pipe(["person"], None, worn, face, pose, generator=torch.Generator().manual_seed(i), **options)
-            off = pipe(list(worn), person, generator=torch.Generator().manual_seed(i), **options)
+            with trainer.precision_plugin.forward_context():
+                on = pipe(["person"], None, worn, face, pose, generator=torch.Generator().manual_seed(i), **options)
+                off = pipe(list(worn), person, generator=torch.Generator().manual_seed(i), **options)
             rows.append([*worn.values(), *([pose] if pose else []), on.person[0], person])
             rows.append([person, *(p[0] for p in off.garments.values()), *worn.values()])
         pipe.unet.train(was_training)
@@ -231,16 +234,22 @@ class SamplePictures(pl.Callback):
 
 
 class SaveModel(pl.Callback):
-    """At the end of a run, the module's ``save`` with averaged weights, into ``model/`` of the run folder."""
+    """At the end of a run, the module's ``save`` with averaged weights, and a card, into ``model/`` of the run."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write the folder, unless the run was stopped before its end."""
         if trainer.global_step < trainer.max_steps:
             return
         weights = best_weights(trainer, pl_module)
-        if trainer.is_global_zero:
-            with lent(pl_module, weights, cast=False):
-                pl_module.save(Path(trainer.default_root_dir) / "model")
+        if not trainer.is_global_zero:
+            return
+        run = Path(trainer.default_root_dir)
+        with lent(pl_module, weights, cast=False):
+            pl_module.save(run / "model")
+        if hasattr(pl_module, "pipe") and (run / "config.yaml").is_file():
+            if trainer.logger is not None:
+                trainer.logger.save()
+            write_card(run, run / "model", trainer.global_step)
 
 
 class StepBar(TQDMProgressBar):
