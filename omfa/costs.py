@@ -15,7 +15,7 @@ count: workspaces of kernels, fragments between blocks, the CUDA context (about 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ Size = tuple[int, int]
 def build_unet(config: Mapping[str, Any], device: str = "meta") -> UNet2DConditionModel:
     """The network of a config, widened for the canvas, in training mode; on the meta device it takes no memory."""
     with torch.device(device):
-        return widen_unet(UNet2DConditionModel(**config)).train()
+        return widen_unet(UNet2DConditionModel.from_config(dict(config))).train()
 
 
 def arguments(unet: UNet2DConditionModel, batch: int, size: Size) -> dict[str, Any]:
@@ -94,15 +94,45 @@ def arguments(unet: UNet2DConditionModel, batch: int, size: Size) -> dict[str, A
     return made
 
 
-def one_pass(unet: UNet2DConditionModel, batch: int, size: Size) -> Tensor:
-    """The canvas's forward pass on random arguments."""
-    return unet(**arguments(unet, batch, size), return_dict=False)[0]
+@dataclass(frozen=True)
+class Design:
+    """A network on random input of one size.
+
+    Args:
+        name: for tables.
+        network: with all its weights.
+        trained: the UNet that learns.
+        plain: the prediction for a batch of B.
+        guided: the same with classifier-free guidance, as one sampling step needs it.
+    """
+
+    name: str
+    network: nn.Module
+    trained: UNet2DConditionModel
+    plain: Callable[[int], Tensor]
+    guided: Callable[[int], Tensor]
 
 
-def dual_pass(dual: DualUNet, batch: int, size: Size, garment: Size, guided: bool = False) -> Tensor:
-    """The two UNets' forward pass on random arguments; ``guided``: the main one takes 2B, as in sampling."""
-    person = arguments(dual.unet, 2 * batch if guided else batch, size)
-    return dual(person, arguments(dual.reference, batch, garment))
+def canvas_design(config: Mapping[str, Any], size: Size, device: str = "meta") -> Design:
+    """One UNet over a canvas of ``size``; guidance doubles the batch."""
+    unet = build_unet(config, device)
+
+    def run(batch: int) -> Tensor:
+        return unet(**arguments(unet, batch, size), return_dict=False)[0]
+
+    return Design(f"canvas {size[0]}x{size[1]}", unet, unet, run, lambda batch: run(2 * batch))
+
+
+def dual_design(config: Mapping[str, Any], size: Size, garment: Size, device: str = "meta") -> Design:
+    """Two UNets, over the person (``size``) and over the garments; guidance runs the second one once."""
+    unet, reference = build_unet(config, device), build_unet(config, device)
+    dual = DualUNet(unet, reference)
+
+    def run(persons: int, garments: int) -> Tensor:
+        return dual(arguments(unet, persons, size), arguments(reference, garments, garment))
+
+    name = f"two UNets {size[0]}x{size[1]} + {garment[0]}x{garment[1]}"
+    return Design(name, dual, unet, lambda batch: run(batch, batch), lambda batch: run(2 * batch, batch))
 
 
 def flops(run: Callable[[], object]) -> int:
@@ -114,26 +144,18 @@ def flops(run: Callable[[], object]) -> int:
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of one forward pass, one training step (all weights) and one guided sampling step, batch 1."""
+    """Operations of one forward pass, one training step and one guided sampling step, batch 1."""
 
     forward: int
     training: int
     guided: int
 
 
-def canvas_flops(unet: UNet2DConditionModel, size: Size) -> Flops:
-    """Of the canvas; guidance runs it twice. ``unet``: on the meta device."""
+def count_flops(design: Design) -> Flops:
+    """Of a design on the meta device; training as its ``requires_grad`` says."""
     with torch.no_grad():
-        forward = flops(lambda: one_pass(unet, 1, size))
-    return Flops(forward, flops(lambda: one_pass(unet, 1, size).mean().backward()), 2 * forward)
-
-
-def dual_flops(dual: DualUNet, size: Size, garment: Size) -> Flops:
-    """Of two UNets; guidance runs the main one twice, the frozen reference once. ``dual``: on the meta device."""
-    with torch.no_grad():
-        forward = flops(lambda: dual_pass(dual, 1, size, garment))
-        guided = flops(lambda: dual_pass(dual, 1, size, garment, guided=True))
-    return Flops(forward, flops(lambda: dual_pass(dual, 1, size, garment).mean().backward()), guided)
+        forward, guided = flops(lambda: design.plain(1)), flops(lambda: design.guided(1))
+    return Flops(forward, flops(lambda: design.plain(1).mean().backward()), guided)
 
 
 class Alive(TorchDispatchMode):
@@ -224,19 +246,18 @@ def training_bytes(
     return TrainingBytes(weights, gradients, 8 * elements, 4 * elements, activations, steady + seen.peak)
 
 
-def zero2_bytes(config: Mapping[str, Any], devices: int, peak: int) -> int:
+def zero2_bytes(elements: int, devices: int, step: int) -> int:
     """Memory on each device under DeepSpeed ZeRO-2 (Rajbhandari et al. 2020, arXiv 1910.02054), all weights trained.
 
-    bfloat16 weights on every device; bfloat16 gradients, float32 master weights and both moments shared out; a float32
-    average on every device; and the activations.
+    bfloat16 weights and a float32 average on every device; bfloat16 gradients, float32 master weights and both moments
+    shared out.
 
     Args:
-        config: of the UNet, before widening.
+        elements: of all weights.
         devices: over how many the rest is shared out.
-        peak: activations, bytes.
+        step: bytes that a step adds, for its activations.
     """
-    elements = sum(p.numel() for p in build_unet(config).parameters())
-    return 2 * elements + (2 + 12) * elements // devices + 4 * elements + peak
+    return (2 + 4) * elements + (2 + 12) * elements // devices + step
 
 
 @dataclass(frozen=True)
