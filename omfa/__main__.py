@@ -268,14 +268,17 @@ def main(args: Sequence[str] | None = None) -> int:
         try:
             made = job.make(pipe, options)
             for name, picture in made.items():
-                save_whole(picture, call.out / name)
+                _save(picture, call.out / name)
         except (ValueError, OSError) as e:
             problems.append(f"{job.name}: {e}")
             continue
         rows.append((", ".join(made), [*job.given, *made.values()]))
         print("\n".join(str(call.out / name) for name in made))
     if call.contact_sheet and rows:
-        print(save_whole(contact_sheet(rows), call.out / "contact_sheet.png"))
+        try:
+            print(_save(contact_sheet(rows), call.out / "contact_sheet.png"))
+        except ValueError as e:
+            problems.append(str(e))
     for line in problems:
         print(f"{call.command}: {line}", file=sys.stderr)
     return (1 if rows else 2) if problems else 0
@@ -306,10 +309,21 @@ def _device(name: str) -> str:
 
 
 def _writable(folder: Path) -> None:
-    """Make the folder and see that a file can be written there; OSError says why not."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as probe:
-        probe.write(bytes(4096))
+    """Make the folder and see that a file can be written there; ValueError says why not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+    except OSError as e:
+        raise ValueError(f"{folder} can't be written to ({e.strerror}): give another -o") from None
+
+
+def _save(picture: Image.Image, path: Path) -> Path:
+    """:func:`omfa.images.save_whole`; ValueError with the cure where it can't."""
+    try:
+        return save_whole(picture, path)
+    except OSError as e:
+        raise ValueError(f"{path} can't be written ({e.strerror}): free some space, or give another -o") from None
 
 
 def _estimator() -> Any:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from omfa import images
 from omfa.canvas import PERSON
+from omfa.model_card import write_card
 from omfa.shards import open_records
 
 
@@ -178,6 +179,7 @@ class SamplePictures(pl.Callback):
         pipe.set_progress_bar_config(disable=True)
         was_training = pipe.unet.training
         pipe.unet.eval()
+        pipe.vae.to(pl_module.device)
         records = [r for r in source.records(self.split or data.split) if r.garments][: self.records]
 
         def read(path: str) -> Image.Image:
@@ -191,8 +193,9 @@ class SamplePictures(pl.Callback):
             pose = record.pose and record.pose.map and read(record.pose.map)
             face = record.face and read(record.face.path)
             options: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
-            on = pipe(["person"], None, worn, face, pose, generator=torch.Generator().manual_seed(i), **options)
-            off = pipe(list(worn), person, generator=torch.Generator().manual_seed(i), **options)
+            with trainer.precision_plugin.forward_context():
+                on = pipe(["person"], None, worn, face, pose, generator=torch.Generator().manual_seed(i), **options)
+                off = pipe(list(worn), person, generator=torch.Generator().manual_seed(i), **options)
             rows.append([*worn.values(), *([pose] if pose else []), on.person[0], person])
             rows.append([person, *(p[0] for p in off.garments.values()), *worn.values()])
         pipe.unet.train(was_training)
@@ -204,7 +207,7 @@ class SamplePictures(pl.Callback):
 
 
 class SaveModel(pl.Callback):
-    """At the end of a run, the module's ``save`` with averaged weights, into ``model/`` of the run folder."""
+    """At the end of a run, the module's ``save`` with averaged weights and a card, into ``model/`` of the run folder."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write the folder."""
@@ -217,6 +220,10 @@ class SaveModel(pl.Callback):
         else:
             with ema.applied(pl_module):
                 pl_module.save(target)
+        if hasattr(pl_module, "pipe") and (target.parent / "config.yaml").is_file():
+            if trainer.logger is not None:
+                trainer.logger.save()
+            write_card(target.parent, target, trainer.global_step)
 
 
 class StepBar(TQDMProgressBar):

@@ -133,6 +133,7 @@ class RecordsDataset(Dataset[Example]):
         jitter: largest shift (of the side) and scaling of person and pose map together, e.g. 0.05.
         latents: folder that ``omfa.encode`` made of these records; None reads the pictures.
         shift: how much more often high noise is drawn (:func:`shifted`); 1 draws all timesteps alike.
+        captions: whether the prompt ends with the record's caption.
 
     Raises:
         RecordError: no records with garments there, or latents made for something else.
@@ -151,9 +152,10 @@ class RecordsDataset(Dataset[Example]):
         jitter: float = 0.0,
         latents: str | Path | None = None,
         shift: float = 1.0,
+        captions: bool = True,
     ) -> None:
         self.source, self.canvas, self.factor, self.channels = open_records(folder), canvas, factor, channels
-        self.seed, self.jitter, self.shift = seed, jitter, shift
+        self.seed, self.jitter, self.shift, self.captions = seed, jitter, shift, captions
         self.tasks, self.drops = tasks or TaskWeights(), drops or Drops()
         self.records = [r for r in self.source.records(split) if r.garments]
         if not self.records:
@@ -207,7 +209,8 @@ class RecordsDataset(Dataset[Example]):
         present = {PERSON: Component.PERSON} | {places[c]: Component.GARMENT for c in worn}
         if record.face is not None and task != TRY_OFF:
             present[FACE] = Component.FACE
-        return Layout(task.kind, task.states(present), {places[c]: c for c in worn}, record.caption)
+        caption = record.caption if self.captions else None
+        return Layout(task.kind, task.states(present), {places[c]: c for c in worn}, caption)
 
     def _pictures(
         self, record: Record, layout: Layout, with_pose: bool, generator: torch.Generator
@@ -514,6 +517,7 @@ class RecordsDataModule(_StreamDataModule):
         jitter: largest shift and scaling of person and pose map together.
         latents: folder that ``omfa.encode`` made of these records; None encodes them in every step.
         shift: how much more often high noise is drawn; see :func:`shifted`.
+        captions: whether prompts end with the record's caption (SDXL only); its phrases are many then.
     """
 
     def __init__(
@@ -528,6 +532,7 @@ class RecordsDataModule(_StreamDataModule):
         jitter: float = 0.0,
         latents: str | None = None,
         shift: float = 1.0,
+        captions: bool = True,
     ) -> None:
         super().__init__(batch_size, workers, seed)
         if shift <= 0:
@@ -535,7 +540,7 @@ class RecordsDataModule(_StreamDataModule):
         if not 0 <= jitter < 0.5:
             raise ValueError(f"jitter {jitter} must be in [0, 0.5)")
         self.folder, self.split, self.tasks, self.drops = folder, split, tasks, drops
-        self.jitter, self.latents, self.shift = jitter, latents, shift
+        self.jitter, self.latents, self.shift, self.captions = jitter, latents, shift, captions
 
     def dataset(self) -> RecordsDataset:
         """The records, laid out for the canvas of the pipeline in training."""
@@ -553,6 +558,7 @@ class RecordsDataModule(_StreamDataModule):
             self.jitter,
             self.latents,
             self.shift,
+            self.captions,
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -269,12 +269,12 @@ def palette(image: Tensor, mask: Tensor, colours: int = 3, sample: int = 2048) -
     Returns:
         L*a*b* colours (K, 3) and their shares of the region (K,), largest first; NaN and 0 for an empty region.
     """
-    lab = kornia.color.rgb_to_lab(image[None].float().clamp(0, 1))[0]
-    points = rearrange(lab, "c h w -> (h w) c")[mask.flatten() > 0.5]
-    if len(points) == 0:
-        return points.new_full((colours, 3), torch.nan), points.new_zeros(colours)
+    rgb = rearrange(image, "c h w -> (h w) c")[mask.flatten() > 0.5].float()
+    if len(rgb) == 0:
+        return rgb.new_full((colours, 3), torch.nan), rgb.new_zeros(colours)
     generator = torch.Generator().manual_seed(0)
-    points = points[torch.randperm(len(points), generator=generator)[:sample].to(points.device)]
+    rgb = rgb[torch.randperm(len(rgb), generator=generator)[:sample].to(rgb.device)]
+    points = rearrange(kornia.color.rgb_to_lab(rearrange(rgb, "n c -> c 1 n").clamp(0, 1)), "c 1 n -> n c")
     # Cluster at double precision, so that the winner among near-equal starts does not hang on rounding.
     points = points.double()
     middle = points.mean(0)
@@ -285,7 +285,7 @@ def palette(image: Tensor, mask: Tensor, colours: int = 3, sample: int = 2048) -
     centres, share, inertia = _lloyd(points, torch.cat((middles[None], _far_apart(points, colours)[None], starts)))
     best = int(inertia.argmin())
     order = share[best].argsort(descending=True, stable=True)
-    return (centres[best] + middle)[order].to(lab), share[best][order].to(lab)
+    return (centres[best] + middle)[order].to(rgb), share[best][order].to(rgb)
 
 
 def palette_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:

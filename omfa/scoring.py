@@ -177,8 +177,9 @@ class Scorer:
         reach = 2 * (x.shape[-2] // 24) + 1  # pixels: about a hand's length to each side
         for limb in _LIMBS:
             if limb in masks and masks[limb].any():
-                around = F.max_pool2d(masks[limb], reach, 1, reach // 2)
-                found[f"silhouette_{limb}"] = metrics.silhouette_iou(outline, true, around)
+                around = cv2.dilate(masks[limb][0, 0].cpu().numpy(), np.ones((reach, reach)))
+                where = torch.from_numpy(around)[None, None].to(x)
+                found[f"silhouette_{limb}"] = metrics.silhouette_iou(outline, true, where)
         return found
 
     def _perceptual(self, x: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, float]:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -217,6 +218,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tasks", nargs="+", default=["try_off", "try_on"], choices=["try_off", "try_on"])
     call = parser.parse_args(args)
+    diffusers_logging.disable_progress_bar()  # of loading: seconds at most
     code = 0
     try:
         pipe = OMFAPipeline.from_pretrained(call.model)

@@ -104,6 +104,13 @@ def make_sdxl_parts(folder: Path, seed: int = 0, in_channels: int = 4) -> dict[s
     }
 
 
+def make_sdxl_folder(folder: Path, seed: int = 0, in_channels: int = 4) -> Path:
+    """A tiny SDXL-shaped pipeline as its folder on disk: base (4 channels), inpainting (9), or widened (13)."""
+    for name, part in make_sdxl_parts(folder, seed, in_channels).items():
+        part.save_pretrained(folder / name)  # type: ignore[attr-defined]
+    return folder
+
+
 def make_sdxl(folder: Path, seed: int = 0) -> OMFAPipeline:
     """A tiny SDXL-shaped pipeline, widened from 4 channels."""
     parts = make_sdxl_parts(folder, seed)

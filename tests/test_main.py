@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -191,6 +192,21 @@ def test_wrong_calls_say_what_would_be_right(
     errors = capsys.readouterr().err
     assert told in errors and "Traceback" not in errors and len(errors.splitlines()) <= 2
     assert not Path("out").exists()
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_picture(
+    model: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = ["try-off", photos[0], "--model", model, "--steps", 1, "-o", tmp_path / "out"]
+    try:  # no file may grow beyond what the trial at the door writes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        assert run(*words, "--contact-sheet") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and str(tmp_path / "out") in said[0] and "free some space" in said[0]
+    assert written(tmp_path / "out") == []
 
 
 def test_the_examples_of_the_help_are_calls_that_parse() -> None:
