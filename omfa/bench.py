@@ -64,7 +64,7 @@ def random_latents(folder: Path, canvas: Canvas, channels: int, factor: int, rec
     sizes = {"person": canvas.person, "upper": canvas.person, "pose_map": canvas.person}
     sizes["face"] = canvas[FACE].height, canvas[FACE].width
     made = [
-        Record(f"r{i}", "train", f"p{i}", f"o{i}", "p.png", FaceRef("f.png"), [GarmentRef(Category.UPPER, "g.png")],
+        Record(f"r{i}", "train", f"p{i}", f"o{i}", "p.png", FaceRef("f.png"), (GarmentRef(Category.UPPER, "g.png"),),
                PoseRef("m.png"))
         for i in range(records)
     ]  # fmt: skip
@@ -109,14 +109,20 @@ def guided_step(design: Design, device: str) -> None:
         design.guided(1)
 
 
+def both_designs(config: Mapping[str, Any], canvas: Canvas) -> list[Callable[[str], Design]]:
+    """Makers, by device, of the canvas and of two UNets at the same sizes: person, and garments side by side."""
+    h, w = canvas.person
+    return [
+        lambda device: costs.canvas_design(config, canvas.size, device),
+        lambda device: costs.dual_design(config, (h, w), (h, w * canvas.garments), device),
+    ]
+
+
 def beside(config: Mapping[str, Any], canvas: Canvas, batch: int, repeats: int) -> Iterator[Row]:
     """The network alone, float32 on the CPU: the canvas, and two UNets at the same sizes."""
-    rate, (h, w) = matmul_rate(), canvas.person
-    for make, sizes in (
-        (costs.canvas_design, [canvas.size]),
-        (costs.dual_design, [canvas.person, (h, w * canvas.garments)]),
-    ):
-        counted, design = costs.count_flops(make(config, *sizes)), make(config, *sizes, device="cpu")
+    rate = matmul_rate()
+    for make in both_designs(config, canvas):
+        counted, design = costs.count_flops(make("meta")), make("cpu")
         seconds = median_seconds(training_step(design, batch, "cpu"), repeats)
         done = counted.training * batch / seconds
         yield f"{design.name}: training step, batch {batch}", seconds, "s"
@@ -228,11 +234,11 @@ def measured(
         done = flops / seconds
         return f"{name:46}{seconds:9.3f} s{done / 1e12:9.3g} TFLOP/s{done / rate:6.0%}{peak / 1e9:9.2f} GB"
 
-    for make, sizes in ((costs.canvas_design, [canvas.size]), (costs.dual_design, [person, person])):
+    for dual, make in enumerate(both_designs(config, canvas)):
         for train, checkpointing in itertools.product(get_args(Train), (True, False)):
-            if make is costs.dual_design and train != "all":
+            if dual and train != "all":
                 continue
-            designs = make(config, *sizes), make(config, *sizes, device=device)
+            designs = make("meta"), make(device)
             for design in designs:
                 choose_trained(design.trained, train, frozen_bf16=device == "cuda")
             if checkpointing:
@@ -241,11 +247,11 @@ def measured(
             name = f"{designs[1].name}, {train}{', checkpointing' if checkpointing else ''}"
             yield line(name, training_step(designs[1], 1, device), counted)
             del design, designs
-        design = make(config, *sizes, device=device)
+        design = make(device)
         design.network.to(dtype).eval()
         decoder = AutoencoderKL(**vae).to(device).eval()
         z = torch.randn(1, decoder.config.latent_channels, *person, device=device)
-        counted = costs.count_flops(make(config, *sizes)).guided
+        counted = costs.count_flops(make("meta")).guided
         yield line(f"{design.name}, guided step", lambda d=design: guided_step(d, device), counted)  # type: ignore[misc]
 
         @torch.no_grad()
@@ -258,12 +264,14 @@ def measured(
         del design, decoder, try_on
 
 
-def full_size(config: Mapping[str, Any], vae: Mapping[str, Any], person: Size, devices: Sequence[str]) -> Iterator[str]:
+def full_size(
+    config: Mapping[str, Any], vae: Mapping[str, Any], person: Size, devices: Sequence[str], repeats: int = 5
+) -> Iterator[str]:
     """Lines of the table for a full-size network: counted, then measured on each of ``devices``."""
     yield from counted_flops(config, person)
     yield from counted_bytes(config, vae, person)
     for device in devices:
-        yield from measured(config, vae, person, device, repeats=5)
+        yield from measured(config, vae, person, device, repeats)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -279,7 +287,7 @@ def main(args: Sequence[str] | None = None) -> int:
     call = parser.parse_args(args)
     if call.full_size:
         devices = ["cuda"] if torch.cuda.is_available() else []
-        for line in full_size(costs.SDXL_UNET, costs.SDXL_VAE, SDXL_PERSON, devices):
+        for line in full_size(costs.SDXL_UNET, costs.SDXL_VAE, SDXL_PERSON, devices, call.repeats):
             print(line, flush=True)
         return 0
     try:

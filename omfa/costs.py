@@ -249,15 +249,14 @@ def training_bytes(
 def zero2_bytes(elements: int, devices: int, step: int) -> int:
     """Memory on each device under DeepSpeed ZeRO-2 (Rajbhandari et al. 2020, arXiv 1910.02054), all weights trained.
 
-    bfloat16 weights and a float32 average on every device; bfloat16 gradients, float32 master weights and both moments
-    shared out.
+    bfloat16 weights on every device; bfloat16 gradients and float32 master weights, moments and average shared out.
 
     Args:
         elements: of all weights.
         devices: over how many the rest is shared out.
         step: bytes that a step adds, for its activations.
     """
-    return (2 + 4) * elements + (2 + 12) * elements // devices + step
+    return 2 * elements + (2 + 4 + 8 + 4) * elements // devices + step
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -451,6 +452,7 @@ class _StreamDataModule(pl.LightningDataModule):
             sampler=stream,
             num_workers=self.workers,
             collate_fn=collate if isinstance(data, RecordsDataset) else None,
+            worker_init_fn=_leave_stopping_to_the_parent,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -469,6 +471,11 @@ class _StreamDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Continue at a saved position."""
         self._consumed = int(state_dict["consumed"])
+
+
+def _leave_stopping_to_the_parent(worker: int) -> None:
+    """A cluster sends SIGTERM to all processes of a job; the step at hand still needs its loader."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class PicturesDataModule(_StreamDataModule):

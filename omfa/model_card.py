@@ -1,4 +1,4 @@
-"""The card that a run leaves beside its model: what it is, how it was made, and nothing of the machine it was made on."""
+"""The card that a run leaves beside its model: what it is, how it was made, and nothing of the machine it ran on."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def _sections(run: Path, folder: Path, config: dict[str, Any], step: int) -> Ite
     if (run / EVALUATION / RESULTS).is_file():
         yield f"## Metrics\n\n{markdown([Results(run / EVALUATION)]).strip()}"
     yield (
-        "## Licence\n\nThe code is Apache-2.0. These weights carry the terms of the weights they began with and of the data "
-        "they were trained on (SDXL: CreativeML Open RAIL++-M; VITON-HD and DeepFashion-MultiModal: non-commercial). "
+        "## Licence\n\nThe code is Apache-2.0. These weights carry the terms of the weights they began with and of the "
+        "data they were trained on (SDXL: CreativeML Open RAIL++-M; VITON-HD, DeepFashion-MultiModal: non-commercial). "
         "Read both before passing them on, and put the result here."
     )
 
@@ -70,23 +70,20 @@ def _use(folder: Path) -> str:
     if not (folder / TUNED).is_file():
         code = "from omfa.pipeline import OMFAPipeline\n\npipe = OMFAPipeline.from_pretrained(FOLDER)"
         return f"```python\n{code}\n```"
-    what = (
-        "LoRA matrices, which diffusers' `load_lora_weights` reads too," if (folder / LORA).is_file() else "Attention"
-    )
-    code = (
-        "from omfa.sdxl import load_small\n\npipe = load_small(FOLDER)  # base=... where it began with a local folder"
-    )
+    lora = (folder / LORA).is_file()
+    what = "LoRA matrices, which diffusers' `load_lora_weights` reads too," if lora else "Attention weights"
+    code = "from omfa.sdxl import load_small\n\npipe = load_small(FOLDER)  # base=... if it began with a local folder"
     return f"{what} and `conv_in`, small files for the base it began with:\n\n```python\n{code}\n```"
 
 
 def _examples_a_step(config: dict[str, Any]) -> str:
     trainer, batch = config["trainer"], config["data"]["init_args"].get("batch_size", 8)
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    return f"{batch} a device, {devices} device(s), {nodes} node(s), accumulated {trainer.get('accumulate_grad_batches', 1)}x"
+    devices, nodes, times = (trainer.get(k, 1) for k in ("devices", "num_nodes", "accumulate_grad_batches"))
+    return f"{batch} a device, {devices} device(s), {nodes} node(s), accumulated {times}x"
 
 
 def data_fingerprint(data: dict[str, Any]) -> str:
-    """How many records a run saw and 16 hex digits of their metadata; the same data, the same line, wherever they lie."""
+    """How many records a run saw and 16 hex digits of their metadata, wherever they lie."""
     try:
         records = open_records(data["folder"]).records(data.get("split"))
     except (RecordError, OSError, KeyError):

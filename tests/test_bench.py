@@ -31,7 +31,7 @@ def test_the_table_of_this_machine(
 
 def test_full_size_counts_and_measures_where_told_to(capsys: pytest.CaptureFixture[str]) -> None:
     """The code that a GPU runs on SDXL, on the CPU at tiny size."""
-    text = "\n".join(bench.full_size(TINY, VAE, (16, 12), ["cpu"]))
+    text = "\n".join(bench.full_size(TINY, VAE, (16, 12), ["cpu"], repeats=1))
     for heading in ("counted, batch 1, TFLOP", "counted, batch 1, GB", "measured on cpu, batch 1"):
         assert heading in text
     for train in ("all", "attention", "lora"):

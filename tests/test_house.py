@@ -17,15 +17,16 @@ FLOORS = {
         *{"body", "pose_render", "partial_diffusion", "backbone", "conditioning", "prompts", "tuning", "dual_unet"},
         *{"metrics", "intervals", "features", "protocols", "pattern_kind"},
     },
-    2: {"pipeline", "sdxl", "data", "scoring", "results", "costs"},
-    3: {"module", "callbacks", "report", "model_card"},
+    2: {"pipeline", "sdxl", "data", "scoring", "results", "zero", "costs"},
+    3: {"module", "callbacks", "guards", "report", "model_card"},
     4: {"fit", "encode", "predict", "evaluate", "bench", "__main__", "demo", "yardsticks", "export"},
 }
 WITHIN = {  # imports inside one floor, from the first to the second
     *{("images", "components"), ("canvas", "components"), ("prepared", "components"), ("shards", "prepared")},
     *{("pose_render", "body"), ("callbacks", "module"), ("data", "pipeline"), ("intervals", "metrics")},
     *{("sdxl", "pipeline"), ("prompts", "conditioning"), ("callbacks", "model_card"), ("model_card", "report")},
-    *{("yardsticks", "predict"), ("yardsticks", "evaluate"), ("export", "fit"), ("bench", "encode")},
+    *{("guards", "callbacks"), ("bench", "encode")},
+    *{("yardsticks", "predict"), ("yardsticks", "evaluate"), ("export", "fit")},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 SOURCES = sorted([*ROOT.glob("omfa/*.py"), *ROOT.glob("data_prep/*.py")])

@@ -18,38 +18,10 @@ from omfa.pipeline import OMFAPipeline
 from omfa.prompts import PromptFiles, phrases
 from omfa.sdxl import sdxl_pipeline, text_encoders
 from omfa.tuning import choose_trained
-from tests.conftest import SIZE, make_sdxl_folder
+from tests.conftest import SIZE, encode_call, make_sdxl_folder
 from tests.test_pipeline import FAST, face, gen, pose, shirt
 
 WORN = {"garments": {"upper": shirt()}, "face": face(), "pose": pose()}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SDXL-base, tiny: 4 channels."""
-    return make_sdxl_folder(tmp_path_factory.mktemp("base") / "sdxl")
-
-
-@pytest.fixture(scope="module")
-def inpainting(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SDXL-inpainting, tiny: 9 channels, all other parts SDXL-base's."""
-    folder = make_sdxl_folder(tmp_path_factory.mktemp("inpainting") / "sdxl", in_channels=9)
-    for part in ("vae", "text_encoder", "text_encoder_2"):
-        shutil.copytree(base / part, folder / part, dirs_exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def latents(base: Path, records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything encoded ahead, captions too."""
-    out = tmp_path_factory.mktemp("ahead") / "latents"
-    assert encode.main(encode_call(base, records, out, "--captions")) == 0
-    return out
-
-
-def encode_call(base: Path, records: Path, out: Path, *more: str) -> list[str]:
-    size = f"{SIZE[0]}x{SIZE[1]}"
-    return ["--records", str(records), "--base", str(base), "--size", size, "--out", str(out), *more]
 
 
 def make(base: Path, text: Path | None = None, slots: int = 1) -> OMFAPipeline:
@@ -259,6 +231,7 @@ def test_a_saved_model_needs_no_text_encoders(model: Path, base: Path) -> None:
     with pytest.raises(ValueError, match="not encoded ahead"):
         picture(bare, caption="a red coat")
     assert np.isfinite(picture(load(model, **text_encoders(str(base))), caption="a red coat")).all()
+    assert not [p for p in model.rglob("*.json") if str(base.parent) in p.read_text()]  # nothing of this machine
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
