@@ -103,10 +103,9 @@ def training_step(design: Design, batch: int, device: str) -> Callable[[], None]
 
 
 @torch.no_grad()
-def guided_step(design: Design, device: str) -> None:
-    """One sampling step with guidance, batch 1."""
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        design.guided(1)
+def guided_step(design: Design) -> None:
+    """One sampling step with guidance, batch 1, in the network's own dtype."""
+    design.guided(1)
 
 
 def both_designs(config: Mapping[str, Any], canvas: Canvas) -> list[Callable[[str], Design]]:
@@ -128,7 +127,7 @@ def beside(config: Mapping[str, Any], canvas: Canvas, batch: int, repeats: int) 
         yield f"{design.name}: training step, batch {batch}", seconds, "s"
         yield "  achieved", done / 1e9, f"GFLOP/s, {done / rate:.0%} of a matrix product's"
         design.network.eval()
-        yield "  guided step", median_seconds(lambda d=design: guided_step(d, "cpu"), repeats), "s"  # type: ignore[misc]
+        yield "  guided step", median_seconds(lambda d=design: guided_step(d), repeats), "s"  # type: ignore[misc]
         yield "  operations of both", (counted.training + counted.guided) / 1e9, "GFLOP (batch 1)"
 
 
@@ -229,7 +228,10 @@ def measured(
     def line(name: str, run: Callable[[], object], flops: int) -> str:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = median_seconds(run, repeats)
+        try:
+            seconds = median_seconds(run, repeats)
+        except torch.OutOfMemoryError:
+            return f"{name:46}   does not fit"
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else float("nan")
         done = flops / seconds
         return f"{name:46}{seconds:9.3f} s{done / 1e12:9.3g} TFLOP/s{done / rate:6.0%}{peak / 1e9:9.2f} GB"
@@ -240,7 +242,10 @@ def measured(
                 continue
             designs = make("meta"), make(device)
             for design in designs:
-                choose_trained(design.trained, train, frozen_bf16=device == "cuda")
+                choose_trained(design.trained, train)
+                for p in design.network.parameters():
+                    if device == "cuda" and not p.requires_grad:
+                        p.data = p.data.to(torch.bfloat16)
             if checkpointing:
                 designs[1].trained.enable_gradient_checkpointing()
             counted = costs.count_flops(designs[0]).training
@@ -252,12 +257,12 @@ def measured(
         decoder = AutoencoderKL(**vae).to(device).eval()
         z = torch.randn(1, decoder.config.latent_channels, *person, device=device)
         counted = costs.count_flops(make("meta")).guided
-        yield line(f"{design.name}, guided step", lambda d=design: guided_step(d, device), counted)  # type: ignore[misc]
+        yield line(f"{design.name}, guided step", lambda d=design: guided_step(d), counted)  # type: ignore[misc]
 
         @torch.no_grad()
         def try_on(design: Design = design, decoder: Any = decoder, z: torch.Tensor = z) -> None:
             for _ in range(50):
-                guided_step(design, device)
+                guided_step(design)
             decoder.decode(z)
 
         yield line(f"{design.name}, 50 guided steps, decoded", try_on, 50 * counted)
