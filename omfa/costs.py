@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from omfa.backbone import widen_unet
+from omfa.backbone import vae_factor, widen_unet
 from omfa.dual_unet import DualUNet
 from omfa.tuning import Train, choose_trained
 
@@ -282,7 +282,7 @@ def inference_bytes(
         person: of the person slot.
         batch: B.
     """
-    unet = build_unet(unet_config).to(torch.bfloat16).eval()
+    unet = nn.Module.to(build_unet(unet_config), torch.bfloat16).eval()
     with torch.device("meta"):
         vae = AutoencoderKL(**vae_config).eval()
     with FakeTensorMode(), torch.no_grad():
@@ -292,7 +292,9 @@ def inference_bytes(
         latents, peaks = torch.randn(batch, vae.config.latent_channels, *person), []
         for tiled in (False, True):
             if tiled:
-                vae.enable_tiling()
+                vae.enable_tiling()  # the default tile is as large as the picture
+                vae.tile_latent_min_size = max(person) // 2
+                vae.tile_sample_min_size = vae.tile_latent_min_size * vae_factor(vae)
             with Alive([*_faked(vae).parameters(), latents]) as decoder:
                 vae.decode(latents, return_dict=False)
             peaks.append(decoder.peak)
