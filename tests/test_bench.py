@@ -29,6 +29,7 @@ def test_the_table_of_this_machine(
     assert {"canvas 16x44: training step, batch 2", "two UNets 16x12 + 16x24: training step, batch 2"} <= rows.keys()
 
 
+@pytest.mark.slow
 def test_full_size_counts_and_measures_where_told_to(capsys: pytest.CaptureFixture[str]) -> None:
     """The code that a GPU runs on SDXL, on the CPU at tiny size."""
     text = "\n".join(bench.full_size(TINY, VAE, (16, 12), ["cpu"], repeats=1))
