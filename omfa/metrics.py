@@ -382,56 +382,6 @@ def foreground(image: Tensor, tolerance: float = 4.0) -> Tensor:
     return torch.from_numpy(np.stack(result))[:, None].to(image.device)
 
 
-def person_silhouette(image: Tensor, working_height: int = 256) -> Tensor:
-    """The outline of a person before a plain wall, by GrabCut (Rother et al. 2004) started from the wall's colours.
-
-    For generated people, whose true outline nobody knows; judge it first on pictures whose outline is known (about .96
-    IoU on the synthetic wardrobe).
-
-    Args:
-        image: (B, 3, H, W) in [0, 1].
-        working_height: pixels; taller pictures are scaled down to it and the outline back up.
-
-    Returns:
-        (B, 1, H, W) bool.
-    """
-    height, width = image.shape[-2:]
-    scale = min(1.0, working_height / height)
-    small = F.interpolate(image.float(), (round(height * scale), round(width * scale)), mode="area")
-    labs, pixels = kornia.color.rgb_to_lab(small), (small * 255).round().byte()
-    found = [
-        _grab_cut(rearrange(p, "c h w -> h w c").cpu().numpy(), rearrange(lab, "c h w -> h w c").cpu().numpy())
-        for p, lab in zip(pixels, labs, strict=True)
-    ]
-    masks = torch.from_numpy(np.stack(found))[:, None].float().to(image.device)
-    return F.interpolate(masks, (height, width), mode="nearest") > 0.5
-
-
-def _grab_cut(rgb: np.ndarray, lab: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 and its L*a*b* -> (H, W) bool."""
-    width = lab.shape[1]
-    rim = max(1, width // 20)
-    left, right = np.median(lab[:, :rim], 1)[:, None], np.median(lab[:, -rim:], 1)[:, None]
-    across = np.linspace(0, 1, width)[None, :, None]
-    away = lab - (left * (1 - across) + right * across)  # each row's wall runs from its left to its right rim
-    away[..., 0] *= np.where(away[..., 0] < 0, 0.5, 1)  # a shadow on the wall is darker, yet wall
-    guess = (np.linalg.norm(away, axis=-1) > 5).astype(np.uint8)
-    guess = cv2.morphologyEx(guess, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(guess)
-    if count < 2:
-        return guess > 0
-    guess = labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
-    state = np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    state[:3] = state[:, :3] = state[:, -3:] = cv2.GC_BGD
-    cv2.setRNGSeed(0)
-    outside, inside = np.zeros((1, 65)), np.zeros((1, 65))
-    try:
-        cv2.grabCut(np.ascontiguousarray(rgb), state, (0, 0, 0, 0), outside, inside, 3, cv2.GC_INIT_WITH_MASK)
-    except cv2.error:  # one colour on one side: nothing to model
-        return guess
-    return (state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)
-
-
 # ------------------------------------------------------------------------------- distances between sets of features
 def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean (D,) and a matrix R (min(N, D), D) with R^T R the covariance (ddof 1), both float64."""

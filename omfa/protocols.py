@@ -56,7 +56,7 @@ METRICS = {
         Metric("dists", "DISTS", "lower", "dists"),
         Metric("palette_error", "palette error (CIEDE2000), garment area", "lower", digits=2),
         Metric("pattern_agreement", "pattern kind right", "higher"),
-        Metric("silhouette_iou", "outline IoU, person (GrabCut on both)", "higher"),
+        Metric("silhouette_iou", "outline IoU, person (one network on both)", "higher"),
         Metric("silhouette_forearms", "outline IoU, around forearms", "higher"),
         Metric("silhouette_shins", "outline IoU, around shins", "higher"),
         Metric("clip_i", "CLIP-I (ViT-B/32, middle square)", "higher", "clip"),

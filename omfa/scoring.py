@@ -24,10 +24,11 @@ from omfa.components import Category, TaskKind
 from omfa.images import SUFFIXES, ImageError, read_image
 from omfa.metrics import masked_mean
 from omfa.pattern_kind import pattern_kinds
+from omfa.person_outline import person_outline
 from omfa.prepared import GarmentRef, Record, RecordError, resolve
 from omfa.protocols import METRICS, Filter, Pairing, Protocol
 
-SCORING = 1  # counts changes of what a number means; results of another count are made anew
+SCORING = 2  # counts changes of what a number means; results of another count are made anew
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -171,8 +172,8 @@ class Scorer:
         return {name: mask[None, None].to(self.device) for name, mask in masks.items()}
 
     def _outlines(self, x: Tensor, y: Tensor, masks: dict[str, Tensor]) -> dict[str, Tensor]:
-        """How well the generated person's outline is the true one, both seen by GrabCut; around the limbs apart."""
-        outline, true = metrics.person_silhouette(x).float(), metrics.person_silhouette(y).float()
+        """How well the generated person's outline is the true one, both found by one network; around limbs apart."""
+        outline, true = person_outline(x).float(), person_outline(y).float()
         found = {"silhouette_iou": metrics.silhouette_iou(outline, true)}
         reach = 2 * (x.shape[-2] // 24) + 1  # pixels: about a hand's length to each side
         for limb in _LIMBS:

@@ -8,8 +8,8 @@ One call makes every prediction, scores it and prints one table for each directi
 - ``nearest``: the answer of the training record whose given pictures are nearest (garments, face and pose for try-on,
   the photo for try-off; mean squared difference of thumbnails, averaged over the given kinds);
 - ``mean``: the mean training picture (of the category, for garments);
-- ``pose map`` and ``wrong pose`` (try-on): the bare pose map, and the model's picture of another record, by which the
-  silhouette columns say whether the pose is obeyed.
+- ``pose map`` and ``wrong pose`` (try-on): the bare pose map before a light wall, and the model's picture of another
+  record, by which the silhouette columns say whether the pose is obeyed.
 
 Killed and called again, it goes on where it was. Exit codes as those of ``omfa.evaluate``.
 """
@@ -111,6 +111,11 @@ def picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(tensor_to_pixels(pixels))
 
 
+def on_a_wall(pose_map: Tensor) -> Tensor:
+    """A pose map (3, H, W) in [-1, 1] with a light wall in place of the black, as people stand before one."""
+    return torch.where(pose_map.amax(0) > -0.9, pose_map, 0.7)
+
+
 def make(job: predict.Job, name: str, one: Callable[[Item], Image.Image], out: Path) -> Path:
     """A predictions folder as ``omfa.predict`` writes it, each picture by ``one``."""
     out.mkdir(parents=True, exist_ok=True)
@@ -174,7 +179,7 @@ def folders(call: argparse.Namespace, task: TaskKind, memory: Memory, pipe: OMFA
             make(
                 job,
                 "pose map",
-                lambda item: picture(read_fitted(source, item.record, "pose_map", full)),
+                lambda item: picture(on_a_wall(read_fitted(source, item.record, "pose_map", full))),
                 out / "pose_map",
             ),
         )

@@ -65,8 +65,9 @@ class ZeRO(DeepSpeedStrategy):
     def setup(self, trainer: pl.Trainer) -> None:
         """As usual, but batches of examples are left alone: they are frozen, and the module casts what it must."""
         super().setup(trainer)
-        convert = self.precision_plugin.convert_input
-        self.precision_plugin.convert_input = lambda x: x if is_dataclass(x) else convert(x)  # type: ignore[method-assign]
+        plugin: Any = self.precision_plugin
+        convert = plugin.convert_input
+        plugin.convert_input = lambda batch: batch if is_dataclass(batch) else convert(batch)
 
     def _init_optimizers(self) -> Any:
         optimizer, schedule = super()._init_optimizers()

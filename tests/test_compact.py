@@ -13,7 +13,8 @@ from PIL import Image
 from data_prep.__main__ import main as prepare
 from omfa.conditioning import SlotTokens
 from omfa.images import read_image
-from omfa.metrics import person_silhouette, silhouette_iou
+from omfa.metrics import silhouette_iou
+from omfa.person_outline import person_outline
 from omfa.pipeline import MODELS, OMFAPipeline
 from omfa.prepared import Record, read_records
 
@@ -58,8 +59,8 @@ def test_people_take_their_own_poses(pipe: OMFAPipeline, strangers: tuple[Path, 
         worn = {g.category.value: folder / g.path for g in record.garments}
         options = {"num_inference_steps": 8, "generator": torch.Generator().manual_seed(0)}
         on = pipe.try_on(None, worn, folder / record.pose.map, folder / record.face.path, **options).images[0]
-        made.append(person_silhouette(pixels(on)).float())
-        true.append(person_silhouette(pixels(read_image(folder / record.file_name))).float())
+        made.append(person_outline(pixels(on)).float())
+        true.append(person_outline(pixels(read_image(folder / record.file_name))).float())
     overlap = torch.tensor([[float(silhouette_iou(a, b)) for b in true] for a in made])
     own, others = overlap.diagonal().mean(), (overlap.sum() - overlap.trace()) / (overlap.numel() - len(overlap))
     assert own > others + 0.1, overlap

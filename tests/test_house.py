@@ -15,7 +15,7 @@ FLOORS = {
     0: {"components", "canvas", "images", "prepared", "shards"},
     1: {
         *{"body", "pose_render", "partial_diffusion", "backbone", "conditioning", "prompts", "tuning", "dual_unet"},
-        *{"metrics", "intervals", "features", "protocols", "pattern_kind"},
+        *{"metrics", "intervals", "features", "protocols", "pattern_kind", "person_outline"},
     },
     2: {"pipeline", "sdxl", "data", "scoring", "results", "zero", "costs"},
     3: {"module", "callbacks", "guards", "report", "model_card"},

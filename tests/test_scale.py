@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 
 from omfa.callbacks import last_checkpoint
-from omfa.export import load_run
 from omfa.fit import main
 from omfa.guards import BadLoss, LossGuard, load_batch
 from omfa.pipeline import OMFAPipeline
@@ -154,7 +155,10 @@ def loss_again(root: Path, rank: int) -> tuple[float, float]:
     """The loss of a stopped run's batch as written down, and made again from its files."""
     (folder,) = (root / "stopped").iterdir()
     pl.seed_everything(0)  # for the random VAE
-    module: Any = load_run(root)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(pl.LightningModule, "model")
+    settings = parser.parse_object({"model": yaml.safe_load((root / "config.yaml").read_text())["model"]})
+    module: Any = parser.instantiate(settings).model
     unused = module.load_state_dict(load_file(folder / "weights.safetensors"), strict=False)
     assert not unused.unexpected_keys
     about = json.loads((folder / f"batch-{rank}.json").read_text())
