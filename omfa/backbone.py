@@ -50,7 +50,8 @@ def widen_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
             f"the UNet takes {old} channels; give one with {c} (text-to-image), {2 * c + 1} (inpainting) or {new}"
         )
     conv = unet.conv_in
-    wide = torch.nn.Conv2d(new, conv.out_channels, conv.kernel_size, conv.stride, conv.padding).to(conv.weight)
+    like = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+    wide = torch.nn.Conv2d(new, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, **like)
     with torch.no_grad():
         wide.weight.zero_()
         wide.weight[:, :old] = conv.weight

@@ -17,7 +17,7 @@ from omfa import partial_diffusion as pd
 from omfa.backbone import fingerprint, latents_from, posterior
 from omfa.components import State
 from omfa.conditioning import Guide, choose
-from omfa.data import Example, read_encoding, seeded
+from omfa.data import Example, draw_noise, read_encoding, seeded
 from omfa.pipeline import OMFAPipeline
 from omfa.prepared import RecordError
 from omfa.prompts import Prompts, phrases
@@ -128,21 +128,23 @@ class OMFAModule(pl.LightningModule):
 
     def losses(self, batch: Example) -> Tensor:
         """Each example's loss, (B,): noise the targets, predict, compare on the targets."""
-        z0, guide = self.prepare(batch)
-        alpha_bar = self.alphas_cumprod[batch.t]
-        z_t = torch.where(guide.target, pd.add_noise(z0, batch.noise, alpha_bar, guide.target), guide.known)
-        prediction = self.pipe.predict(z_t, batch.t, guide)
+        z0, noise, guide = self.prepare(batch)
+        t = torch.tensor(batch.t, device=self.device)
+        alpha_bar = self.alphas_cumprod[t]
+        z_t = torch.where(guide.target, pd.add_noise(z0, noise, alpha_bar, guide.target), guide.known)
+        prediction = self.pipe.predict(z_t, t, guide)
         weight = None if self.min_snr is None else pd.min_snr_weight(alpha_bar, self.min_snr, self.kind)
-        goal = pd.training_goal(z0, batch.noise, alpha_bar, self.kind)
+        goal = pd.training_goal(z0, noise, alpha_bar, self.kind)
         return pd.loss(prediction, goal, guide.target, weight)
 
-    def prepare(self, batch: Example) -> tuple[Tensor, Guide]:
-        """Clean latents of the whole canvas (B, C, h, w), and what the network is given.
+    def prepare(self, batch: Example) -> tuple[Tensor, Tensor, Guide]:
+        """Clean latents of the whole canvas (B, C, h, w), noise for them (the same), and what the network is given.
 
         Targets are samples of the VAE's posterior, given components its mode; each picture is encoded alone.
         """
         canvas, vae = self.pipe.canvas, self.pipe.vae
-        latents, noise = {}, canvas.split(batch.posterior_noise)
+        draws = draw_noise(batch.generator, (2, vae.config.latent_channels, *canvas.size)).to(self.device)
+        latents, noise = {}, canvas.split(draws[:, 1])
 
         def look(pixels: Tensor, noise: Tensor | None) -> Tensor:
             if batch.encoded:
@@ -160,10 +162,12 @@ class OMFAModule(pl.LightningModule):
                         z[rows] = look(pixels[rows], noise[slot][rows] if state is State.TARGET else None)
                 latents[slot] = z
             pose = torch.zeros_like(latents["person"])
-            if batch.has_pose.any():
-                pose[batch.has_pose] = look(batch.pose[batch.has_pose], None)
-        guide = self.pipe.guide(batch.layout, latents, pose, batch.has_pose, self.device)
-        return canvas.join(latents), choose(batch.unconditional, self.pipe.unconditional(guide), guide)
+            posed = [i for i, has in enumerate(batch.has_pose) if has]
+            if posed:
+                pose[posed] = look(batch.pose[posed], None)
+        guide = self.pipe.guide(batch.layout, latents, pose, torch.tensor(batch.has_pose), self.device)
+        guide = choose(torch.tensor(batch.unconditional), self.pipe.unconditional(guide), guide)
+        return canvas.join(latents), draws[:, 0], guide
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and a linear fall at the end."""
