@@ -271,7 +271,8 @@ def main(args: argparse.Namespace) -> Outcome:
         def stay() -> Iterator[tuple[str, Record]]:
             for item_id, record in record_items(args.records, args.limit):
                 if item_id not in gone:
-                    less, pieces[item_id] = without(record, gone)
+                    less, dropped = without(record, gone)
+                    pieces.update(dropped=dropped)
                     yield item_id, less
 
         kept = run_stage("leave-out", stay(), partial(keep, source=args.records), args.out / "records", **how)
