@@ -32,8 +32,10 @@ MAX_BYTES = 200_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 LINE = 16  # pixels of a caption's line
 # As Pillow registers them for FORMATS.
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-SUFFIXES += (".pbm", ".pfm", ".pgm", ".pnm", ".ppm")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".pbm", ".pfm", ".pgm", ".pnm", ".ppm"),
+)
 
 
 class ImageError(ValueError):
