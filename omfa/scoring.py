@@ -26,7 +26,7 @@ from omfa.metrics import masked_mean
 from omfa.pattern_kind import pattern_kinds
 from omfa.person_outline import person_outline
 from omfa.prepared import GarmentRef, Record, RecordError, resolve
-from omfa.protocols import METRICS, Filter, Pairing, Protocol
+from omfa.protocols import METRICS, PROTOCOLS, Filter, Pairing, Protocol
 
 SCORING = 2  # counts changes of what a number means; results of another count are made anew
 _FILTERS = {
@@ -262,9 +262,10 @@ def _to_size(picture: Image.Image, size: tuple[int, int], how: Filter, name: str
     if picture.size == size:
         return picture
     if how == "exact":
+        presets = ", ".join(p.name for p in PROTOCOLS.values() if p.prediction_filter != "exact")
         raise ImageError(
-            f"{name} is {picture.width}x{picture.height} pixels, protocol {protocol.name!r} compares at "
-            f"{size[0]}x{size[1]}: save it at that size, or choose a protocol that resizes"
+            f"{name} is {picture.height}x{picture.width} pixels, protocol {protocol.name!r} compares at "
+            f"{size[1]}x{size[0]}: save it at that size, or choose a --protocol that resizes ({presets})"
         )
     return picture.resize(size, _FILTERS[how])
 
