@@ -404,7 +404,7 @@ def command_run(args: argparse.Namespace) -> int:
     results = gather(run)
     print(table(results))
     for problem in results["problems"]:
-        print(f"not scored: {problem['problem']}", file=sys.stderr)
+        print(f"not scored: {problem['key']}: {problem['problem']}", file=sys.stderr)
     print(f"written to {run.out / RESULTS}")
     return 1 if results["problems"] else 0
 

@@ -115,17 +115,20 @@ class Scorer:
     def score(self, item: Item) -> Score:
         """Score one item; problems are told, not raised."""
         try:
-            prediction = read_prediction(self.predictions, item.key)
-            truth = read_image(resolve(self.records, item.truth))
-            pred, true = beside(prediction, truth, self.protocol, item.key)
+            return self._measured(item)
         except (ImageError, RecordError, LookupError) as e:
             return Score(problem=str(e))
+
+    def _measured(self, item: Item) -> Score:
+        prediction = read_prediction(self.predictions, item.key)
+        truth = read_image(resolve(self.records, item.truth))
+        pred, true = beside(prediction, truth, self.protocol, item.key)
         x, y = self._tensor(pred), self._tensor(true)
         original = self._tensor(truth) if self.protocol.set_truth == "original" and truth.size != true.size else y
         score = Score()
         if self.pairing == "paired":
             score.values |= self._pixels(item, x, y)
-            score.values |= self._perceptual(x, y, None)
+            score.values |= self._perceptual(x, y)
         self._embeddings(item, x, y, original, score)
         score.values = {k: v for k, v in score.values.items() if k in self.wanted and np.isfinite(v)}
         return score
@@ -183,8 +186,8 @@ class Scorer:
                 found[f"silhouette_{limb}"] = metrics.silhouette_iou(outline, true, where)
         return found
 
-    def _perceptual(self, x: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, float]:
-        found = {n: float(self.networks[n](x, y, mask)) for n in self.networks if n.startswith("lpips")}
+    def _perceptual(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        found = {n: float(self.networks[n](x, y, None)) for n in self.networks if n.startswith("lpips")}
         if "dists" in self.networks:
             size = self.protocol.dists_size
             if size is not None:

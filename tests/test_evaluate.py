@@ -176,6 +176,18 @@ def test_problems_are_named_and_never_skipped(wardrobe: Path, tmp_path: Path, ca
     assert (tmp_path / "out" / "work" / "000001.json").stat().st_mtime_ns == before
 
 
+def test_a_label_picture_that_goes_or_comes_back(wardrobe: Path, tmp_path: Path, capsys) -> None:
+    records, out = shutil.copytree(wardrobe, tmp_path / "records"), tmp_path / "out"
+    made = predictions(records, tmp_path / "made", perfect)
+    mask = records / "masks" / "r1.png"
+    kept = mask.read_bytes()
+    mask.unlink()
+    code, results = run(records, made, out, "--limit", "3")
+    assert code == 1 and results["scored"] == 2 and [p["key"] for p in results["problems"]] == ["r1"]
+    assert "masks/r1.png" in results["problems"][0]["problem"] and "not scored: r1: " in capsys.readouterr().err
+
+
+
 def test_killed_and_run_again(wardrobe: Path, tmp_path: Path) -> None:
     made, out = predictions(wardrobe, tmp_path / "made", shifted), tmp_path / "out"
     call = [sys.executable, "-m", "omfa.evaluate", "run", "--records", wardrobe, "--predictions", made, "--out", out]
