@@ -7,6 +7,8 @@ The first 2C + 1 stand in SDXL-inpainting's order.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -48,7 +50,8 @@ def widen_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
             f"the UNet takes {old} channels; give one with {c} (text-to-image), {2 * c + 1} (inpainting) or {new}"
         )
     conv = unet.conv_in
-    wide = torch.nn.Conv2d(new, conv.out_channels, conv.kernel_size, conv.stride, conv.padding).to(conv.weight)
+    like = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+    wide = torch.nn.Conv2d(new, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, **like)
     with torch.no_grad():
         wide.weight.zero_()
         wide.weight[:, :old] = conv.weight
@@ -64,12 +67,28 @@ def vae_factor(vae: AutoencoderKL) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
+@contextmanager
+def steady(vae: AutoencoderKL, device: torch.device) -> Iterator[None]:
+    """No float16 for a VAE whose config says ``force_upcast``: SDXL's own overflows there, to black pictures or NaN.
+
+    It is then brought to float32 for good, and no autocast reaches it. The fp16-fix VAE says otherwise: left alone.
+    """
+    if vae.config.force_upcast:
+        if vae.dtype == torch.float16:
+            vae.to(torch.float32)
+        with torch.autocast(device.type, enabled=False):
+            yield
+    else:
+        yield
+
+
 def posterior(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) in [-1, 1] -> mean and log-variance of the latents, (B, 2C, H/f, W/f), in the VAE's dtype.
 
     Each picture alone, and before ``scaling_factor``: this is what ``omfa.encode`` keeps.
     """
-    return vae.encode(pixels.to(vae.dtype)).latent_dist.parameters
+    with steady(vae, pixels.device):
+        return vae.encode(pixels.to(vae.dtype)).latent_dist.parameters
 
 
 def latents_from(moments: Tensor, noise: Tensor | None, scaling_factor: float) -> Tensor:
@@ -92,13 +111,15 @@ def encode(vae: AutoencoderKL, pixels: Tensor, noise: Tensor | None = None) -> T
 
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Latents -> pixels (B, 3, H, W) in [-1, 1], float32. Undoes :func:`encode` as far as the VAE can."""
-    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+    with steady(vae, latents.device):
+        pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
     return pixels.float().clamp(-1, 1)
 
 
-def fingerprint(vae: AutoencoderKL) -> str:
-    """16 hex digits that change with any weight of the VAE: latents of one VAE are nothing to another."""
+def fingerprint(*parts: torch.nn.Module) -> str:
+    """16 hex digits that change with any weight: what one VAE or text encoder made is nothing to another."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    for part in parts:
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

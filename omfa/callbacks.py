@@ -16,15 +16,20 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from PIL import Image
 from pytorch_lightning.callbacks import TQDMProgressBar
-from torch import Tensor, nn
+from torch import Tensor
 
 from omfa import images
 from omfa.canvas import PERSON
+from omfa.model_card import write_card
 from omfa.shards import open_records
+from omfa.zero import ZeRO, trained
 
 
 class EMA(pl.Callback):
     """An exponential moving average of all trained weights, in float32; saved and resumed with the run.
+
+    Under :class:`omfa.zero.ZeRO` every process averages its own part of the float32 weights, and the whole is gathered
+    where it is needed.
 
     Args:
         decay: of the average; warmed up as (1 + n) / (10 + n) so that the first steps don't linger.
@@ -34,11 +39,17 @@ class EMA(pl.Callback):
         if not 0 <= decay < 1:
             raise ValueError(f"EMA decay {decay} must be in [0, 1)")
         self.decay, self.updates = decay, 0
-        self.weights: dict[str, Tensor] = {}
+        self.weights: dict[str, Tensor] = {}  # by name, or this process's parts by number
+        self._zero: ZeRO | None = None
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start from the weights as they are, unless a checkpoint brought its own."""
-        for name, p in _trained(pl_module):
+        self._zero = trainer.strategy if isinstance(trainer.strategy, ZeRO) else None
+        if self._zero is not None:
+            parts = self._zero.scatter(self.weights) if self.weights else self._zero.masters()
+            self.weights = {str(i): part.detach().clone() for i, part in enumerate(parts)}
+            return
+        for name, p in trained(pl_module):
             start = self.weights.get(name, p.detach())
             self.weights[name] = start.to(p.device, torch.float32, copy=True)
 
@@ -49,45 +60,63 @@ class EMA(pl.Callback):
             return
         self.updates = trainer.global_step
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, p in _trained(pl_module):
-            self.weights[name].lerp_(p.detach().float(), 1 - decay)
+        now = [p for _, p in trained(pl_module)] if self._zero is None else self._zero.masters()
+        for average, p in zip(self.weights.values(), now, strict=True):
+            average.lerp_(p.detach().float(), 1 - decay)
 
-    @contextmanager
-    def applied(self, pl_module: Any) -> Iterator[None]:
-        """The averaged weights in the model, for the length of a ``with`` block."""
-        own = {name: p.detach().clone() for name, p in _trained(pl_module)}
-        self.copy_to(pl_module)
-        try:
-            yield
-        finally:
-            _copy(pl_module, own)
+    def whole(self) -> dict[str, Tensor]:
+        """The averaged weights by name; under ZeRO all processes must call, and only the first one gets them."""
+        return self.weights if self._zero is None else self._zero.gather(list(self.weights.values()))
 
     def copy_to(self, pl_module: Any) -> None:
         """Put the averaged weights into the model for good."""
-        _copy(pl_module, self.weights)
+        with torch.no_grad():
+            for name, p in trained(pl_module):
+                p.copy_(self.weights[name])
 
     def state_dict(self) -> dict[str, Any]:
         """The average and how many updates it has seen."""
-        return {"updates": self.updates, "weights": {k: v.cpu() for k, v in self.weights.items()}}
+        return {"updates": self.updates, "weights": {k: v.cpu() for k, v in self.whole().items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a saved average."""
         self.updates, self.weights = state_dict["updates"], dict(state_dict["weights"])
 
 
-@torch.no_grad()
-def _copy(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    for name, p in _trained(module):
-        if name in weights:
-            p.copy_(weights[name])
+def best_weights(trainer: pl.Trainer, pl_module: Any) -> dict[str, Tensor]:
+    """Trained weights by name, averaged where the run keeps an average. All processes must call; see `EMA.whole`."""
+    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
+    if ema is not None:
+        return ema.whole()
+    return trainer.strategy.gather() if isinstance(trainer.strategy, ZeRO) else dict(trained(pl_module))
 
 
-def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+@contextmanager
+def lent(pl_module: Any, weights: Mapping[str, Tensor], cast: bool) -> Iterator[None]:
+    """Other weights in the model, for the length of a ``with`` block.
+
+    Args:
+        pl_module: whose trained parameters point to ``weights`` meanwhile.
+        weights: by name, all of them.
+        cast: bring them to each parameter's device and dtype; otherwise they come as they are.
+    """
+    own = {name: p.data for name, p in trained(pl_module)}
+    try:
+        for name, p in trained(pl_module):
+            p.data = weights[name].to(p) if cast else weights[name].detach()
+        yield
+    finally:
+        for name, p in trained(pl_module):
+            p.data = own[name]
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints written to the side, checksummed, and swapped in; read with ``weights_only=True``."""
+    """Checkpoints written to the side, checksummed, and swapped in; read with ``weights_only=True``.
+
+    The checksum finds what a kill or a bad disk did. It proves nothing about who wrote the file: whoever can change the
+    one can change the other. A stranger's checkpoint can still do no more than hold wrong numbers, since nothing but
+    tensors and plain values is unpickled.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write ``path`` and ``path.sha256``; a kill at any moment leaves the old file or the new one."""
@@ -109,7 +138,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint; ValueError if its checksum does not match."""
         if not is_whole(Path(path)):
             raise ValueError(f"{path}: damaged or cut short (its checksum does not match); use the one before it")
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return torch.load(
+            path, map_location=map_location or "cpu", weights_only=True, mmap=True
+        )  # ranks share the pages
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint and its checksum."""
@@ -154,16 +185,13 @@ class SamplePictures(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Sample at every ``every``-th step."""
-        if trainer.global_step % self.every or not trainer.is_global_zero or batch_idx < 0:
+        if trainer.global_step % self.every or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        weights = best_weights(trainer, pl_module)
+        if not trainer.is_global_zero:
             return
-        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
-        if ema is None:
+        with lent(pl_module, weights, cast=True):
             sheet = self.sheet(trainer, pl_module)
-        else:
-            with ema.applied(pl_module):
-                sheet = self.sheet(trainer, pl_module)
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         sheet.save(folder / f"step={trainer.global_step:07d}.png")
@@ -178,6 +206,7 @@ class SamplePictures(pl.Callback):
         pipe.set_progress_bar_config(disable=True)
         was_training = pipe.unet.training
         pipe.unet.eval()
+        pipe.vae.to(pl_module.device)
         records = [r for r in source.records(self.split or data.split) if r.garments][: self.records]
 
         def read(path: str) -> Image.Image:
@@ -191,8 +220,9 @@ class SamplePictures(pl.Callback):
             pose = record.pose and record.pose.map and read(record.pose.map)
             face = record.face and read(record.face.path)
             options: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
-            on = pipe(["person"], None, worn, face, pose, generator=torch.Generator().manual_seed(i), **options)
-            off = pipe(list(worn), person, generator=torch.Generator().manual_seed(i), **options)
+            with trainer.precision_plugin.forward_context():
+                on = pipe(["person"], None, worn, face, pose, generator=torch.Generator().manual_seed(i), **options)
+                off = pipe(list(worn), person, generator=torch.Generator().manual_seed(i), **options)
             rows.append([*worn.values(), *([pose] if pose else []), on.person[0], person])
             rows.append([person, *(p[0] for p in off.garments.values()), *worn.values()])
         pipe.unet.train(was_training)
@@ -204,19 +234,22 @@ class SamplePictures(pl.Callback):
 
 
 class SaveModel(pl.Callback):
-    """At the end of a run, the module's ``save`` with averaged weights, into ``model/`` of the run folder."""
+    """At the end of a run, the module's ``save`` with averaged weights, and a card, into ``model/`` of the run."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Write the folder."""
+        """Write the folder, unless the run was stopped before its end."""
+        if trainer.global_step < trainer.max_steps:
+            return
+        weights = best_weights(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
-        target = Path(trainer.default_root_dir) / "model"
-        if ema is None:
-            pl_module.save(target)
-        else:
-            with ema.applied(pl_module):
-                pl_module.save(target)
+        run = Path(trainer.default_root_dir)
+        with lent(pl_module, weights, cast=False):
+            pl_module.save(run / "model")
+        if hasattr(pl_module, "pipe") and (run / "config.yaml").is_file():
+            if trainer.logger is not None:
+                trainer.logger.save()
+            write_card(run, run / "model", trainer.global_step)
 
 
 class StepBar(TQDMProgressBar):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -20,9 +21,9 @@ from typing import Any
 import kornia
 import pytorch_lightning as pl
 import torch
-from safetensors import safe_open
+from safetensors.torch import load
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from omfa import images
 from omfa.canvas import FACE, PERSON, Canvas
@@ -38,6 +39,19 @@ def seeded(*key: object) -> torch.Generator:
     """A generator whose stream is a function of ``key`` alone, the same on every machine."""
     digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def draw_noise(states: Sequence[bytes], shape: Sequence[int]) -> Tensor:
+    """Standard normal noise (B, *shape) float32 on the CPU, each row from its own generator.
+
+    An example's noise at 768x1024 is 1 MB and its generator 5 kB: so a loader hands over the generator.
+
+    Args:
+        states: of the generators, ``Example.generator``.
+        shape: of a row.
+    """
+    generators = [torch.Generator().set_state(torch.frombuffer(bytearray(s), dtype=torch.uint8)) for s in states]
+    return torch.stack([torch.randn(*shape, generator=g) for g in generators])
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ class TaskWeights:
 
 @dataclass(frozen=True)
 class Example:
-    """One training example, or a batch of them after :func:`collate` (then every field has B of it).
+    """One training example, or a batch of them after :func:`collate` (tensors have B rows, other fields are lists).
 
     Args:
         id: record id.
@@ -75,8 +89,7 @@ class Example:
         has_pose: whether the network sees the pose.
         unconditional: whether everything given is dropped.
         t: timestep.
-        noise: (C, h, w) for the forward process.
-        posterior_noise: (C, h, w) for sampling the targets' posteriors.
+        generator: state of the example's own generator, for :func:`draw_noise`.
         encoded: whether ``pixels`` and ``pose`` are posteriors; the same for a whole data set.
     """
 
@@ -87,23 +100,21 @@ class Example:
     has_pose: Any
     unconditional: Any
     t: Any
-    noise: Tensor
-    posterior_noise: Tensor
+    generator: Any
     encoded: bool = False
 
 
 def collate(examples: Sequence[Example]) -> Example:
-    """Stack examples: tensors to (B, ...), ids and layouts to lists."""
+    """Stack examples: pictures to tensors (B, ...), in a worker right into shared memory; the rest to lists."""
     return Example(
         id=[e.id for e in examples],
         layout=[e.layout for e in examples],
-        pixels={slot: torch.stack([e.pixels[slot] for e in examples]) for slot in examples[0].pixels},
-        pose=torch.stack([e.pose for e in examples]),
-        has_pose=torch.tensor([e.has_pose for e in examples]),
-        unconditional=torch.tensor([e.unconditional for e in examples]),
-        t=torch.tensor([e.t for e in examples]),
-        noise=torch.stack([e.noise for e in examples]),
-        posterior_noise=torch.stack([e.posterior_noise for e in examples]),
+        pixels={slot: default_collate([e.pixels[slot] for e in examples]) for slot in examples[0].pixels},
+        pose=default_collate([e.pose for e in examples]),
+        has_pose=[e.has_pose for e in examples],
+        unconditional=[e.unconditional for e in examples],
+        t=[e.t for e in examples],
+        generator=[e.generator for e in examples],
         encoded=examples[0].encoded,
     )
 
@@ -123,6 +134,7 @@ class RecordsDataset(Dataset[Example]):
         jitter: largest shift (of the side) and scaling of person and pose map together, e.g. 0.05.
         latents: folder that ``omfa.encode`` made of these records; None reads the pictures.
         shift: how much more often high noise is drawn (:func:`shifted`); 1 draws all timesteps alike.
+        captions: whether the prompt ends with the record's caption.
 
     Raises:
         RecordError: no records with garments there, or latents made for something else.
@@ -141,9 +153,10 @@ class RecordsDataset(Dataset[Example]):
         jitter: float = 0.0,
         latents: str | Path | None = None,
         shift: float = 1.0,
+        captions: bool = True,
     ) -> None:
         self.source, self.canvas, self.factor, self.channels = open_records(folder), canvas, factor, channels
-        self.seed, self.jitter, self.shift = seed, jitter, shift
+        self.seed, self.jitter, self.shift, self.captions = seed, jitter, shift, captions
         self.tasks, self.drops = tasks or TaskWeights(), drops or Drops()
         self.records = [r for r in self.source.records(split) if r.garments]
         if not self.records:
@@ -175,13 +188,12 @@ class RecordsDataset(Dataset[Example]):
         generator = seeded(self.seed, epoch, record.id)
         layout, keep_pose, unconditional = self.drops.draw(self.layout(record, generator), generator)
         t = shifted(int(torch.randint(TRAIN_STEPS, (1,), generator=generator)), self.shift)
-        noise = torch.randn(2, self.channels, *self.canvas.size, generator=generator)
         has_pose = record.pose is not None and record.pose.map is not None
         keep_pose = keep_pose and has_pose
         look = self._pictures if self.latents is None else self._posteriors
         pixels, pose = look(record, layout, keep_pose, generator)
-        encoded = self.latents is not None
-        return Example(record.id, layout, pixels, pose, keep_pose, unconditional, t, noise[0], noise[1], encoded)
+        state, encoded = generator.get_state().numpy().tobytes(), self.latents is not None
+        return Example(record.id, layout, pixels, pose, keep_pose, unconditional, t, state, encoded)
 
     def layout(self, record: Record, generator: torch.Generator) -> Layout:
         """Draw a task for a record: every garment it shows and its face take their slots.
@@ -198,7 +210,8 @@ class RecordsDataset(Dataset[Example]):
         present = {PERSON: Component.PERSON} | {places[c]: Component.GARMENT for c in worn}
         if record.face is not None and task != TRY_OFF:
             present[FACE] = Component.FACE
-        return Layout(task.kind, task.states(present), {places[c]: c for c in worn}, record.caption)
+        caption = record.caption if self.captions else None
+        return Layout(task.kind, task.states(present), {places[c]: c for c in worn}, caption)
 
     def _pictures(
         self, record: Record, layout: Layout, with_pose: bool, generator: torch.Generator
@@ -226,14 +239,14 @@ class RecordsDataset(Dataset[Example]):
         """The same from latents encoded ahead: float16 posteriors (2C, h, w) of each slot."""
         assert self.latents is not None
         names, empty = self._names(layout), torch.zeros(2 * self.channels, *self.canvas.person, dtype=torch.float16)
-        with safe_open(encoded_file(self.latents, record.id), "pt") as file:
-            pixels = {
-                slot.name: file.get_tensor(names[slot.name])
-                if slot.name in layout.states
-                else empty[:, : slot.height, : slot.width]
-                for slot in self.canvas.slots
-            }
-            return pixels, file.get_tensor("pose_map") if with_pose else empty
+        encoded = load(encoded_file(self.latents, record.id).read_bytes())
+        pixels = {
+            slot.name: encoded[names[slot.name]]
+            if slot.name in layout.states
+            else empty[:, : slot.height, : slot.width]
+            for slot in self.canvas.slots
+        }
+        return pixels, encoded["pose_map"] if with_pose else empty
 
     def _names(self, layout: Layout) -> dict[str, str]:
         """Slot name to the name of its picture in :func:`omfa.prepared.record_files`."""
@@ -439,6 +452,7 @@ class _StreamDataModule(pl.LightningDataModule):
             sampler=stream,
             num_workers=self.workers,
             collate_fn=collate if isinstance(data, RecordsDataset) else None,
+            worker_init_fn=_leave_stopping_to_the_parent,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -457,6 +471,11 @@ class _StreamDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Continue at a saved position."""
         self._consumed = int(state_dict["consumed"])
+
+
+def _leave_stopping_to_the_parent(worker: int) -> None:
+    """A cluster sends SIGTERM to all processes of a job; the step at hand still needs its loader."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class PicturesDataModule(_StreamDataModule):
@@ -505,6 +524,7 @@ class RecordsDataModule(_StreamDataModule):
         jitter: largest shift and scaling of person and pose map together.
         latents: folder that ``omfa.encode`` made of these records; None encodes them in every step.
         shift: how much more often high noise is drawn; see :func:`shifted`.
+        captions: whether prompts end with the record's caption (SDXL only); its phrases are many then.
     """
 
     def __init__(
@@ -519,6 +539,7 @@ class RecordsDataModule(_StreamDataModule):
         jitter: float = 0.0,
         latents: str | None = None,
         shift: float = 1.0,
+        captions: bool = True,
     ) -> None:
         super().__init__(batch_size, workers, seed)
         if shift <= 0:
@@ -526,7 +547,7 @@ class RecordsDataModule(_StreamDataModule):
         if not 0 <= jitter < 0.5:
             raise ValueError(f"jitter {jitter} must be in [0, 0.5)")
         self.folder, self.split, self.tasks, self.drops = folder, split, tasks, drops
-        self.jitter, self.latents, self.shift = jitter, latents, shift
+        self.jitter, self.latents, self.shift, self.captions = jitter, latents, shift, captions
 
     def dataset(self) -> RecordsDataset:
         """The records, laid out for the canvas of the pipeline in training."""
@@ -544,6 +565,7 @@ class RecordsDataModule(_StreamDataModule):
             self.jitter,
             self.latents,
             self.shift,
+            self.captions,
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

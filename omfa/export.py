@@ -1,14 +1,14 @@
 """From a run to a model: the averaged weights of a checkpoint as a folder that ``from_pretrained`` reads.
 
-    python -m omfa.export --run runs/compact --out models/mine [--dtype float16] [--ckpt_path last]
+    python -m omfa.export --run runs/compact --out models/mine [--dtype float16] [--ckpt_path last] [--whole]
 
-Works while the run goes on. The folder is plain diffusers: each subfolder loads as its own class.
+Works while the run goes on. The folder is plain diffusers: each subfolder loads as its own class. A run that trained
+LoRA or attention alone gives small files, for ``omfa.sdxl.load_small``; with ``--whole`` a whole pipeline.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +21,13 @@ from pytorch_lightning import LightningModule
 
 from omfa.callbacks import EMA, SafeCheckpointIO
 from omfa.fit import checkpoint_to_resume
+from omfa.model_card import write_card
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_run(root: Path, wanted: str = "last") -> Any:
-    """The module of a run with the weights of a checkpoint: the averaged ones where the run keeps an average.
+def load_run(root: Path, wanted: str = "last") -> tuple[Any, int]:
+    """The module of a run with the weights of a checkpoint (averaged where the run keeps an average), and its step.
 
     Args:
         root: the run folder.
@@ -52,7 +53,7 @@ def load_run(root: Path, wanted: str = "last") -> Any:
             ema = EMA()
             ema.load_state_dict(state)
             ema.copy_to(module)
-    return module
+    return module, int(checkpoint["global_step"])
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -61,20 +62,23 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", required=True, type=Path, help="run folder of omfa.fit")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="float16 halves the files")
+    parser.add_argument("--whole", action="store_true", help="a whole pipeline, LoRA merged, even of a small training")
     parser.add_argument("--ckpt_path", default="last", help="a checkpoint of the run (default last)")
     call = parser.parse_args(args)
     try:
-        module = load_run(call.run, call.ckpt_path)
+        module, step = load_run(call.run, call.ckpt_path)
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     module.to(DTYPES[call.dtype])
     if hasattr(module, "pipe"):
         module.pipe.to(DTYPES[call.dtype])
-    module.save(call.out)
-    for config in call.out.rglob("config.json"):  # where a part was loaded from is nobody else's business
-        kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
-        config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+    if call.whole and hasattr(module, "pipe"):
+        module.save(call.out, whole=True)
+    else:
+        module.save(call.out)
+    if hasattr(module, "pipe"):
+        write_card(call.run, call.out, step)
     size = sum(p.stat().st_size for p in call.out.rglob("*") if p.is_file())
     print(f"{call.out}: {size / 2**20:.1f} MiB")
     return 0

@@ -3,7 +3,9 @@
     python -m omfa.fit --config lightning_configs/tiny.yaml [--config more.yaml] [--ckpt_path last] [--any.key value]
 
 Everything of a run lies in ``trainer.default_root_dir``: ``config.yaml`` (it re-runs the run), ``checkpoints/``,
-``samples/``, TensorBoard curves, and at the end ``model/``, which ``OMFAPipeline.from_pretrained`` reads.
+``samples/``, TensorBoard curves, and at the end ``model/``, which ``OMFAPipeline.from_pretrained`` reads; ``stopped/``
+where the loss blew up. SIGTERM saves and exits 0. ``--ckpt_path last`` goes on, with any strategy on any number of
+processes: exactly as if never stopped where both are the same and so is ``batch_size`` times processes.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DeepSpeedStrategy
 
-from omfa.callbacks import SafeCheckpointIO, StepBar, is_whole, last_checkpoint
+from omfa.callbacks import SafeCheckpointIO, SamplePictures, StepBar, is_whole, last_checkpoint
+from omfa.guards import BadLoss, Checkpoints, LossGuard
 from omfa.images import ImageError
 from omfa.prepared import RecordError
+from omfa.zero import ZeRO
 
 
 class FitCLI(LightningCLI):
@@ -37,24 +42,41 @@ class FitCLI(LightningCLI):
             raise ValueError("set trainer.default_root_dir, the folder of this run, like runs/tiny")
         if self.config.trainer.max_steps < 1:
             raise ValueError("set trainer.max_steps: the stream of examples is endless, epochs don't end it")
-        saver = ModelCheckpoint(
-            Path(root) / "checkpoints",
-            "{step}",
-            monitor="step",
-            mode="max",
-            save_top_k=2,
-            every_n_train_steps=self.config.save_every,
-        )
         configured = self._get(self.config_init, "trainer", default={})
-        kwargs["callbacks"] = [*_several(configured.get("callbacks")), saver, StepBar()]
+        callbacks = _several(configured.get("callbacks"))
+        guard = [] if any(isinstance(c, LossGuard) for c in callbacks) else [LossGuard()]
+        kwargs["callbacks"] = [*callbacks, *guard, Checkpoints(self.config.save_every), StepBar()]
         kwargs["plugins"] = [*_several(configured.get("plugins")), SafeCheckpointIO()]
         if not configured.get("logger"):
             kwargs["logger"] = TensorBoardLogger(root, name="", version="")
-        return super().instantiate_trainer(**kwargs)
+        return check_strategy(super().instantiate_trainer(**kwargs))
 
 
 def _several(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def check_strategy(trainer: pl.Trainer) -> pl.Trainer:
+    """The same trainer.
+
+    Raises:
+        ValueError: its strategy can't do what is asked of it.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, DeepSpeedStrategy) and not isinstance(strategy, ZeRO):
+        raise ValueError(
+            "Lightning's own DeepSpeed strategy keeps checkpoints as folders of pickles; write "
+            "trainer.strategy: {class_path: omfa.zero.ZeRO, init_args: {stage: 2}}, the same with plain checkpoints"
+        )
+    if isinstance(strategy, ZeRO):
+        if trainer.precision in ("16-mixed", "16-true"):
+            raise ValueError(f"trainer.precision {trainer.precision} does not go with ZeRO; take bf16-mixed")
+        if strategy.zero_stage_3 and any(isinstance(c, SamplePictures) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError(
+                "SamplePictures needs the whole network, which ZeRO-3 divides: leave it out of trainer.callbacks, and "
+                "sample from what python -m omfa.export makes of a checkpoint"
+            )
+    return trainer
 
 
 def checkpoint_to_resume(root: Path, wanted: str | None) -> Path | None:
@@ -83,7 +105,7 @@ def checkpoint_to_resume(root: Path, wanted: str | None) -> Path | None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Train; 0 all well, 2 the call or its input was wrong."""
+    """Train; 0 all well (or stopped by SIGTERM), 1 the loss blew up, 2 the call or its input was wrong."""
     try:
         cli = FitCLI(
             pl.LightningModule,
@@ -113,9 +135,11 @@ def main(args: list[str] | None = None) -> int:
     except (RecordError, ImageError) as e:  # data that can't be used; anything else is a fault of ours and shows itself
         print(f"error: {e}", file=sys.stderr)
         return 2
-    final = root / "checkpoints" / f"step={cli.trainer.global_step}.ckpt"
-    if cli.trainer.global_step and not final.exists():  # so that a longer run can go on from the very end
-        cli.trainer.save_checkpoint(final)
+    except BadLoss as e:
+        print(f"error: {e}", file=sys.stderr)
+        started_by_the_first = isinstance(cli.trainer.strategy.cluster_environment, LightningEnvironment)  # type: ignore[attr-defined]
+        # Lightning kills the first process as soon as one that it started fails, perhaps before it has said why
+        return 0 if cli.trainer.global_rank and started_by_the_first else 1
     return 0
 
 

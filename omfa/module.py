@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,21 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from omfa import partial_diffusion as pd
-from omfa.backbone import latents_from, posterior
+from omfa.backbone import fingerprint, latents_from, posterior
 from omfa.components import State
 from omfa.conditioning import Guide, choose
-from omfa.data import Example, seeded
+from omfa.data import Example, draw_noise, read_encoding, seeded
 from omfa.pipeline import OMFAPipeline
+from omfa.prepared import RecordError
+from omfa.prompts import Prompts, phrases
+from omfa.tuning import Train, choose_trained, merge_lora, save_tuned
 
 
 class OMFAModule(pl.LightningModule):
     """Trains a pipeline's UNet (and slot tokens) by partial diffusion; VAE and text encoders stay frozen.
 
     Args:
-        pipeline: what to train: ``omfa.pipeline.compact_pipeline`` or ``omfa.pipeline.sdxl_pipeline`` in a config.
+        pipeline: what to train: ``omfa.pipeline.compact_pipeline`` or ``omfa.sdxl.sdxl_pipeline`` in a config.
         learning_rate: AdamW's, after warm-up.
         weight_decay: AdamW's.
         warmup_steps: steps of linear warm-up.
@@ -31,6 +36,13 @@ class OMFAModule(pl.LightningModule):
         min_snr: gamma of min-SNR loss weights (5 is usual); None for none. With v-prediction the step of
             pure noise then has weight 0 and learns from its neighbours alone.
         channels_last: memory format of the UNet; faster convolutions on most machines.
+        train: "all", "attention" or "lora" (:mod:`omfa.tuning`); the last two for SDXL.
+        rank: of LoRA's matrices.
+        frozen_bf16: keep what is not trained in bfloat16, half the memory; needs ``trainer.precision: bf16-mixed``.
+        gradient_checkpointing: compute activations twice rather than keep them: a third slower, far less memory.
+
+    Raises:
+        ValueError: a number out of range, or a part of the compact model to be trained.
     """
 
     alphas_cumprod: Tensor
@@ -44,8 +56,14 @@ class OMFAModule(pl.LightningModule):
         decay_from: float = 1.0,
         min_snr: float | None = None,
         channels_last: bool = False,
+        train: Train = "all",
+        rank: int = 16,
+        frozen_bf16: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if train != "all" and pipeline.slot_tokens is not None:
+            raise ValueError(f"train={train!r} is for SDXL; the compact model is small: train 'all' of it")
         if learning_rate <= 0 or warmup_steps < 0 or not 0 <= decay_from <= 1:
             raise ValueError(
                 f"learning_rate {learning_rate} > 0, warmup_steps {warmup_steps} >= 0 and 0 <= decay_from {decay_from} "
@@ -53,6 +71,11 @@ class OMFAModule(pl.LightningModule):
             )
         self.pipe = pipeline  # no nn.Module: what is frozen stays out of checkpoints
         self.unet, self.slot_tokens = pipeline.unet, pipeline.slot_tokens
+        self.train_what, self.frozen_bf16 = train, frozen_bf16
+        choose_trained(self.unet, train, rank, frozen_bf16)
+        self.unet.train()  # as read from a folder it is not, and Lightning leaves that alone
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
         if channels_last:
             self.unet.to(memory_format=torch.channels_last)
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
@@ -64,10 +87,33 @@ class OMFAModule(pl.LightningModule):
                 frozen.requires_grad_(False).eval()
 
     def on_fit_start(self) -> None:
-        """Bring what is frozen to the device."""
-        for frozen in (self.pipe.vae, self.pipe.text_encoder, self.pipe.text_encoder_2):
-            if frozen is not None:
-                frozen.to(self.device)
+        """Bring the text encoders to the device (the VAE comes when a picture does) and check what was encoded ahead.
+
+        Raises:
+            RecordError: latents of another VAE.
+            ValueError: frozen weights in bfloat16 without autocast.
+        """
+        for encoder in (self.pipe.text_encoder, self.pipe.text_encoder_2):
+            if encoder is not None:
+                encoder.to(self.device)
+        if self.frozen_bf16 and self.trainer.precision != "bf16-mixed":
+            raise ValueError(f"frozen_bf16 needs trainer.precision bf16-mixed, not {self.trainer.precision}")
+        latents = getattr(self.trainer.datamodule, "latents", None)  # type: ignore[attr-defined]
+        if latents is not None and read_encoding(Path(latents))["vae"] != fingerprint(self.pipe.vae):
+            raise RecordError(f"{latents} was made by another VAE than this model's: encode the records with this one")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checkpoints hold what is trained; the rest comes from where it came from."""
+        kept = checkpoint.get("state_dict", {})
+        for name in self._frozen():
+            kept.pop(name, None)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """What a checkpoint holds, over the frozen weights as they are; anything missing or too much is an error."""
+        return super().load_state_dict({**self._frozen(), **state_dict}, strict, assign)
+
+    def _frozen(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.named_parameters() if not p.requires_grad}
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
         """The mean of :meth:`losses`, logged by task."""
@@ -82,24 +128,28 @@ class OMFAModule(pl.LightningModule):
 
     def losses(self, batch: Example) -> Tensor:
         """Each example's loss, (B,): noise the targets, predict, compare on the targets."""
-        z0, guide = self.prepare(batch)
-        alpha_bar = self.alphas_cumprod[batch.t]
-        z_t = torch.where(guide.target, pd.add_noise(z0, batch.noise, alpha_bar, guide.target), guide.known)
-        prediction = self.pipe.predict(z_t, batch.t, guide)
+        z0, noise, guide = self.prepare(batch)
+        t = torch.tensor(batch.t, device=self.device)
+        alpha_bar = self.alphas_cumprod[t]
+        z_t = torch.where(guide.target, pd.add_noise(z0, noise, alpha_bar, guide.target), guide.known)
+        prediction = self.pipe.predict(z_t, t, guide)
         weight = None if self.min_snr is None else pd.min_snr_weight(alpha_bar, self.min_snr, self.kind)
-        goal = pd.training_goal(z0, batch.noise, alpha_bar, self.kind)
+        goal = pd.training_goal(z0, noise, alpha_bar, self.kind)
         return pd.loss(prediction, goal, guide.target, weight)
 
-    def prepare(self, batch: Example) -> tuple[Tensor, Guide]:
-        """Clean latents of the whole canvas (B, C, h, w), and what the network is given.
+    def prepare(self, batch: Example) -> tuple[Tensor, Tensor, Guide]:
+        """Clean latents of the whole canvas (B, C, h, w), noise for them (the same), and what the network is given.
 
         Targets are samples of the VAE's posterior, given components its mode; each picture is encoded alone.
         """
         canvas, vae = self.pipe.canvas, self.pipe.vae
-        latents, noise = {}, canvas.split(batch.posterior_noise)
+        draws = draw_noise(batch.generator, (2, vae.config.latent_channels, *canvas.size)).to(self.device)
+        latents, noise = {}, canvas.split(draws[:, 1])
 
         def look(pixels: Tensor, noise: Tensor | None) -> Tensor:
-            moments = pixels if batch.encoded else posterior(vae, pixels)
+            if batch.encoded:
+                return latents_from(pixels, noise, vae.config.scaling_factor)
+            moments = posterior(vae.to(pixels.device), pixels)
             return latents_from(moments, noise, vae.config.scaling_factor)
 
         with torch.no_grad():
@@ -112,18 +162,48 @@ class OMFAModule(pl.LightningModule):
                         z[rows] = look(pixels[rows], noise[slot][rows] if state is State.TARGET else None)
                 latents[slot] = z
             pose = torch.zeros_like(latents["person"])
-            if batch.has_pose.any():
-                pose[batch.has_pose] = look(batch.pose[batch.has_pose], None)
-        guide = self.pipe.guide(batch.layout, latents, pose, batch.has_pose, self.device)
-        return canvas.join(latents), choose(batch.unconditional, self.pipe.unconditional(guide), guide)
+            posed = [i for i, has in enumerate(batch.has_pose) if has]
+            if posed:
+                pose[posed] = look(batch.pose[posed], None)
+        guide = self.pipe.guide(batch.layout, latents, pose, torch.tensor(batch.has_pose), self.device)
+        guide = choose(torch.tensor(batch.unconditional), self.pipe.unconditional(guide), guide)
+        return canvas.join(latents), draws[:, 0], guide
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and a linear fall at the end."""
         return adamw(self, self.learning_rate, self.weight_decay, self.warmup_steps, self.decay_from)
 
-    def save(self, folder: Path) -> None:
-        """Write the folder that ``OMFAPipeline.from_pretrained`` reads."""
-        self.pipe.save_pretrained(folder)
+    def save(self, folder: Path, whole: bool = False) -> None:
+        """Write what was trained.
+
+        Args:
+            folder: for "all" a folder that ``OMFAPipeline.from_pretrained`` reads; else small files that
+                ``omfa.sdxl.load_small`` lays onto the base.
+            whole: a whole pipeline in any case; LoRA is merged for good, so training can't go on with this object.
+        """
+        pipe = self.pipe
+        if pipe.slot_tokens is None and pipe.prompts is None and pipe.texts.loaded:
+            encoders = pipe.text_encoder, pipe.text_encoder_2
+            made = Prompts.of(phrases(), pipe.texts, fingerprint(*encoders), pipe.text_encoder.device)
+            pipe.register_modules(prompts=made)
+        if self.train_what == "all" or whole:
+            if self.train_what == "lora":
+                merge_lora(self.unet)
+            pipe.save_pretrained(folder)
+        else:
+            canvas = {"person_size": list(pipe.config.person_size), "garment_slots": pipe.config.garment_slots}
+            save_tuned(self.unet, self.train_what, folder, {**pipe.origin, **canvas})
+            if pipe.prompts is not None:
+                pipe.prompts.save_pretrained(folder / "prompts")
+        forget_origins(folder)
+
+
+def forget_origins(folder: Path) -> None:
+    """Take out of a saved model's config files where its parts were read from."""
+    for path in folder.rglob("*.json"):
+        values = json.loads(path.read_text())
+        if isinstance(values, dict) and values.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 class VAEModule(pl.LightningModule):
@@ -180,6 +260,7 @@ class VAEModule(pl.LightningModule):
         """Write a plain diffusers folder; the measured ``scaling_factor`` gives latents a standard deviation of 1."""
         self.vae.register_to_config(scaling_factor=float(self.latent_square.rsqrt()))
         self.vae.save_pretrained(folder)
+        forget_origins(folder)
 
 
 @torch.no_grad()
@@ -249,7 +330,10 @@ def adamw(
 ) -> dict[str, Any]:
     """AdamW over what is trained, its rate stepped by :func:`rate_at`, as Lightning wants it."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay)
+    fused = trained[0].is_cuda and module.trainer.precision != "16-mixed"  # fp16's scaler and clipping don't go with it
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay, fused=fused or None)
+    if fused:  # no scaler here, so Lightning may clip
+        optimizer._step_supports_amp_scaling = False
     total = module.trainer.max_steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, total, warmup, decay_from))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

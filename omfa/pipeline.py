@@ -25,10 +25,9 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from omfa import images
-from omfa.backbone import canvas_multiple, decode, encode, input_channels, vae_factor, widen_unet
+from omfa.backbone import canvas_multiple, decode, encode, input_channels, vae_factor
 from omfa.body import BodyParameters, load_body, turned
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.components import Category, Component, State, Task, TaskKind
@@ -36,7 +35,6 @@ from omfa.conditioning import (
     Guide,
     Layout,
     SlotTokens,
-    TextEncoders,
     assemble,
     guided,
     look_size,
@@ -47,6 +45,8 @@ from omfa.conditioning import (
 from omfa.images import Box, Picture
 from omfa.partial_diffusion import check_scheduler, network_latents, start, step
 from omfa.pose_render import render_pose_map
+from omfa.prompts import Prompts, TextEncoders
+from omfa.tuning import TUNED
 
 MODELS = Path(str(files("omfa"))) / "models"
 Pictures = Picture | Sequence[Picture]
@@ -100,6 +100,7 @@ class OMFAPipeline(DiffusionPipeline):
         scheduler: any of ``omfa.partial_diffusion.SCHEDULERS``.
         slot_tokens: the compact model's context; None for a text-conditioned model.
         tokenizer, tokenizer_2, text_encoder, text_encoder_2: SDXL's, or None.
+        prompts: phrases encoded ahead; with them the text encoders are needed for captions alone.
         person_size: (height, width) of a person or garment picture in pixels.
         garment_slots: 1 (the paper's) or 2.
 
@@ -108,7 +109,9 @@ class OMFAPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->slot_tokens->unet->vae"
-    _optional_components = ["slot_tokens", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"]  # noqa: RUF012
+    _optional_components = [  # noqa: RUF012
+        *("slot_tokens", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "prompts")
+    ]
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
     def __init__(
@@ -121,6 +124,7 @@ class OMFAPipeline(DiffusionPipeline):
         tokenizer_2: Any = None,
         text_encoder: Any = None,
         text_encoder_2: Any = None,
+        prompts: Prompts | None = None,
         person_size: list | tuple = (1024, 768),
         garment_slots: int = 2,
     ) -> None:
@@ -132,6 +136,11 @@ class OMFAPipeline(DiffusionPipeline):
             )
         if (slot_tokens is None) == (unet.config.addition_embed_type is None):
             raise ValueError("a UNet with text_time embeddings (SDXL) takes text encoders, any other takes slot_tokens")
+        if prompts is not None and prompts.config.width != unet.config.cross_attention_dim:
+            raise ValueError(
+                f"the prompts are {prompts.config.width} wide, the UNet reads {unet.config.cross_attention_dim}: they "
+                "were made by other text encoders; encode them with this model's"
+            )
         self.register_modules(
             vae=vae,
             unet=unet,
@@ -141,12 +150,16 @@ class OMFAPipeline(DiffusionPipeline):
             tokenizer_2=tokenizer_2,
             text_encoder=text_encoder,
             text_encoder_2=text_encoder_2,
+            prompts=prompts,
         )
         self.register_to_config(person_size=[int(n) for n in person_size], garment_slots=garment_slots)
         self.vae_scale_factor = vae_factor(vae)
         self.canvas = _canvas(vae, unet, person_size, garment_slots)
         self.pose_estimator: PoseEstimator | None = None
-        self.texts = TextEncoders((tokenizer, tokenizer_2), (text_encoder, text_encoder_2))
+        self.origin: dict[str, str | None] = {"base": None, "vae": None}  # hub ids of what training began with
+        self.texts = TextEncoders(
+            (tokenizer, tokenizer_2), (text_encoder, text_encoder_2), [] if prompts is None else [prompts]
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> OMFAPipeline:
@@ -161,6 +174,8 @@ class OMFAPipeline(DiffusionPipeline):
         shipped = sorted(p.parent.name for p in MODELS.glob("*/model_index.json"))
         if name in shipped:
             name = str(MODELS / name)
+        elif Path(name, TUNED).is_file():
+            raise ValueError(f"{name!r} holds small weights, for a base: omfa.sdxl.load_small({name!r}) reads them")
         elif not Path(name, "model_index.json").is_file() and (
             Path(name).exists() or name.count("/") != 1 or name[0] in "./~"
         ):
@@ -597,7 +612,7 @@ def _canvas(vae: AutoencoderKL, unet: UNet2DConditionModel, person_size: Sequenc
     return Canvas((person_size[0] // factor, person_size[1] // factor), garment_slots, canvas_multiple(unet))
 
 
-# ------------------------------------------------------------------------------------------------------ beginnings
+# ------------------------------------------------------------------------------------------------------ beginning
 
 
 def compact_pipeline(
@@ -648,53 +663,6 @@ def compact_pipeline(
         set_alpha_to_one=True,
     )
     return OMFAPipeline(codec, network, scheduler, tokens, person_size=list(person_size), garment_slots=garment_slots)
-
-
-def sdxl_pipeline(
-    base: str = "stabilityai/stable-diffusion-xl-base-1.0",
-    vae: str | None = None,
-    person_size: Sequence[int] = (1024, 768),
-    garment_slots: int = 1,
-    variant: str | None = None,
-) -> OMFAPipeline:
-    """SDXL (4 channels) or SDXL-inpainting (9) widened for the canvas, as the start of training.
-
-    Args:
-        base: folder or hub id of the SDXL pipeline.
-        vae: folder or hub id of another VAE, like the fp16-fix one; None takes the base's.
-        person_size: (height, width) in pixels.
-        garment_slots: 1 (the paper's) or 2.
-        variant: "fp16" to read the half-precision files.
-
-    Raises:
-        ValueError: weights that are not there; says how to get them.
-    """
-    parts: dict[str, Any] = {}
-    try:
-        unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", variant=variant, use_safetensors=True)
-        own = {"subfolder": "vae", "variant": variant} if vae is None else {}
-        codec = AutoencoderKL.from_pretrained(vae or base, **own, use_safetensors=True)
-        for name, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
-            parts[name] = kind.from_pretrained(base, subfolder=name, variant=variant, use_safetensors=True)
-        for name in ("tokenizer", "tokenizer_2"):
-            parts[name] = CLIPTokenizer.from_pretrained(base, subfolder=name)
-    except OSError as e:
-        raise ValueError(
-            f"SDXL weights could not be read from {base!r}: {str(e).splitlines()[0]} "
-            "Get them once with: hf download stabilityai/stable-diffusion-xl-base-1.0 --local-dir sdxl, "
-            "then give base=sdxl"
-        ) from None
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=False,
-    )
-    return OMFAPipeline(
-        codec, widen_unet(unet), scheduler, **parts, person_size=list(person_size), garment_slots=garment_slots
-    )
 
 
 def _folder(path: str) -> str:

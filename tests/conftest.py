@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from omfa import encode
 from omfa.backbone import widen_unet
 from omfa.pipeline import OMFAPipeline, compact_pipeline
 from tests import figures
@@ -104,6 +106,13 @@ def make_sdxl_parts(folder: Path, seed: int = 0, in_channels: int = 4) -> dict[s
     }
 
 
+def make_sdxl_folder(folder: Path, seed: int = 0, in_channels: int = 4) -> Path:
+    """A tiny SDXL-shaped pipeline as its folder on disk: base (4 channels), inpainting (9), or widened (13)."""
+    for name, part in make_sdxl_parts(folder, seed, in_channels).items():
+        part.save_pretrained(folder / name)  # type: ignore[attr-defined]
+    return folder
+
+
 def make_sdxl(folder: Path, seed: int = 0) -> OMFAPipeline:
     """A tiny SDXL-shaped pipeline, widened from 4 channels."""
     parts = make_sdxl_parts(folder, seed)
@@ -138,3 +147,31 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> OMFAPipeline:
 def pipe(request: pytest.FixtureRequest) -> OMFAPipeline:
     """Both kinds in turn."""
     return request.getfixturevalue(request.param)
+
+
+def encode_call(base: Path, records: Path, out: Path, *more: str) -> list[str]:
+    size = f"{SIZE[0]}x{SIZE[1]}"
+    return ["--records", str(records), "--base", str(base), "--size", size, "--out", str(out), *more]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SDXL-base, tiny: 4 channels."""
+    return make_sdxl_folder(tmp_path_factory.mktemp("base") / "sdxl")
+
+
+@pytest.fixture(scope="session")
+def inpainting(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SDXL-inpainting, tiny: 9 channels, all other parts SDXL-base's."""
+    folder = make_sdxl_folder(tmp_path_factory.mktemp("inpainting") / "sdxl", in_channels=9)
+    for part in ("vae", "text_encoder", "text_encoder_2"):
+        shutil.copytree(base / part, folder / part, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def latents(base: Path, records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything encoded ahead, captions too."""
+    out = tmp_path_factory.mktemp("ahead") / "latents"
+    assert encode.main(encode_call(base, records, out, "--captions")) == 0
+    return out

@@ -1,4 +1,4 @@
-"""A callback that ends its own process as a power cut would."""
+"""Callbacks that do to a run what the world does: a power cut, a request to stop, a broken batch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,23 @@ import pytorch_lightning as pl
 
 
 class Killer(pl.Callback):
-    """SIGKILL after ``at`` optimiser steps, whatever else is going on."""
+    """A signal after ``at`` optimiser steps, to one process (``rank``) or to every one, whatever else is going on."""
 
-    def __init__(self, at: int) -> None:
-        self.at = at
+    def __init__(self, at: int, name: str = "SIGKILL", rank: int | None = None) -> None:
+        self.at, self.number, self.rank = at, signal.Signals[name], rank
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if trainer.global_step == self.at and self.rank in (None, trainer.global_rank):
+            os.kill(os.getpid(), self.number)
+
+
+class Poison(pl.Callback):
+    """Multiplies the pictures of the batch at step ``at`` of the last process."""
+
+    def __init__(self, at: int, factor: float) -> None:
+        self.at, self.factor = at, factor
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.at and trainer.global_rank == trainer.world_size - 1:
+            for pixels in batch.pixels.values():
+                pixels.mul_(self.factor)

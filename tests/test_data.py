@@ -18,6 +18,7 @@ from omfa.data import (
     Stream,
     TaskWeights,
     collate,
+    draw_noise,
     moved_together,
     seeded,
     shifted,
@@ -30,10 +31,14 @@ def dataset(records: Path, pipe: OMFAPipeline, **options: object) -> RecordsData
 
 
 def equal(a: Example, b: Example) -> bool:
-    same = (a.id, a.layout, a.t, a.has_pose, a.unconditional) == (b.id, b.layout, b.t, b.has_pose, b.unconditional)
+    plain = ("id", "layout", "t", "has_pose", "unconditional", "generator")
+    same = all(getattr(a, name) == getattr(b, name) for name in plain)
     tensors = [(a.pixels[s], b.pixels[s]) for s in a.pixels]
-    tensors += [(a.pose, b.pose), (a.noise, b.noise), (a.posterior_noise, b.posterior_noise)]
-    return same and all(torch.equal(x, y) for x, y in tensors)
+    return same and all(torch.equal(x, y) for x, y in [*tensors, (a.pose, b.pose)])
+
+
+def noise(example: Example) -> torch.Tensor:
+    return draw_noise([example.generator], (2, 4, 16, 12))
 
 
 def test_an_example_is_a_function_of_seed_epoch_and_record(records: Path, compact: OMFAPipeline) -> None:
@@ -43,8 +48,23 @@ def test_an_example_is_a_function_of_seed_epoch_and_record(records: Path, compac
     torch.manual_seed(2)
     data[0, 0]
     assert equal(first, dataset(records, compact, jitter=0.05)[3, 5])
-    assert not torch.equal(first.noise, data[4, 5].noise) and not torch.equal(first.noise, data[3, 4].noise)
-    assert not torch.equal(first.noise, dataset(records, compact, seed=1)[3, 5].noise)
+    others = data[4, 5], data[3, 4], dataset(records, compact, seed=1)[3, 5]
+    assert not any(torch.equal(noise(first), noise(other)) for other in others)
+
+
+def test_the_noise_is_what_the_generator_of_seed_epoch_and_record_draws_next(
+    records: Path, compact: OMFAPipeline
+) -> None:
+    """Bit by bit, and a row does not depend on its batch."""
+    data = dataset(records, compact)
+    batch = collate([data[0, i] for i in range(3)])
+    drawn = draw_noise(batch.generator, (2, 4, 16, 12))
+    for i, row in enumerate(drawn):
+        generator = seeded(0, 0, data.records[i].id)
+        data.drops.draw(data.layout(data.records[i], generator), generator)
+        torch.randint(TRAIN_STEPS, (1,), generator=generator)
+        assert torch.equal(row, torch.randn(2, 4, 16, 12, generator=generator))
+        assert torch.equal(row, noise(data[0, i])[0])
 
 
 def test_task_rates_over_a_thousand_draws(records: Path, compact: OMFAPipeline) -> None:
@@ -63,7 +83,7 @@ def test_draws_do_not_depend_on_workers(records: Path, compact: OMFAPipeline, wo
     keys = list(itertools.islice(Stream(8, 2), 12))
     for n, batch in enumerate(batches):
         alone = collate([data[k] for k in keys[2 * n : 2 * n + 2]])
-        assert batch.layout == alone.layout and torch.equal(batch.noise, alone.noise) and torch.equal(batch.t, alone.t)
+        assert batch.layout == alone.layout and batch.generator == alone.generator and batch.t == alone.t
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

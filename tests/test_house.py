@@ -14,16 +14,18 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     0: {"components", "canvas", "images", "prepared", "shards"},
     1: {
-        *{"body", "pose_render", "partial_diffusion", "backbone", "conditioning"},
+        *{"body", "pose_render", "partial_diffusion", "backbone", "conditioning", "prompts", "tuning", "dual_unet"},
         *{"metrics", "intervals", "features", "protocols", "pattern_kind", "person_outline"},
     },
-    2: {"pipeline", "data", "scoring", "results"},
-    3: {"module", "callbacks", "report"},
+    2: {"pipeline", "sdxl", "data", "scoring", "results", "zero", "costs"},
+    3: {"module", "callbacks", "guards", "report", "model_card"},
     4: {"fit", "encode", "predict", "evaluate", "bench", "__main__", "demo", "yardsticks", "export"},
 }
 WITHIN = {  # imports inside one floor, from the first to the second
     *{("images", "components"), ("canvas", "components"), ("prepared", "components"), ("shards", "prepared")},
     *{("pose_render", "body"), ("callbacks", "module"), ("data", "pipeline"), ("intervals", "metrics")},
+    *{("sdxl", "pipeline"), ("prompts", "conditioning"), ("callbacks", "model_card"), ("model_card", "report")},
+    *{("guards", "callbacks"), ("bench", "encode")},
     *{("yardsticks", "predict"), ("yardsticks", "evaluate"), ("export", "fit")},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

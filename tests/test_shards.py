@@ -6,16 +6,20 @@ import io
 import json
 import pickle
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.run import write_image
 from omfa.components import Category
-from omfa.data import RecordsDataset, collate
+from omfa.data import RecordsDataModule, RecordsDataset, collate
 from omfa.pipeline import OMFAPipeline
 from omfa.prepared import FaceRef, GarmentRef, PoseRef, Record, RecordError, read_records, record_files, write_records
 from omfa.shards import Shards, open_records
@@ -104,6 +108,45 @@ def test_training_reads_both_alike(records: Path, compact: OMFAPipeline, tmp_pat
     a, b = batches
     assert a.id == b.id and a.layout == b.layout
     assert all(torch.equal(a.pixels[slot], b.pixels[slot]) for slot in a.pixels) and torch.equal(a.pose, b.pose)
+
+
+def test_two_processes_of_two_workers_see_each_record_once_per_epoch(compact: OMFAPipeline, tmp_path: Path) -> None:
+    """1,000 records, 3 epochs, through the real loaders; resumed in mid-epoch, none is repeated and none skipped."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 16), "white").save(buffer, "PNG")
+    for k in range(4):
+        members: list[tuple[str, bytes | str]] = []
+        for n in range(250 * k, 250 * k + 250):
+            garment = GarmentRef(Category.UPPER, f"{n}.upper.png")
+            record = Record(f"{n}", "train", "p", f"o{n}", f"{n}.person.png", garments=(garment,))
+            members.append((f"{n}.json", record.to_json().encode()))
+            members += [(f"{n}.person.png", buffer.getvalue()), (f"{n}.upper.png", buffer.getvalue())]
+        shard(tmp_path / f"{k}.tar", *members)
+
+    def loaders(position: dict[str, int] | None) -> tuple[list[RecordsDataModule], list[Iterator[Any]]]:
+        modules = [RecordsDataModule(str(tmp_path), batch_size=6, workers=2) for _ in range(2)]
+        for rank, module in enumerate(modules):
+            if position is not None:
+                module.load_state_dict(position)
+            place = {"global_rank": rank, "world_size": 2, "global_step": 0, "accumulate_grad_batches": 1}
+            module.trainer = SimpleNamespace(**place, lightning_module=SimpleNamespace(pipe=compact))  # type: ignore[assignment]
+        return modules, [iter(m.train_dataloader()) for m in modules]
+
+    def take(modules: list[RecordsDataModule], streams: list[Iterator[Any]], steps: int) -> list[str]:
+        ids = []
+        for _ in range(steps):
+            ids += [i for stream in streams for i in next(stream).id]
+            for module in modules:
+                module.trainer.global_step += 1  # type: ignore[union-attr,misc]
+        return ids
+
+    first = loaders(None)
+    seen = take(*first, 130)  # 1,560 records: in the middle of the second epoch; the loaders have read on already
+    positions = [m.state_dict() for m in first[0]]
+    assert positions == [{"consumed": 1560}] * 2
+    seen += take(*loaders(positions[0]), 120)
+    for epoch in range(3):
+        assert sorted(map(int, seen[1000 * epoch : 1000 * epoch + 1000])) == list(range(1000))
 
 
 def test_broken_records_are_named(tmp_path: Path) -> None:

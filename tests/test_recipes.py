@@ -1,0 +1,170 @@
+"""SDXL's recipes: each parses and trains with a tiny model swapped in, and leaves a model that makes pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from omfa import export
+from omfa.callbacks import last_checkpoint
+from omfa.fit import main as fit
+from omfa.pipeline import OMFAPipeline
+from omfa.sdxl import load_small, text_encoders
+from tests.conftest import SIZE
+from tests.test_sdxl import picture, silent
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "lightning_configs"
+LAYERS = {
+    "paper": [],
+    "deepfashion": ["paper_deepfashion"],
+    "one_80gb": ["one_80gb"],
+    "one_24gb_lora": ["one_24gb_lora"],
+    "one_24gb_attention": ["paper_deepfashion", "one_24gb_attention"],
+}
+
+
+def recipe(layers: list[str], swap: dict[str, object], path: Path) -> list[str]:
+    """Arguments of ``omfa.fit`` for layers of recipes with a tiny model as the last one."""
+    path.write_text(yaml.safe_dump(swap))
+    files = [*(CONFIGS / f"{name}.yaml" for name in ["paper_vitonhd", *layers]), path]
+    return [arg for file in files for arg in ("--config", str(file))]
+
+
+def tiny(base: Path, latents: Path | None, records: Path, run: Path, **trainer: object) -> dict[str, object]:
+    ahead = {"text": latents and str(latents), "base": str(base), "person_size": list(SIZE)}
+    here = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "max_steps": 2, "default_root_dir": str(run)}
+    where = {"folder": str(records), "latents": latents and str(latents), "workers": 0}
+    return {
+        "trainer": here | trainer,
+        "model": {"init_args": {"warmup_steps": 0, "pipeline": {"init_args": ahead}}},
+        "data": {"init_args": where},
+    }
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_recipe_trains_and_its_model_makes_pictures(
+    name: str,
+    inpainting: Path,
+    latents: Path,
+    records: Path,
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    swap = tiny(inpainting, latents, records, run, max_steps=1, log_every_n_steps=1)
+    assert fit(recipe(LAYERS[name], swap, tmp_path / "tiny.yaml")) == 0
+    shown = yaml.safe_load((run / "config.yaml").read_text())
+    assert shown["trainer"]["precision"] == "bf16-mixed" and shown["data"]["init_args"]["captions"] is False
+    devices = 4 if name in ("paper", "deepfashion") else 1
+    assert shown["data"]["init_args"]["batch_size"] * shown["trainer"]["accumulate_grad_batches"] * devices == 8
+    small = name.startswith("one_24gb")
+    model = run / "model"
+    pipe = load_small(model, str(inpainting)) if small else OMFAPipeline.from_pretrained(model)
+    assert np.isfinite(picture(silent(pipe))).all()
+    card = (model / "README.md").read_text()
+    assert "| steps | 1 |" in card and "| 8 of split train, fingerprint" in card
+    assert "last loss |" in card and "learning_rate" in card
+    for path in model.rglob("*"):
+        if path.suffix in (".md", ".json"):
+            assert str(tmp_path.parent) not in path.read_text() and str(inpainting) not in path.read_text(), path
+    if small:
+        with pytest.raises(ValueError, match="load_small"):
+            OMFAPipeline.from_pretrained(model)
+        with pytest.raises(ValueError, match="give base="):
+            load_small(model)
+
+
+@pytest.mark.parametrize("name", ["nodes_zero2", "nodes_zero3"])
+def test_deepspeed_recipes_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(CONFIGS / f"{n}.yaml") for n in ("paper_vitonhd", "paper_deepfashion", name)]
+    with pytest.raises(SystemExit) as stop:
+        fit([*(a for f in files for a in ("--config", f)), "--print_config"])
+    printed = capsys.readouterr().out
+    shown = yaml.safe_load(printed[printed.index("seed_everything:") :])
+    assert stop.value.code == 0
+    assert shown["trainer"]["strategy"]["class_path"] == "omfa.zero.ZeRO"
+    assert shown["trainer"]["strategy"]["init_args"]["stage"] == int(name[-1])
+    assert shown["data"]["init_args"]["folder"] == "data/deepfashion" and shown["data"]["init_args"]["batch_size"] == 1
+    assert shown["model"]["init_args"]["learning_rate"] == 1e-5
+
+
+@pytest.mark.parametrize("train", ["lora", "attention"])
+def test_small_files_hold_what_was_trained(
+    train: str,
+    base: Path,
+    latents: Path,
+    records: Path,
+    tmp_path: Path,
+) -> None:
+    """Resumed exactly; small checkpoints; the small files, laid onto the base or merged, make the same picture."""
+    call = {"train": train, "rank": 2, "frozen_bf16": False, "learning_rate": 3e-3}
+    options = {"precision": "32-true", "accumulate_grad_batches": 1}
+    for run, stops in (("whole", [4]), ("halves", [2, 4])):
+        for stop in stops:
+            swap = tiny(base, latents, records, tmp_path / run, max_steps=stop, **options)
+            swap["model"]["init_args"] |= call  # type: ignore[index]
+            assert fit([*recipe(["one_80gb"], swap, tmp_path / "tiny.yaml"), "--ckpt_path=last"]) == 0
+    ends = [last_checkpoint(tmp_path / run / "checkpoints") for run in ("whole", "halves")]
+    one, two = (torch.load(end, weights_only=True) for end in ends if end is not None)
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    assert all(torch.equal(one["state_dict"][k], two["state_dict"][k]) for k in one["state_dict"])
+    ema = next(v for k, v in one["callbacks"].items() if k.startswith("EMA"))["weights"]
+    assert ema.keys() == one["state_dict"].keys() and all("lora_" in k or "attn" in k or "conv_in" in k for k in ema)
+
+    assert export.main(["--run", str(tmp_path / "whole"), "--out", str(tmp_path / "small")]) == 0
+    assert export.main(["--run", str(tmp_path / "whole"), "--out", str(tmp_path / "merged"), "--whole"]) == 0
+    small, merged = load_small(tmp_path / "small", str(base)), OMFAPipeline.from_pretrained(tmp_path / "merged")
+    weights = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
+    assert merged.unet.state_dict().keys() == weights.keys()
+    assert np.abs(picture(silent(small)) - picture(silent(merged))).max() < 2 / 255
+    name = {"lora": "pytorch_lora_weights", "attention": "attention"}[train]
+    kept = load_file(tmp_path / "small" / f"{name}.safetensors")
+    assert sum(v.numel() for v in kept.values()) < 0.5 * sum(v.numel() for v in weights.values())
+    with pytest.raises(ValueError, match="does not fit"):
+        other = UNet2DConditionModel.from_config(dict(merged.unet.config, in_channels=9))
+        other.save_pretrained(tmp_path / "other")
+        from omfa.tuning import load_tuned
+
+        load_tuned(other, tmp_path / "small")
+    if train == "lora":  # what diffusers' own loader makes of it
+        plain = UNet2DConditionModel.from_pretrained(tmp_path / "merged" / "unet")
+        plain.load_state_dict({k: v for k, v in weights.items() if "conv_in" not in k}, strict=False)
+        parts = text_encoders(str(base)) | {"vae": merged.vae, "scheduler": merged.scheduler, "unet": plain}
+        theirs = StableDiffusionXLPipeline(**parts)
+        theirs.load_lora_weights(tmp_path / "small")
+        theirs.fuse_lora(components=["unet"])
+        theirs.unload_lora_weights()
+        for key, value in theirs.unet.state_dict().items():
+            assert torch.allclose(value, merged.unet.state_dict()[key], atol=1e-5), key
+
+
+def test_sample_pictures_on_the_way(base: Path, latents: Path, records: Path, tmp_path: Path) -> None:
+    """Frozen weights in bfloat16, nothing but latents loaded: the callback brings VAE and autocast along."""
+    swap = tiny(base, latents, records, tmp_path, max_steps=1, accumulate_grad_batches=1)
+    pictures = {"class_path": "omfa.callbacks.SamplePictures", "init_args": {"every": 1, "records": 1, "steps": 2}}
+    swap["trainer"]["callbacks"] = [pictures]  # type: ignore[index]
+    assert fit(recipe(["one_24gb_lora"], swap, tmp_path / "tiny.yaml")) == 0
+    assert np.asarray(Image.open(tmp_path / "samples" / "step=0000001.png")).std() > 5
+
+
+def test_latents_of_another_vae_are_refused(
+    base: Path,
+    latents: Path,
+    records: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.manual_seed(5)
+    other = AutoencoderKL.from_config(AutoencoderKL.load_config(base / "vae"))
+    other.save_pretrained(tmp_path / "vae")
+    swap = tiny(base, latents, records, tmp_path / "run")
+    swap["model"]["init_args"]["pipeline"]["init_args"]["vae"] = str(tmp_path / "vae")  # type: ignore[index]
+    assert fit(recipe([], swap, tmp_path / "tiny.yaml")) == 2
+    assert "made by another VAE" in capsys.readouterr().err
