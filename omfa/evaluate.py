@@ -20,12 +20,11 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,10 +35,10 @@ from tqdm import tqdm
 from omfa.components import TaskKind
 from omfa.features import NEEDS, MissingWeights, find_weights, load_network, sha256
 from omfa.pattern_kind import WEIGHTS
-from omfa.prepared import Record, RecordError, read_records
+from omfa.prepared import RecordError, read_records
 from omfa.protocols import METRICS, NOT_DONE, PROTOCOLS, Pairing, Protocol, find_protocol
-from omfa.results import HOW, RESULTS, RUN, VALUES, VERSION, Results, compare, summarise
-from omfa.scoring import SCORING, Item, Scorer, needed_networks, prediction_files
+from omfa.results import HOW, RESULTS, RUN, VALUES, VERSION, Results, compare, read_json, summarise
+from omfa.scoring import SCORING, Item, Scorer, label_files, make_items, needed_networks, prediction_files, select
 
 PREDICTIONS = "predictions.json"
 SPEED = ("seconds", "peak_memory_mb", "flops", "steps", "guidance", "seed", "device")
@@ -102,8 +101,9 @@ class Run:
         """What the scores of these items depend on, as a short hash: settings, weights, and the files' state."""
         files = []
         for item in items:
-            donors = [] if item.donor is None else [self.records / g.path for g in item.donor.garments]
-            for path in [*prediction_files(self.predictions, item.key), self.records / item.truth, *donors]:
+            donors = [] if item.donor is None else [g.path for g in item.donor.garments]
+            read = [self.records / path for path in (item.truth, *label_files(item).values(), *donors)]
+            for path in [*prediction_files(self.predictions, item.key), *read]:
                 stat = path.stat() if path.exists() else None
                 files.append((str(path), stat and (stat.st_size, stat.st_mtime_ns)))
         settings = [SCORING, asdict(self.protocol), self.task, self.pairing, self.wanted, self.device]
@@ -123,22 +123,6 @@ def applicable(protocol: Protocol, task: TaskKind, pairing: Pairing) -> tuple[st
     if task == TaskKind.TRY_OFF:
         return tuple(n for n in names if n not in outlines)
     return tuple(n for n in names if n != "pattern_agreement")
-
-
-def _items(
-    records: Sequence[Record], task: TaskKind, donors: dict[str, str] | None, every: Sequence[Record]
-) -> Iterator[Item]:
-    by_id = {r.id: r for r in every}
-    unknown = sorted(set((donors or {}).values()) - set(by_id))
-    if unknown:
-        raise ValueError(f"predictions wear garments of {unknown[0]!r}, which is no record; give the right --records")
-    for record in records:
-        if task == TaskKind.TRY_OFF:
-            yield from (Item(record, g.category) for g in record.garments)
-        elif donors is None:
-            yield Item(record)
-        elif record.id in donors:
-            yield Item(record, donor=by_id[donors[record.id]])
 
 
 def prepare(args: argparse.Namespace) -> Run:
@@ -164,12 +148,10 @@ def prepare(args: argparse.Namespace) -> Run:
     if (protocol.task or task) != task or (protocol.pairing or pairing) != pairing:
         wanted = f"{protocol.pairing or 'any'} {protocol.task or 'task'}"
         raise ValueError(f"protocol {protocol.name!r} is for {wanted}, these predictions are {pairing} {task}")
-    split = args.split if args.split is not None else told.get("split")
+    own = vars(args)
+    split, max_yaw, limit = (told.get(k) if own[k] is None else own[k] for k in ("split", "max_yaw", "limit"))
     every = read_records(records)
-    chosen = [r for r in every if split in (None, r.split)]
-    if args.max_yaw is not None:
-        chosen = [r for r in chosen if r.view_yaw is not None and abs(r.view_yaw) <= args.max_yaw]
-    items = tuple(islice(_items(chosen, task, cast("dict[str, str] | None", donors), every), args.limit))
+    items = make_items(select(every, split, max_yaw), task, donors, every, limit)
     if not items:
         raise ValueError(f"{records} holds no record of split {split!r} to score; check --split and --max-yaw")
     networks, absent = _networks(applicable(protocol, task, pairing), args.weights, args.download)
@@ -184,15 +166,7 @@ def prepare(args: argparse.Namespace) -> Run:
 
 def _told(predictions: Path) -> dict[str, Any]:
     path = predictions / PREDICTIONS
-    if not path.is_file():
-        return {}
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(f"{path} is not JSON ({e}); write it again, or remove it and give --task") from None
-    if not isinstance(told, dict):
-        raise ValueError(f"{path} must be a JSON object; write it again, or remove it and give --task")
-    return told
+    return read_json(path, "write it again, or remove it and give --task") if path.is_file() else {}
 
 
 def _networks(names: Sequence[str], weights: Path | None, download: bool) -> tuple[dict[str, str], dict[str, str]]:
@@ -404,7 +378,7 @@ def command_run(args: argparse.Namespace) -> int:
     results = gather(run)
     print(table(results))
     for problem in results["problems"]:
-        print(f"not scored: {problem['problem']}", file=sys.stderr)
+        print(f"not scored: {problem['key']}: {problem['problem']}", file=sys.stderr)
     print(f"written to {run.out / RESULTS}")
     return 1 if results["problems"] else 0
 
@@ -457,8 +431,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--task", choices=["try_on", "try_off"], help="where predictions.json does not say")
     run.add_argument("--pairs", choices=["paired", "unpaired"], help="where predictions.json does not say")
     run.add_argument("--split", help="only records of this split (default: what predictions.json says, else all)")
-    run.add_argument("--max-yaw", type=float, metavar="DEG", help="only records turned by at most this")
-    run.add_argument("--limit", type=_count, metavar="N", help="only the first N predictions")
+    run.add_argument(
+        "--max-yaw", type=float, metavar="DEG", help="only records turned by at most this (default: likewise)"
+    )
+    run.add_argument("--limit", type=_count, metavar="N", help="only the first N predictions (default: likewise)")
     run.add_argument("--name", help="what the model is called in tables")
     run.add_argument("--weights", type=Path, metavar="DIR", help="folder of feature networks' weight files")
     run.add_argument("--download", action="store_true", help="fetch weight files that are missing")

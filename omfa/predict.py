@@ -13,6 +13,7 @@ named; 2: the call was wrong.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import inspect
 import json
@@ -25,7 +26,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ from tqdm import tqdm
 
 from omfa.components import TaskKind
 from omfa.data import seeded
-from omfa.prepared import Record, RecordError, read_records, resolve
-from omfa.scoring import Item, prediction_files
+from omfa.pipeline import MODELS
+from omfa.prepared import METADATA, Record, RecordError, read_records, resolve
+from omfa.results import read_json
+from omfa.scoring import Item, make_items, prediction_files, select
 
 VERSION = 1
 PREDICTIONS, TIMINGS = "predictions.json", "timings.jsonl"
@@ -57,6 +59,7 @@ class Job:
         batch: pictures at once.
         device: "cpu", "cuda" or "mps".
         processes: how many work at once, each with its own copy of the model.
+        selection: split, max_yaw and limit that the items were chosen by.
     """
 
     records: Path
@@ -71,6 +74,7 @@ class Job:
     batch: int
     device: str
     processes: int
+    selection: dict[str, Any]
 
     def options(self, items: Sequence[Item]) -> dict[str, Any]:
         """Sampler options and one generator per picture."""
@@ -102,34 +106,59 @@ def unpaired_donors(records: Sequence[Record], seed: int = 0) -> dict[str, str]:
     return {r.id: donor[r.outfit_id] for r in records if r.outfit_id in donor}
 
 
-def donors_from_file(path: Path, records: Sequence[Record]) -> dict[str, str]:
+def donors_from_file(path: Path, records: Sequence[Record]) -> tuple[dict[str, str], list[str]]:
     """Pairs from a text file: on each line the person's record and the record whose garments they wear.
 
-    File names stand for the ids they begin with, as in VITON-HD's ``test_pairs.txt``: ``a.jpg b.jpg``.
+    A name is a record's id or the file it was made from, as the lists of VITON-HD (``00055_00.jpg 00069_00.jpg``) and
+    DressCode (``048462_0.jpg 049951_1.jpg``, perhaps with the category's number behind) give them.
+
+    Returns:
+        The person's id to the garments'; the lines that name no record here, or garments of a record that has none.
 
     Raises:
-        ValueError: a line that is no pair, or a name that is no record.
+        ValueError: a line that is no pair, a person listed twice, a name of several records, or no pair of records.
     """
-    ids = {r.id for r in records}
+    ids, made_from = {r.id for r in records}, _ids_by_source(records)
+    dressed = {r.id for r in records if r.garments}
     found: dict[str, str] = {}
+    absent = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
+        words, where = line.split(), f"{path}:{number}: {line.strip()!r}"
+        if not words:
             continue
-        names = [n if n in ids else n.rsplit(".", 1)[0] for n in line.split()]
-        if len(names) != 2 or not set(names) <= ids:
-            raise ValueError(f"{path}:{number}: {line.strip()!r} must be two record ids, person's and garments'")
-        found[names[0]] = names[1]
+        if len(words) not in (2, 3):
+            raise ValueError(f"{where} must be two names, the person's and the garments'")
+        named = []
+        for word in words[:2]:
+            name = word if word in ids else word.rsplit(".", 1)[0]
+            named.append({name} if name in ids else made_from.get(name, set()))
+            if len(named[-1]) > 1:
+                raise ValueError(f"{where}: {word} stands for {', '.join(sorted(named[-1]))}; give ids, or a --split")
+        if not named[0] or not named[1] & dressed:
+            absent.append(where)
+            continue
+        (person,), (donor,) = named
+        if person in found:
+            raise ValueError(f"{where}: {person} is listed twice, and there is one picture a record; keep one line")
+        found[person] = donor
+    if not found:
+        first = f"; the first: {absent[0]}" if absent else ""
+        raise ValueError(f"no line of {path} names records with garments, by id or by source file{first}")
+    return found, absent
+
+
+def _ids_by_source(records: Sequence[Record]) -> dict[str, set[str]]:
+    """Name of the file a record was made from, without suffix, to ids; DressCode's garments have their person's."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        source = record.provenance.get("source")
+        if not isinstance(source, str):
+            continue
+        name = Path(source).stem
+        found.setdefault(name, set()).add(record.id)
+        if record.provenance.get("stage") == "dresscode":
+            found.setdefault(name.removesuffix("_0") + "_1", set()).add(record.id)
     return found
-
-
-def make_items(records: Sequence[Record], task: TaskKind, donors: dict[str, str] | None) -> list[Item]:
-    """One item a picture to make."""
-    by_id = {r.id: r for r in records}
-    if task == TaskKind.TRY_OFF:
-        return [Item(r, g.category) for r in records for g in r.garments]
-    if donors is None:
-        return [Item(r) for r in records if r.garments]
-    return [Item(r, donor=by_id[donors[r.id]]) for r in records if r.id in donors]
 
 
 # ---------------------------------------------------------------------------------------------------------- one call
@@ -147,10 +176,19 @@ def model_class(path: str) -> Any:
 
 
 def load_model(job: Job, device: str) -> Any:
-    """The model of ``class_path`` on a device, silent."""
+    """The model of ``class_path`` on a device, silent.
+
+    Raises:
+        ValueError: it can't be loaded.
+    """
     kind = model_class(job.class_path)
-    model = kind() if job.model is None else kind.from_pretrained(job.model)
-    model = model.to(device) or model if hasattr(model, "to") else model
+    try:
+        model = kind() if job.model is None else kind.from_pretrained(job.model)
+        model = model.to(device) or model if hasattr(model, "to") else model
+    except (ValueError, OSError):
+        raise
+    except Exception as e:  # whatever a foreign class raises
+        raise ValueError(f"{job.class_path} can't be loaded from {job.model!r}: {_said(e)}") from e
     if hasattr(model, "set_progress_bar_config"):
         model.set_progress_bar_config(disable=True)
     return model
@@ -235,14 +273,15 @@ def work(job: Job, rank: int = 0, quiet: bool = False) -> None:
         start = time.perf_counter()
         try:
             pictures = call_model(model, job, batch, job.options(batch))
-        except (ValueError, RuntimeError) as e:
-            _append(job.out / "failures.jsonl", [{"key": i.key, "error": str(e)} for i in batch])
+            seconds = (time.perf_counter() - start) / len(batch)
+            for item, picture in zip(batch, pictures, strict=True):
+                part = job.out / f".{item.key}.part"
+                picture.save(part, "PNG")
+                os.replace(part, job.out / f"{item.key}.png")
+        except Exception as e:  # whatever a foreign model raises or hands back: named, and the others are made
+            failed = [i.key for i in batch if not prediction_files(job.out, i.key)]
+            _append(job.out / "failures.jsonl", [{"key": key, "error": _said(e)} for key in failed])
             continue
-        seconds = (time.perf_counter() - start) / len(batch)
-        for item, picture in zip(batch, pictures, strict=True):
-            part = job.out / f".{item.key}.part"
-            picture.save(part, "PNG")
-            os.replace(part, job.out / f"{item.key}.png")
         memory = round(peak_memory_mb(device), 1)
         _append(job.out / TIMINGS, [{"key": i.key, "seconds": seconds, "peak_memory_mb": memory} for i in batch])
 
@@ -250,8 +289,13 @@ def work(job: Job, rank: int = 0, quiet: bool = False) -> None:
 def _flops_or_none(model: Any, job: Job) -> float | None:
     try:
         return count_flops(model, job)
-    except (ValueError, RuntimeError, TypeError, NotImplementedError):  # a model that can't be counted still predicts
+    except Exception:  # a model that can't be counted still predicts
         return None
+
+
+def _said(error: Exception) -> str:
+    """An error's words; where they are not made for users, with its kind."""
+    return str(error) if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: {error}"
 
 
 def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
@@ -276,17 +320,18 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def run(job: Job, pairs: str, split: str | None, name: str, quiet: bool = False) -> list[dict[str, Any]]:
+def run(job: Job, pairs: str, name: str, quiet: bool = False) -> list[dict[str, Any]]:
     """Make all pictures, then write ``predictions.json``; the failures."""
     job.out.mkdir(parents=True, exist_ok=True)
-    told = {
+    told: dict[str, Any] = {
         "version": VERSION, "model": name, "class_path": job.class_path, "weights": job.model, "task": job.task.value,
-        "pairs": pairs, "split": split, "steps": job.steps, "guidance": job.guidance, "seed": job.seed,
-        "batch": job.batch, "device": job.device,
+        "pairs": pairs, **job.selection, "steps": job.steps, "guidance": job.guidance, "seed": job.seed,
+        "batch": job.batch, "device": job.device, "weights_state": model_state(job.model),
+        "records_state": hashlib.sha256((job.records / METADATA).read_bytes()).hexdigest(),
     }  # fmt: skip
-    _check_same(job.out / PREDICTIONS, told)
     if pairs != "paired":
         told["garments_from"] = {i.record.id: i.donor.id for i in job.items if i.donor is not None}
+    _check_same(job.out / PREDICTIONS, told)
     _write(job.out / PREDICTIONS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     (job.out / "failures.jsonl").unlink(missing_ok=True)
     if job.processes == 1:
@@ -316,14 +361,25 @@ def _check_same(path: Path, told: dict[str, Any]) -> None:
     """Refuse to mix pictures of two settings in one folder."""
     if not path.exists():
         return
-    old = json.loads(path.read_text(encoding="utf-8"))
+    old = read_json(path, "give another --out")
     keys = ("class_path", "weights", "task", "pairs", "steps", "guidance", "seed")
-    differ = [k for k in keys if old.get(k) != told[k]]
+    differ = [f"{k} ({old.get(k)})" for k in keys if old.get(k) != told[k]]
+    states = {"weights_state": "state of the model's files", "records_state": f"state of the records' {METADATA}"}
+    differ += [words for k, words in states.items() if old.get(k) != told[k]]
+    worn = told.get("garments_from", {})
+    differ += [f"donor of {k} ({v})" for k, v in (old.get("garments_from") or {}).items() if worn.get(k, v) != v][:1]
     if differ:
-        raise ValueError(
-            f"{path.parent} holds predictions made with another {', '.join(differ)} "
-            f"({', '.join(str(old.get(k)) for k in differ)}): give another --out"
-        )
+        raise ValueError(f"{path.parent} holds predictions made with another {', '.join(differ)}: give another --out")
+
+
+def model_state(model: str | None) -> str | None:
+    """Names, sizes and times of a model's files as a hash; the text itself where it is no folder or file here."""
+    path = next((p for p in (MODELS / model, Path(model)) if p.exists()), None) if model else None
+    if path is None:
+        return model
+    files = [p for p in sorted(path.rglob("*")) if p.is_file() and "__pycache__" not in p.parts] or [path]
+    stats = [(p.relative_to(path).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------- the command line
@@ -363,17 +419,21 @@ def prepare(args: argparse.Namespace) -> Job:
     Raises:
         ValueError: something about the call is wrong.
     """
-    records = [r for r in read_records(args.records) if args.split in (None, r.split)]
-    if args.max_yaw is not None:
-        records = [r for r in records if r.view_yaw is not None and abs(r.view_yaw) <= args.max_yaw]
+    every = read_records(args.records)
+    records = select(every, args.split, args.max_yaw)
     task, donors = TaskKind(args.task), None
     if args.pairs != "paired":
         if task == TaskKind.TRY_OFF:
             raise ValueError("--pairs is for try_on; a try_off takes a garment off its own picture")
         if args.pairs != "unpaired" and not Path(args.pairs).is_file():
             raise ValueError(f"--pairs {args.pairs!r} must be 'paired', 'unpaired' or a file of pairs")
-        donors = unpaired_donors(records) if args.pairs == "unpaired" else donors_from_file(Path(args.pairs), records)
-    items = tuple(islice(make_items(records, task, donors), args.limit))
+        if args.pairs == "unpaired":
+            donors = unpaired_donors(records)
+        else:
+            donors, absent = donors_from_file(Path(args.pairs), select(every, args.split, None))
+            if absent:
+                print(f"{len(absent)} pairs name no record here; the first: {absent[0]}", file=sys.stderr)
+    items = make_items(records, task, donors, every, args.limit)
     if not items:
         raise ValueError(f"{args.records} holds no record of split {args.split!r} with garments; check --split")
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -383,7 +443,7 @@ def prepare(args: argparse.Namespace) -> Job:
     model = args.model or ("compact" if args.class_path == PIPELINE else None)
     return Job(
         Path(args.records), Path(args.out), task, items, args.class_path, model, args.steps, args.guidance, args.seed,
-        args.batch, device, args.processes,
+        args.batch, device, args.processes, {"split": args.split, "max_yaw": args.max_yaw, "limit": args.limit},
     )  # fmt: skip
 
 
@@ -392,7 +452,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         job = prepare(args)
-        failures = run(job, args.pairs, args.split, args.name or job.model or args.class_path)
+        failures = run(job, args.pairs, args.name or job.model or args.class_path)
     except (ValueError, RecordError, OSError) as e:
         print(f"python -m omfa.predict: {e}", file=sys.stderr)
         return 2

@@ -47,7 +47,10 @@ def formatted(metric: Metric, row: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def table_rows(results: Sequence[Results]) -> list[tuple[Metric, list[tuple[str, str]], int | None]]:
-    """Metrics that any model has, each model's value and interval, and which is best (None: one model, or a tie)."""
+    """Metrics that any model has, each model's value and interval, and which is best.
+
+    None is where there is one model, a tie, or means over different records.
+    """
     rows = []
     for name, metric in METRICS.items():
         found = [r.summary["metrics"].get(name) for r in results]
@@ -57,9 +60,16 @@ def table_rows(results: Sequence[Results]) -> list[tuple[Metric, list[tuple[str,
         sign = 1 if metric.better == "higher" else -1
         best = max((sign * v for v in values if math.isfinite(v)), default=math.nan)
         winners = [i for i, v in enumerate(values) if sign * v == best]
-        only = winners[0] if len(winners) == 1 and len(results) > 1 else None
+        only = winners[0] if len(winners) == 1 and len(results) > 1 and _same_records(metric, results) else None
         rows.append((metric, [formatted(metric, f) for f in found], only))
     return rows
+
+
+def _same_records(metric: Metric, results: Sequence[Results]) -> bool:
+    """Whether all models that have the metric have it on the same records."""
+    has = [r for r in results if metric.name in r.summary["metrics"]]
+    scored = {frozenset(k for k, v in r.lines.items() if metric.of_set or metric.name in v["values"]) for r in has}
+    return len(scored) < 2
 
 
 def _head(results: Sequence[Results]) -> str:
@@ -101,6 +111,9 @@ def _notes(results: Sequence[Results]) -> list[str]:
     used = {row["interval"] for r in results for row in r.summary["metrics"].values()}
     notes = [f"protocol: {s['protocol']['source']}"]
     notes += [f"{kind}: {text}" for kind, text in s["intervals"].items() if kind in used]
+    uneven = [m.label for m in METRICS.values() if not _same_records(m, results)]
+    if uneven:
+        notes.append(f"no best one marked, for the models were scored on different records: {', '.join(uneven)}")
     absent = {METRICS[m].label: why for r in results for m, why in r.summary["absent"].items()}
     notes += [f"absent: {label}: {why}" for label, why in absent.items()]
     return notes + [f"not done: {why}" for why in s["deliberately_absent"].values()]
@@ -194,8 +207,12 @@ def thumbnail(picture: Image.Image, height: int = THUMB) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def pictured(results: Sequence[Results], keys: Sequence[str], limit: int) -> set[str]:
-    """Which records get pictures: the best and worst of every metric and model, then a fixed random choice."""
+def pictured(results: Sequence[Results], keys: Sequence[str], limit: int) -> tuple[set[str], set[str]]:
+    """Which records get pictures, at most ``limit``, and which of them are a fixed random choice.
+
+    Half the places are the random choice's; the others are for the best and worst of every metric and model, and what
+    those leave over is the random choice's again.
+    """
     chosen: dict[str, None] = {}
     names = [n for n in METRICS if not METRICS[n].of_set]
     for rank in range(EXTREMES):
@@ -204,9 +221,13 @@ def pictured(results: Sequence[Results], keys: Sequence[str], limit: int) -> set
                 has = sorted((r.lines[k]["values"][name], k) for k in keys if name in r.lines[k]["values"])
                 if rank < len(has):
                     chosen |= {has[rank][1]: None, has[-1 - rank][1]: None}
-    order = np.random.RandomState(0).permutation(len(keys))
-    chosen |= {keys[i]: None for i in order}
-    return set(list(chosen)[:limit])
+    order = [keys[i] for i in np.random.RandomState(0).permutation(len(keys))]
+    extremes, drawn = set(list(chosen)[: limit // 2]), set(order[: limit - limit // 2])
+    for key in order:
+        if len(extremes | drawn) >= limit:
+            break
+        drawn.add(key)
+    return extremes | drawn, drawn
 
 
 def _thumb_of(path: Path | None) -> str | None:
@@ -251,14 +272,14 @@ def page(results: Sequence[Results], pictures: int = 200) -> str:
         by_id = {r.id: r for r in read_records(records)}
     except (RecordError, OSError):  # moved or deleted since: the numbers still stand
         by_id = {}
-    shown = pictured(results, keys, pictures)
+    shown, drawn = pictured(results, keys, pictures)
     items: list[dict[str, Any]] = []
     for key in keys:
         lines = [r.lines[key] for r in results]
         record = by_id.get(lines[0]["record_id"])
         values = [{n: round(v * METRICS[n].scale, 5) for n, v in line["values"].items()} for line in lines]
         found = pictures_of(record, key, results, records) if record is not None and key in shown else None
-        items.append({"key": key, "values": values, "pictures": found})
+        items.append({"key": key, "values": values, "pictures": found, "random": key in drawn})
     names = [n for n in METRICS if any(n in v for item in items for v in item["values"])]
     data = {
         "models": [r.name for r in results],

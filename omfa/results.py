@@ -32,6 +32,24 @@ HOW = {
 }
 
 
+AGAIN = "run the evaluation again"
+
+
+def read_json(path: Path, cure: str) -> dict[str, Any]:
+    """A file's JSON object.
+
+    Raises:
+        ValueError: there is none in it; names file and cure.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is not JSON ({e}); {cure}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must be a JSON object; {cure}")
+    return found
+
+
 def number(value: float) -> float | None:
     """A float for JSON, which knows no NaN."""
     return float(value) if math.isfinite(value) else None
@@ -105,18 +123,22 @@ class Results:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """``results.json``."""
-        return dict(json.loads((self.folder / RESULTS).read_text(encoding="utf-8")))
+        return read_json(self.folder / RESULTS, AGAIN)
 
     @cached_property
     def lines(self) -> dict[str, dict[str, Any]]:
         """Key to its line of ``values.jsonl``, in order."""
-        with (self.folder / VALUES).open(encoding="utf-8") as file:
-            return {line["key"]: line for line in map(json.loads, file)}
+        path = self.folder / VALUES
+        try:
+            with path.open(encoding="utf-8") as file:
+                return {line["key"]: line for line in map(json.loads, file)}
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{path} is damaged ({e}); {AGAIN}") from None
 
     @cached_property
     def run(self) -> dict[str, Any]:
         """Where records and predictions lay."""
-        return dict(json.loads((self.folder / RUN).read_text(encoding="utf-8")))
+        return read_json(self.folder / RUN, AGAIN)
 
     @property
     def name(self) -> str:
@@ -136,7 +158,7 @@ def comparable(results: Sequence[Results]) -> list[str]:
     """Keys that all have in common.
 
     Raises:
-        ValueError: fewer than two results, another protocol, task or pairing, or nothing in common.
+        ValueError: fewer than two results, another protocol, task, pairing or weights, or nothing in common.
     """
     if len(results) < 2:
         raise ValueError("comparing takes two results folders or more")
@@ -147,6 +169,13 @@ def comparable(results: Sequence[Results]) -> list[str]:
                 raise ValueError(
                     f"{results[0].folder} and {other.folder} differ in their {what}: their numbers are different "
                     "quantities; evaluate both the same way"
+                )
+        mine, theirs = first["weights"], other.summary["weights"]
+        for network in sorted(mine.keys() & theirs.keys()):
+            if mine[network]["sha256"] != theirs[network]["sha256"]:
+                raise ValueError(
+                    f"{results[0].folder} and {other.folder} were scored with different weights of {network}: "
+                    "evaluate both with the same --weights"
                 )
     keys = [k for k in results[0].lines if all(k in r.lines for r in results[1:])]
     if not keys:

@@ -7,7 +7,7 @@ back as a problem that names the file. Legend: H W pixels, D feature width.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from omfa.metrics import masked_mean
 from omfa.pattern_kind import pattern_kinds
 from omfa.person_outline import person_outline
 from omfa.prepared import GarmentRef, Record, RecordError, resolve
-from omfa.protocols import METRICS, Filter, Pairing, Protocol
+from omfa.protocols import METRICS, PROTOCOLS, Filter, Pairing, Protocol
 
 SCORING = 2  # counts changes of what a number means; results of another count are made anew
 _FILTERS = {
@@ -69,6 +69,44 @@ class Item:
         """Path of the true picture, relative to the records folder."""
         garment = self.garment
         return self.record.file_name if garment is None else garment.path
+
+
+def select(records: Iterable[Record], split: str | None, max_yaw: float | None) -> list[Record]:
+    """Records of a split (None: all) turned by at most ``max_yaw`` degrees (None: any)."""
+    chosen = [r for r in records if split in (None, r.split)]
+    return [r for r in chosen if max_yaw is None or (r.view_yaw is not None and abs(r.view_yaw) <= max_yaw)]
+
+
+def make_items(
+    chosen: Sequence[Record],
+    task: TaskKind,
+    donors: Mapping[str, str] | None,
+    every: Sequence[Record],
+    limit: int | None = None,
+) -> tuple[Item, ...]:
+    """One item a picture: what is predicted is what is scored.
+
+    Args:
+        chosen: whose pictures, in order; a record without garments has none to make.
+        task: TRY_ON or TRY_OFF.
+        donors: unpaired try-on: id to the id of the record whose garments are worn; None for paired.
+        every: all records, donors among them.
+        limit: only the first so many.
+
+    Raises:
+        ValueError: a donor that is no record.
+    """
+    by_id = {r.id: r for r in every}
+    unknown = sorted(set((donors or {}).values()) - set(by_id))
+    if unknown:
+        raise ValueError(f"predictions wear garments of {unknown[0]!r}, which is no record; give the right --records")
+    if task == TaskKind.TRY_OFF:
+        items = [Item(r, g.category) for r in chosen for g in r.garments]
+    elif donors is None:
+        items = [Item(r) for r in chosen if r.garments]
+    else:
+        items = [Item(r, donor=by_id[donors[r.id]]) for r in chosen if r.id in donors]
+    return tuple(items[:limit])
 
 
 @dataclass
@@ -115,17 +153,20 @@ class Scorer:
     def score(self, item: Item) -> Score:
         """Score one item; problems are told, not raised."""
         try:
-            prediction = read_prediction(self.predictions, item.key)
-            truth = read_image(resolve(self.records, item.truth))
-            pred, true = beside(prediction, truth, self.protocol, item.key)
+            return self._measured(item)
         except (ImageError, RecordError, LookupError) as e:
             return Score(problem=str(e))
+
+    def _measured(self, item: Item) -> Score:
+        prediction = read_prediction(self.predictions, item.key)
+        truth = read_image(resolve(self.records, item.truth))
+        pred, true = beside(prediction, truth, self.protocol, item.key)
         x, y = self._tensor(pred), self._tensor(true)
         original = self._tensor(truth) if self.protocol.set_truth == "original" and truth.size != true.size else y
         score = Score()
         if self.pairing == "paired":
             score.values |= self._pixels(item, x, y)
-            score.values |= self._perceptual(x, y, None)
+            score.values |= self._perceptual(x, y)
         self._embeddings(item, x, y, original, score)
         score.values = {k: v for k, v in score.values.items() if k in self.wanted and np.isfinite(v)}
         return score
@@ -183,8 +224,8 @@ class Scorer:
                 found[f"silhouette_{limb}"] = metrics.silhouette_iou(outline, true, where)
         return found
 
-    def _perceptual(self, x: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, float]:
-        found = {n: float(self.networks[n](x, y, mask)) for n in self.networks if n.startswith("lpips")}
+    def _perceptual(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        found = {n: float(self.networks[n](x, y)) for n in self.networks if n.startswith("lpips")}
         if "dists" in self.networks:
             size = self.protocol.dists_size
             if size is not None:
@@ -224,7 +265,9 @@ def read_prediction(folder: Path, key: str) -> Image.Image:
     """
     found = prediction_files(folder, key)
     if not found:
-        raise LookupError(f"{folder / key}.png: no prediction; make it, or leave it out with --split")
+        raise LookupError(
+            f"{folder / key}.png: no prediction; save it there, or call omfa.predict again: it makes what is missing"
+        )
     if len(found) > 1:
         raise LookupError(f"{key}: several predictions ({', '.join(p.name for p in found)}); keep one")
     return read_image(found[0])
@@ -262,9 +305,10 @@ def _to_size(picture: Image.Image, size: tuple[int, int], how: Filter, name: str
     if picture.size == size:
         return picture
     if how == "exact":
+        presets = ", ".join(p.name for p in PROTOCOLS.values() if p.prediction_filter != "exact")
         raise ImageError(
-            f"{name} is {picture.width}x{picture.height} pixels, protocol {protocol.name!r} compares at "
-            f"{size[0]}x{size[1]}: save it at that size, or choose a protocol that resizes"
+            f"{name} is {picture.height}x{picture.width} pixels, protocol {protocol.name!r} compares at "
+            f"{size[1]}x{size[0]}: save it at that size, or choose a --protocol that resizes ({presets})"
         )
     return picture.resize(size, _FILTERS[how])
 
@@ -277,6 +321,21 @@ def true_pattern(item: Item) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
+def label_files(item: Item) -> dict[str, str]:
+    """Kind (a category, "parts", "labels", "limbs") to path of the label pictures :func:`truth_masks` reads."""
+    named: Any = item.record.provenance.get("masks")
+    named = named if isinstance(named, dict) else {}
+    if item.category is not None:
+        paths = {item.category.value: named.get(item.category.value)}
+    else:
+        paths = {
+            "parts": item.record.provenance.get("parts"),
+            "labels": named.get("labels"),
+            "limbs": named.get("parts"),
+        }
+    return {kind: path for kind, path in paths.items() if isinstance(path, str)}
+
+
 def truth_masks(records: Path, item: Item, size: tuple[int, int]) -> dict[str, Tensor]:
     """Where the truth shows what: masks (H, W) of 0 and 1, as far as the record names them.
 
@@ -287,25 +346,14 @@ def truth_masks(records: Path, item: Item, size: tuple[int, int]) -> dict[str, T
     Raises:
         RecordError, ImageError: a file that is named but can't be read.
     """
-    named: Any = item.record.provenance.get("masks")
-    named = named if isinstance(named, dict) else {}
-    found: dict[str, Tensor] = {}
-
-    def read(path: object) -> np.ndarray | None:
-        return None if not isinstance(path, str) else _read_labels(resolve(records, path), size)
-
-    def keep(labels: np.ndarray | None, table: Mapping[str, tuple[int, ...]]) -> None:
-        if labels is not None:
-            found.update({n: torch.from_numpy(np.isin(labels, v)).float() for n, v in table.items()})
-
+    read = {kind: _read_labels(resolve(records, path), size) for kind, path in label_files(item).items()}
     if item.category is not None:
-        mask = read(named.get(item.category.value))
-        if mask is not None:
-            found[item.category.value] = torch.from_numpy(mask > 127).float()
-        return found
-    keep(read(item.record.provenance.get("parts")), _PARTS)
-    keep(read(named.get("labels")), _LABELS)
-    keep(read(named.get("parts")), _LIMBS)
+        return {kind: torch.from_numpy(mask > 127).float() for kind, mask in read.items()}
+    found: dict[str, Tensor] = {}
+    tables: dict[str, Mapping[str, tuple[int, ...]]] = {"parts": _PARTS, "labels": _LABELS, "limbs": _LIMBS}
+    for kind, table in tables.items():
+        if kind in read:
+            found |= {n: torch.from_numpy(np.isin(read[kind], v)).float() for n, v in table.items()}
     return {name: mask for name, mask in found.items() if mask.any()}
 
 

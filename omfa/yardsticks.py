@@ -146,7 +146,7 @@ def folders(call: argparse.Namespace, task: TaskKind, memory: Memory, pipe: OMFA
     if task is TaskKind.TRY_OFF:
         arguments += ["--max-yaw", "60"]
     job = predict.prepare(predict.parser().parse_args(arguments))
-    failures = predict.run(job, "paired", None, "omfa")
+    failures = predict.run(job, "paired", "omfa")
     if failures:
         raise ValueError(f"{failures[0]['key']}: {failures[0]['error']}")
     yield "omfa", out / "omfa"

@@ -18,9 +18,9 @@ from omfa import evaluate, predict
 from omfa.components import TaskKind
 from omfa.prepared import GarmentRef, Record, read_records, write_records
 from omfa.protocols import METRICS, PROTOCOLS, Protocol
-from omfa.report import histogram, latex, page, write_report
+from omfa.report import histogram, latex, markdown, page, pictured, write_report
 from omfa.results import Results, compare
-from omfa.scoring import Item, beside, read_prediction, truth_masks
+from omfa.scoring import Item, beside, make_items, read_prediction, truth_masks
 from tests.metrics_golden import picture
 
 SIZE = (192, 176)
@@ -166,7 +166,7 @@ def test_problems_are_named_and_never_skipped(wardrobe: Path, tmp_path: Path, ca
     code, results = run(wardrobe, made, tmp_path / "out")
     assert code == 1 and results["predictions"] == COUNT and results["scored"] == COUNT - 4
     told = capsys.readouterr().err
-    for key, words in {"r3": "no prediction", "r5": "damaged", "r7": "90x100", "r9": "several"}.items():
+    for key, words in {"r3": "no prediction", "r5": "damaged", "r7": "100x90", "r9": "several"}.items():
         problem = next(p["problem"] for p in results["problems"] if p["key"] == key)
         assert key in problem and words in problem and problem in told
     (made / "r9.jpg").unlink()  # mended: only what changed is made again
@@ -174,6 +174,28 @@ def test_problems_are_named_and_never_skipped(wardrobe: Path, tmp_path: Path, ca
     code, results = run(wardrobe, made, tmp_path / "out")
     assert results["scored"] == COUNT - 3
     assert (tmp_path / "out" / "work" / "000001.json").stat().st_mtime_ns == before
+
+
+def test_a_label_picture_that_goes_or_comes_back(wardrobe: Path, tmp_path: Path, capsys) -> None:
+    records, out = shutil.copytree(wardrobe, tmp_path / "records"), tmp_path / "out"
+    made = predictions(records, tmp_path / "made", blurred)
+    write_records(records, read_records(records)[1:5:3])  # r1 with a label picture, r4 without
+    mask = records / "masks" / "r1.png"
+    kept = mask.read_bytes()
+    mask.unlink()
+    code, results = run(records, made, out)
+    assert code == 1 and results["scored"] == 1 and [p["key"] for p in results["problems"]] == ["r1"]
+    assert "masks/r1.png" in results["problems"][0]["problem"] and "not scored: r1: " in capsys.readouterr().err
+    mask.write_bytes(kept)
+    code, whole = run(records, made, out)
+    assert code == 0 and whole["metrics"]["palette_error"]["n"] == 1
+    values = (out / "values.jsonl").read_text()
+    smaller = np.zeros((*SIZE, 3), np.uint8)
+    smaller[20:180, 50:130], smaller[60:62, 50:130] = 1, 4
+    save(mask, smaller)
+    assert run(records, made, out)[0] == 0
+    run(records, made, tmp_path / "afresh")
+    assert values != (out / "values.jsonl").read_text() == (tmp_path / "afresh" / "values.jsonl").read_text()
 
 
 def test_killed_and_run_again(wardrobe: Path, tmp_path: Path) -> None:
@@ -289,6 +311,45 @@ def test_names_cannot_break_the_page_or_the_table(scored: dict[str, Path], tmp_p
     assert r"50 \% \& \#1\_|" in latex(results)
 
 
+def changed(folder: Path, out: Path, **summary: object) -> Results:
+    """A copy of a results folder with other words in its summary."""
+    shutil.copytree(folder, out)
+    told = json.loads((out / "results.json").read_text()) | summary
+    (out / "results.json").write_text(json.dumps(told))
+    return Results(out)
+
+
+def test_no_winner_over_different_records(scored: dict[str, Path], tmp_path: Path) -> None:
+    results = [Results(scored["perfect"]), changed(scored["blurred"], tmp_path / "copy")]
+    assert "**100.00**" in markdown(results) and "different records" not in markdown(results)
+    values = (tmp_path / "copy" / "values.jsonl").read_text().splitlines()
+    (tmp_path / "copy" / "values.jsonl").write_text("\n".join(values[1:]) + "\n")
+    text = markdown([results[0], Results(tmp_path / "copy")])
+    assert "**" not in text and "different records: PSNR dB" in text
+
+
+def test_half_the_pictures_are_a_random_choice(scored: dict[str, Path]) -> None:
+    results = [Results(scored["shifted"])]
+    keys = list(results[0].lines)
+    for limit in (1, 6, 11):
+        shown, drawn = pictured(results, keys, limit)
+        assert len(shown) == limit and drawn <= shown and len(drawn) >= limit / 2
+        assert drawn == set(pictured([Results(scored["wrong"])], keys, limit)[1]) or len(drawn) > (limit + 1) // 2
+    assert pictured(results, keys, 99) == (set(keys), set(keys))
+
+
+def test_damaged_results_and_other_weights_are_named(scored: dict[str, Path], tmp_path: Path) -> None:
+    a, b = (changed(scored["perfect"], tmp_path / n, weights={"dino": {"file": "x", "sha256": n}}) for n in ("a", "b"))
+    with pytest.raises(ValueError, match="different weights of dino"):
+        compare([a, b])
+    (tmp_path / "b" / "values.jsonl").write_text('{"key": ')
+    with pytest.raises(ValueError, match=r"values\.jsonl is damaged"):
+        compare([Results(tmp_path / "b"), Results(tmp_path / "b")])
+    (tmp_path / "b" / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"b/results\.json is not JSON .* run the evaluation again"):
+        Results(tmp_path / "b")
+
+
 def test_histogram_of_one_value() -> None:
     assert "NaN" not in histogram(METRICS["psnr"], [np.array([3.0, 3.0])]).replace("nan", "NaN")
 
@@ -311,7 +372,7 @@ def test_protocols_bring_pictures_to_their_size() -> None:
         assert {p.size for p in beside(prediction, portrait, PROTOCOLS[name], "x")} == {(768, 1024)}
     small = Image.new("RGB", (384, 512))
     assert {p.size for p in beside(small, portrait, PROTOCOLS["catvton"], "x")} == {(384, 512)}
-    with pytest.raises(ValueError, match="512x512"):
+    with pytest.raises(ValueError, match=r"512x512 .* 512x384: .*\(wardrobe, tryoffdiff\)"):
         beside(square, portrait, PROTOCOLS["catvton"], "x")
     half = Image.fromarray(np.repeat(np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8), 256, 1).repeat(512, 0))
     cut, _ = beside(half, portrait, PROTOCOLS["tryoffdiff"], "x")
@@ -400,9 +461,88 @@ def test_pairs_from_a_file(records: Path, tmp_path: Path, capsys) -> None:
     pairs.write_text(f"{ids[0]}.jpg {ids[5]}.jpg\n\n{ids[1]} {ids[6]}\n")
     assert predicted(records, tmp_path / "made", "--task", "try_on", "--pairs", str(pairs)) == 0
     assert sorted(p.stem for p in (tmp_path / "made").glob("*.png")) == sorted(ids[:2])
+    assert "pairs name no record" not in capsys.readouterr().err
+    pairs.write_text(f"{ids[0]} {ids[5]}\n{ids[0]} {ids[6]}\n")
+    assert predicted(records, tmp_path / "twice", "--task", "try_on", "--pairs", str(pairs)) == 2
+    assert "pairs.txt:2" in (err := capsys.readouterr().err) and "listed twice" in err
     pairs.write_text("nobody someone\n")
     assert predicted(records, tmp_path / "other", "--task", "try_on", "--pairs", str(pairs)) == 2
     assert "pairs.txt:1" in capsys.readouterr().err
+
+
+def test_pairs_of_data_sets_are_found_by_their_file_names(tmp_path: Path) -> None:
+    def record(item_id: str, stage: str, source: str) -> Record:
+        worn = (GarmentRef("upper", f"garment/{item_id}.jpg"),)
+        told = {"stage": stage, "source": source}
+        return Record(item_id, "test", item_id, item_id, f"person/{item_id}.jpg", None, worn, provenance=told)
+
+    vitonhd = [record(f"test-{n}", "vitonhd", f"test/image/{n}.jpg") for n in ("00055_00", "00069_00")]
+    dresscode = [record(f"upper_body-{n}", "dresscode", f"upper_body/images/{n}_0.jpg") for n in ("048462", "049951")]
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("00055_00.jpg 00069_00.jpg\n00069_00.jpg 00069_00.jpg\n00001_00.jpg 00055_00.jpg\n")
+    found, absent = predict.donors_from_file(pairs, vitonhd)
+    assert found == {"test-00055_00": "test-00069_00", "test-00069_00": "test-00069_00"}
+    assert len(absent) == 1 and "pairs.txt:3" in absent[0]
+    pairs.write_text("048462_0.jpg 049951_1.jpg\n049951_0.jpg 048462_1.jpg 0\n")
+    found, absent = predict.donors_from_file(pairs, dresscode)
+    assert found == {"upper_body-048462": "upper_body-049951", "upper_body-049951": "upper_body-048462"} and not absent
+    double = record("train-00055_00", "vitonhd", "train/image/00055_00.jpg")
+    pairs.write_text("00055_00.jpg 00069_00.jpg\n")
+    with pytest.raises(ValueError, match=r"pairs.txt:1: .*test-00055_00, train-00055_00; give ids"):
+        predict.donors_from_file(pairs, [*vitonhd, double])
+
+
+class Moody(Echo):
+    """A foreign model that raises what nobody foresaw, and hands back too little."""
+
+    def try_off(self, person, categories, generator, **options):
+        if categories == "dress":
+            raise KeyError("sleeve")
+        return type("Out", (), {"images": [None] if categories == "lower" else self._draw(generator)})()
+
+
+def test_whatever_a_foreign_model_raises_is_a_named_failure(records: Path, tmp_path: Path, capsys) -> None:
+    call = ["--records", str(records), "--out", str(tmp_path), "--class-path", "tests.test_evaluate.Moody"]
+    assert predict.main([*call, "--task", "try_off"]) == 1
+    err = capsys.readouterr().err
+    dresses = [r.id for r in read_records(records) if r.garments[0].category == "dress"]
+    assert dresses and all(f"{i}.dress: KeyError: 'sleeve'" in err for i in dresses) and ".lower: AttributeError" in err
+    assert {p.stem.rsplit(".")[-1] for p in tmp_path.glob("*.png")} == {"upper"}
+
+
+def test_predictions_of_changed_weights_or_records_are_refused(records: Path, tmp_path: Path, capsys) -> None:
+    weights, copy = tmp_path / "weights", shutil.copytree(records, tmp_path / "records")
+    weights.mkdir()
+    (weights / "a.bin").write_bytes(b"1")
+    assert predict.model_state("owner/name") == "owner/name" and predict.model_state(None) is None
+    before = predict.model_state(str(weights))
+    (weights / "a.bin").write_bytes(b"12")
+    assert before != predict.model_state(str(weights))
+    assert predicted(copy, tmp_path / "made", "--task", "try_off") == 0
+    told = tmp_path / "made" / "predictions.json"
+    kept = told.read_text()
+    told.write_text(json.dumps(json.loads(kept) | {"weights_state": before}))
+    assert predicted(copy, tmp_path / "made", "--task", "try_off") == 2
+    assert "state of the model's files: give another --out" in capsys.readouterr().err
+    told.write_text(kept)
+    write_records(copy, read_records(copy)[1:])
+    assert predicted(copy, tmp_path / "made", "--task", "try_off") == 2
+    assert "metadata.jsonl: give another --out" in capsys.readouterr().err
+    told.write_text(kept[:50])
+    assert predicted(copy, tmp_path / "made", "--task", "try_off") == 2
+    assert "predictions.json is not JSON" in capsys.readouterr().err
+
+
+def test_what_is_predicted_is_what_is_scored(wardrobe: Path, tmp_path: Path) -> None:
+    every = read_records(wardrobe)
+    bare = Record("bare", "test", "p", "o", "person/r0.png", view_yaw=0.0)
+    assert [i.key for i in make_items([bare, *every], TaskKind.TRY_ON, None, every, 2)] == ["r0", "r1"]
+    assert make_items([bare], TaskKind.TRY_OFF, None, every) == ()
+    made = predictions(wardrobe, tmp_path / "made", perfect, split="test", max_yaw=60, limit=2)
+    call = ["run", "--records", str(wardrobe), "--predictions", str(made), "--out", str(tmp_path)]
+    assert [i.key for i in evaluate.prepare(evaluate.parser().parse_args(call)).items] == ["r0", "r1"]
+    more = evaluate.prepare(evaluate.parser().parse_args([*call, "--limit", "50"])).items
+    assert [i.key for i in more] == [f"r{i}" for i in range(7)]
 
 
 def test_the_pipeline_itself_predicts(compact, records: Path, tmp_path: Path) -> None:
@@ -412,7 +552,7 @@ def test_the_pipeline_itself_predicts(compact, records: Path, tmp_path: Path) ->
         assert predict.main([*call, "--task", task, "--out", str(tmp_path / task)]) == 0
         told = json.loads((tmp_path / task / "predictions.json").read_text())
         assert told["flops"] > 1e6 and told["peak_memory_mb"] > 10
-        code, results = run(records, tmp_path / task, tmp_path / f"{task}-scores", "--limit", "3")
+        code, results = run(records, tmp_path / task, tmp_path / f"{task}-scores")
         assert code == 0 and results["scored"] == 3 and results["speed"]["steps"] == 2
 
 
