@@ -154,15 +154,22 @@ class Canvas:
         return mask
 
     def slot_codes(self, channels: int) -> Tensor:
-        """A fixed code for each slot but the person's: a row of the cosine transform, constant over the slot.
+        """A fixed code on each slot but the person's: which slot it is (2 channels), and where in it one is (the rest).
 
-        Two garment targets start from noise alike; the code tells the network which is which.
+        Two garment targets start from noise alike; the code tells the network which is which, and where a collar goes.
+        Channels come as y, x, y, x, ...: half a sine wave over the slot, then a whole one, two, ...
+
+        Args:
+            channels: C, 2 or more.
 
         Returns:
-            (channels, h, w) float32; zero on the person slot and the filler.
+            (channels, h, w) float32 in [-1, 1]; zero on the person slot and the filler.
         """
         codes = torch.zeros(channels, *self.size)
-        wave = torch.pi * (torch.arange(channels) + 0.5) / channels
         for i, slot in enumerate(self.slots[1:], 1):
-            codes[:, *slot.window] = torch.cos(i * wave)[:, None, None]
+            y, x = torch.meshgrid(torch.linspace(-1, 1, slot.height), torch.linspace(-1, 1, slot.width), indexing="ij")
+            angle = 2 * math.pi * i / len(self.slots)
+            which = [torch.full_like(y, math.cos(angle)), torch.full_like(y, math.sin(angle))]
+            where = [torch.sin(math.pi / 2 * 2 ** (k // 2) * (x if k % 2 else y)) for k in range(channels - 2)]
+            codes[:, *slot.window] = torch.stack(which + where)
         return codes

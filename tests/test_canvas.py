@@ -41,13 +41,18 @@ def test_mask_marks_each_examples_own_slots() -> None:
     assert not (mask[0] & mask[1]).any()
 
 
-def test_slot_codes_tell_all_slots_apart_and_leave_the_person_alone() -> None:
+@pytest.mark.parametrize("channels", [4, 8])
+def test_slot_codes_tell_slots_and_places_apart_and_leave_the_person_alone(channels: int) -> None:
     canvas = Canvas((16, 12))
-    codes = canvas.split(canvas.slot_codes(4))
+    codes = canvas.split(canvas.slot_codes(channels))
     assert (codes["person"] == 0).all()
-    vectors = torch.stack([codes[s][:, 0, 0] for s in ("garment_1", "garment_2", "face")])
-    gram = vectors @ vectors.T
-    assert torch.allclose(gram, torch.diag(gram.diag()), atol=1e-5) and (gram.diag() > 1).all()
+    places = torch.cat([codes[s].flatten(1) for s in ("garment_1", "garment_2", "face")], 1).T
+    apart = torch.cdist(places, places) + torch.eye(len(places))
+    assert apart.min() > 0.01  # neighbours on the crest of a wave are the nearest
+    two = torch.cdist(codes["garment_1"].flatten(1).T, codes["garment_2"].flatten(1).T)
+    assert two.min() > 1
+    flipped = codes["garment_1"].flip(-1)
+    assert not torch.allclose(flipped, codes["garment_1"]), "left and right must not look alike"
 
 
 @pytest.mark.parametrize(
