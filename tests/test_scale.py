@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from omfa.fit import main
 from omfa.guards import BadLoss, LossGuard, load_batch
 from omfa.pipeline import OMFAPipeline
 from tests.ranks import Ended, run, saved
+
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip install omfa[deepspeed]")
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = {
@@ -73,6 +76,7 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], losses: float 
         assert torch.allclose(a[name].double(), b[name].double(), rtol=1e-3, atol=20 * losses), name
 
 
+@needs_deepspeed
 @pytest.mark.parametrize("strategy", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_zero_trains_as_one_process_with_the_whole_batch(records: Path, tmp_path: Path, strategy: str) -> None:
     """Losses to 1e-5; AdamW's state, the average, and a folder that from_pretrained reads."""
@@ -209,6 +213,7 @@ def test_sound_losses_never_stop_a_run() -> None:
 ZERO = '--trainer.strategy={"class_path": "tests.cpu_zero.CPUZeRO", "init_args": {"stage": %d}}'
 
 
+@needs_deepspeed
 @pytest.mark.parametrize(
     ("options", "words"),
     [
