@@ -9,19 +9,18 @@ recoloured, blurred, stained and grained: a model that is still learning makes s
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from data_prep.judges import fit, save_half
 from data_prep.looks import BACKGROUND, PROP
 from omfa.person_outline import HEIGHT, OutlineNet
 from omfa.prepared import Record, RecordError, read_records, resolve
@@ -70,13 +69,12 @@ def vary(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(pictures: Tensor, outlines: Tensor, steps: int, seed: int = 0, batch: int = 16) -> OutlineNet:
-    """A network fitted with AdamW, a one-cycle rate, cross entropy and soft IoU."""
+    """A network fitted with cross entropy and soft IoU."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net = OutlineNet()
-    optimiser = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
-    with tqdm(total=steps, disable=None) as bar:
+
+    def losses() -> Iterator[Tensor]:
         for step in range(steps):
             ids = torch.randint(len(pictures), (batch,), generator=generator)
             x, y = pictures[ids].float() / 127.5 - 1, outlines[ids].float() / 255
@@ -85,14 +83,10 @@ def train(pictures: Tensor, outlines: Tensor, steps: int, seed: int = 0, batch: 
             logits = net(vary(x, generator))
             p = logits.sigmoid()
             overlap = (p * y).sum((1, 2, 3)) / (p + y - p * y).sum((1, 2, 3)).clamp(min=1)
-            loss = F.binary_cross_entropy_with_logits(logits, y) + (1 - overlap).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    return net.eval()
+            yield F.binary_cross_entropy_with_logits(logits, y) + (1 - overlap).mean()
+
+    fit(net, losses(), steps, rate=5e-3, weight_decay=0.01)
+    return net
 
 
 @torch.no_grad()
@@ -120,10 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = read_records(args.records)
     net = train(*read(args.records, [r for r in records if r.split == "train"]), args.steps)
     report(net, *read(args.records, [r for r in records if r.split == "test"]))
-    part = args.out.with_suffix(".part")
-    save_file({name: w.half() if w.is_floating_point() else w for name, w in net.state_dict().items()}, part)
-    os.replace(part, args.out)
-    print(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
+    save_half(net, args.out)
     return 0
 
 

@@ -9,8 +9,7 @@ Colours are permuted and blurred in training: the kind of a pattern does not dep
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,11 +17,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from data_prep.judges import fit, save_half
 from data_prep.outfits import draw_outfit
 from data_prep.run import one_thread
 from data_prep.synthetic import shop_picture
@@ -69,26 +68,21 @@ def vary(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(pictures: Tensor, kinds: Tensor, epochs: int, seed: int = 0) -> PatternNet:
-    """A network fitted with AdamW, a one-cycle rate and cross entropy."""
+    """A network fitted with cross entropy."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net, batch = PatternNet(), 64
-    optimiser = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
-    steps = epochs * (len(pictures) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
-    with tqdm(total=steps, disable=None) as bar:
+    whole = len(pictures) // batch
+
+    def losses() -> Iterator[Tensor]:
         for _ in range(epochs):
             order = torch.randperm(len(pictures), generator=generator)
-            for ids in order[: len(order) // batch * batch].view(-1, batch):
+            for ids in order[: whole * batch].view(-1, batch):
                 x = vary(pictures[ids].float() / 127.5 - 1, generator)
-                loss = F.cross_entropy(net(x), kinds[ids], label_smoothing=0.03)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    return net.eval()
+                yield F.cross_entropy(net(x), kinds[ids], label_smoothing=0.03)
+
+    fit(net, losses(), epochs * whole, rate=4e-3, weight_decay=0.02)
+    return net
 
 
 @torch.no_grad()
@@ -118,10 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures, kinds = examples(LEARN, args.pictures, args.workers, (192, 144))
     net = train(pictures, kinds, args.epochs)
     report(net, *examples(HELD_OUT, args.held_out, args.workers, (256, 192)))
-    part = args.out.with_suffix(".part")
-    save_file({name: w.half() if w.is_floating_point() else w for name, w in net.state_dict().items()}, part)
-    os.replace(part, args.out)
-    print(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
+    save_half(net, args.out)
     return 0
 
 

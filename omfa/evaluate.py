@@ -151,9 +151,13 @@ def prepare(args: argparse.Namespace) -> Run:
     own = vars(args)
     split, max_yaw, limit = (told.get(k) if own[k] is None else own[k] for k in ("split", "max_yaw", "limit"))
     every = read_records(records)
-    items = make_items(select(every, split, max_yaw), task, donors, every, limit)
+    chosen = select(every, split, max_yaw)
+    items = make_items(chosen, task, donors, every, limit)
     if not items:
-        raise ValueError(f"{records} holds no record of split {split!r} to score; check --split and --max-yaw")
+        raise ValueError(
+            f"{records} holds nothing to score: {len(every)} records, {len(chosen)} of them of split {split or 'any'} "
+            f"and yaw {max_yaw or 'any'}, none of which has garments; check --records, --split and --max-yaw"
+        )
     networks, absent = _networks(applicable(protocol, task, pairing), args.weights, args.download)
     if "pattern_agreement" in applicable(protocol, task, pairing) and not PATTERNS.is_file():
         absent["pattern_agreement"] = "no pattern classifier ships with this release"
