@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,10 +42,12 @@ class EMA(pl.Callback):
         self.decay, self.updates = decay, 0
         self.weights: dict[str, Tensor] = {}  # by name, or this process's parts by number
         self._zero: ZeRO | None = None
+        self._writes = True  # this process writes checkpoints
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start from the weights as they are, unless a checkpoint brought its own."""
         self._zero = trainer.strategy if isinstance(trainer.strategy, ZeRO) else None
+        self._writes = trainer.is_global_zero
         if self._zero is not None:
             parts = self._zero.scatter(self.weights) if self.weights else self._zero.masters()
             self.weights = {str(i): part.detach().clone() for i, part in enumerate(parts)}
@@ -75,8 +78,9 @@ class EMA(pl.Callback):
                 p.copy_(self.weights[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and how many updates it has seen."""
-        return {"updates": self.updates, "weights": {k: v.cpu() for k, v in self.whole().items()}}
+        """The average, on the process that writes it, and how many updates it has seen."""
+        whole = self.whole()
+        return {"updates": self.updates, "weights": {k: v.cpu() for k, v in whole.items()} if self._writes else {}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a saved average."""
@@ -128,7 +132,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             out.flush()
             os.fsync(out.fileno())
         digest = _sha256(part)
-        checksum = path.with_name(path.name + ".sha256")
+        checksum = checksum_file(path)
         checksum.unlink(missing_ok=True)
         os.replace(part, path)
         part.write_text(digest)
@@ -144,7 +148,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint and its checksum."""
-        Path(str(path) + ".sha256").unlink(missing_ok=True)
+        checksum_file(Path(path)).unlink(missing_ok=True)
         Path(path).unlink(missing_ok=True)
 
 
@@ -153,16 +157,31 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def checksum_file(path: Path) -> Path:
+    """Where a checkpoint's checksum lies."""
+    return path.with_name(path.name + ".sha256")
+
+
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint file is there and matches its checksum."""
-    checksum = path.with_name(path.name + ".sha256")
+    checksum = checksum_file(path)
     return path.is_file() and checksum.is_file() and checksum.read_text().strip() == _sha256(path)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run's ``checkpoints`` folder; None if there is none."""
-    found = sorted(folder.glob("step=*.ckpt"), key=lambda p: int(p.stem.split("=")[1]), reverse=True)
-    return next((p for p in found if is_whole(p)), None)
+    return next((p for p in reversed(by_step(folder)) if is_whole(p)), None)
+
+
+def step_of(path: Path) -> int:
+    """The optimiser steps behind ``step=N.ckpt``; -1 for another name."""
+    found = re.fullmatch(r"step=(\d+)\.ckpt", path.name)
+    return int(found[1]) if found else -1
+
+
+def by_step(folder: Path) -> list[Path]:
+    """A run's checkpoints, oldest first, damaged ones too."""
+    return sorted((p for p in folder.glob("step=*.ckpt") if step_of(p) >= 0), key=step_of)
 
 
 class SamplePictures(pl.Callback):

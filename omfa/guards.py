@@ -22,10 +22,11 @@ from pytorch_lightning.callbacks import Checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omfa.callbacks import is_whole
+from omfa.callbacks import by_step, checksum_file, step_of
 from omfa.components import Category, State, TaskKind
 from omfa.conditioning import Layout
 from omfa.data import Example
+from omfa.tuning import Mismatch
 from omfa.zero import ZeRO, trained
 
 
@@ -42,7 +43,8 @@ class Checkpoints(Checkpoint):
     Under SLURM ask for the signal by ``--signal=TERM@120``: the default leaves 30 seconds, as does torchrun, which
     hands the signal on to its processes and itself ends with an error all the same.
 
-    Weights that are not finite are never written over good ones: they end the run instead.
+    Weights that are not finite are never written over good ones: they end the run instead. A run that goes on from an
+    older checkpoint puts the newer ones into ``checkpoints/abandoned``, so that "last" is always of one history.
 
     Args:
         every: steps between two checkpoints.
@@ -56,17 +58,30 @@ class Checkpoints(Checkpoint):
         if every < 1 or keep < 1:
             raise ValueError(f"checkpoints every {every} steps, {keep} of them kept: both must be 1 or more")
         self.every, self.keep = every, keep
+        self.goes_on_from: Path | None = None  # the checkpoint that is about to be read
         self._asked = False
         self._seen = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Listen from the beginning: reading a checkpoint can take long."""
+        """Listen from the beginning, for reading a checkpoint can take long; all processes must read the same one.
+
+        Raises:
+            Mismatch: some process sees another checkpoint than the first one does.
+        """
         self._listen()
+        seen = None if self.goes_on_from is None else _identity(self.goes_on_from)
+        if _any_process(seen != trainer.strategy.broadcast(seen), trainer):
+            raise Mismatch(
+                f"process {trainer.global_rank} goes on from {seen or 'the beginning'}, and not all see the same: "
+                "trainer.default_root_dir must be a folder that all nodes share"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Listen again, in place of Lightning's handler, which has come in between."""
         self._listen()
         self._seen = trainer.global_step
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            abandon_after(_folder(trainer), self._seen)
 
     def _listen(self) -> None:
         signal.signal(signal.SIGTERM, self._on_sigterm)
@@ -95,17 +110,36 @@ class Checkpoints(Checkpoint):
                 "were not. No checkpoint was written; go on from the last one with a lower learning rate or a "
                 "tighter trainer.gradient_clip_val"
             )
-        folder = Path(trainer.default_root_dir) / "checkpoints"
+        folder = _folder(trainer)
         if trainer.is_global_zero:
             for part in folder.glob("*.part"):  # what a killed run left behind
                 part.unlink()
-        trainer.save_checkpoint(folder / f"step={self._seen}.ckpt")
+        trainer.save_checkpoint(folder / f"step={self._seen}.ckpt", weights_only=False)
         if trainer.is_global_zero:
-            ours = {int(p.stem.split("=")[1]): p for p in folder.glob("step=*.ckpt")}
-            kept = sorted(n for n in ours if n <= self._seen)[-self.keep :]
-            for n, path in ours.items():
-                if n not in kept and (n < self._seen or not is_whole(path)):
-                    trainer.strategy.checkpoint_io.remove_checkpoint(path)
+            for path in by_step(folder)[: -self.keep]:
+                trainer.strategy.checkpoint_io.remove_checkpoint(path)
+
+
+def _folder(trainer: pl.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "checkpoints"
+
+
+def _identity(checkpoint: Path) -> str:
+    """Name and checksum of a whole checkpoint."""
+    return f"{checkpoint.name} ({checksum_file(checkpoint).read_text()[:16]})"
+
+
+def abandon_after(folder: Path, step: int) -> None:
+    """Move checkpoints of a later step, which the run no longer leads to, into ``folder/abandoned``."""
+    later = [path for path in by_step(folder) if step_of(path) > step]
+    for path in later:
+        (folder / "abandoned").mkdir(exist_ok=True)
+        checksum = checksum_file(path)
+        if checksum.exists():
+            os.replace(checksum, folder / "abandoned" / checksum.name)
+        os.replace(path, folder / "abandoned" / path.name)
+    if later:
+        print(f"going on from step {step}: {', '.join(p.name for p in later)} moved to {folder / 'abandoned'}", flush=True)
 
 
 class LossGuard(pl.Callback):
@@ -115,8 +149,8 @@ class LossGuard(pl.Callback):
     the last ``window`` micro-batches. The largest, not the mean: diffusion losses of small batches differ a
     hundredfold with the timestep, yet a network that learns never leaves the range it was in by an order of magnitude.
     Nothing is judged before ``window`` losses were seen. The check comes before the gradients, so that the weights are
-    still those that made the loss. They and every process's batch go to ``stopped/step=N`` in the run folder, and
-    :func:`load_batch` reads a batch back.
+    still those that made the loss; what is judged is that loss, before accumulation divides and float16 scales it.
+    Weights and every process's batch go to ``stopped/step=N`` in the run folder, :func:`load_batch` reads a batch back.
 
     Args:
         factor: what counts as a jump.
@@ -138,13 +172,17 @@ class LossGuard(pl.Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
         """Judge the loss; a bad one is written down and ends the run with :class:`BadLoss`."""
-        mean = loss.detach().float().clone()
+        own = loss.detach().float() * trainer.accumulate_grad_batches  # Lightning has divided by it
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:  # of float16
+            own /= scaler.get_scale()
+        mean = own.clone()
         if trainer.world_size > 1:
             dist.all_reduce(mean)
         value = float(mean) / trainer.world_size
         full = len(self.recent) == self.recent.maxlen
         if not torch.isfinite(mean) or (full and value > self.factor * max(self.recent)):
-            folder = self._write(trainer, pl_module, float(loss), value)
+            folder = self._write(trainer, pl_module, float(own), value)
             usual = f"lately {statistics.median(self.recent):.3g}" if self.recent else "it was the first one"
             raise BadLoss(
                 f"loss {value:.3g} at step {trainer.global_step} ({usual}): batch and weights are in {folder}, "

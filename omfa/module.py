@@ -21,7 +21,7 @@ from omfa.data import Example, draw_noise, read_encoding, seeded
 from omfa.pipeline import OMFAPipeline
 from omfa.prepared import RecordError
 from omfa.prompts import Prompts, phrases
-from omfa.tuning import Train, choose_trained, merge_lora, save_tuned
+from omfa.tuning import Mismatch, Train, choose_trained, merge_lora, save_tuned
 
 
 class OMFAModule(pl.LightningModule):
@@ -72,6 +72,7 @@ class OMFAModule(pl.LightningModule):
         self.pipe = pipeline  # no nn.Module: what is frozen stays out of checkpoints
         self.unet, self.slot_tokens = pipeline.unet, pipeline.slot_tokens
         self.train_what, self.frozen_bf16 = train, frozen_bf16
+        self.base = None if train == "all" else fingerprint(self.unet, dtype=torch.float16)  # of what is not in its files
         choose_trained(self.unet, train, rank, frozen_bf16)
         self.unet.train()  # as read from a folder it is not, and Lightning leaves that alone
         if gradient_checkpointing:
@@ -91,13 +92,16 @@ class OMFAModule(pl.LightningModule):
 
         Raises:
             RecordError: latents of another VAE.
-            ValueError: frozen weights in bfloat16 without autocast.
+            Mismatch: frozen weights in bfloat16 without autocast.
         """
         for encoder in (self.pipe.text_encoder, self.pipe.text_encoder_2):
             if encoder is not None:
                 encoder.to(self.device)
         if self.frozen_bf16 and self.trainer.precision != "bf16-mixed":
-            raise ValueError(f"frozen_bf16 needs trainer.precision bf16-mixed, not {self.trainer.precision}")
+            raise Mismatch(
+                f"frozen_bf16 needs trainer.precision bf16-mixed, not {self.trainer.precision}: change the precision, or "
+                "set model.init_args.frozen_bf16 false"
+            )
         latents = getattr(self.trainer.datamodule, "latents", None)  # type: ignore[attr-defined]
         if latents is not None and read_encoding(Path(latents))["vae"] != fingerprint(self.pipe.vae):
             raise RecordError(f"{latents} was made by another VAE than this model's: encode the records with this one")
@@ -107,6 +111,34 @@ class OMFAModule(pl.LightningModule):
         kept = checkpoint.get("state_dict", {})
         for name in self._frozen():
             kept.pop(name, None)
+        checkpoint["base"] = self.base
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the rates of the config, if the checkpoint fits this module at all."""
+        self.check(checkpoint)
+        follow_config(checkpoint, self, self.learning_rate, self.weight_decay, self.warmup_steps, self.decay_from)
+
+    def check(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of something else.
+
+        Raises:
+            Mismatch: trained from another base, with another ``train`` or ``rank``, or another network.
+        """
+        made_from = checkpoint.get("base")
+        if made_from is not None and self.base is not None and made_from != self.base:
+            raise Mismatch(
+                f"the checkpoint's training began with other weights (base {made_from}, here {self.base}): set the "
+                "pipeline's base to the very SDXL it began with"
+            )
+        own = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        theirs = {name: v.shape for name, v in checkpoint["state_dict"].items()}
+        differ = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
+        if differ:
+            here, there = (list(x.get(differ[0], ())) or "not trained" for x in (own, theirs))
+            raise Mismatch(
+                f"the checkpoint does not fit this model: of {len(differ)} weights that differ the first is {differ[0]}, "
+                f"there {there}, here {here}. Go on with the same train, rank and network; config.yaml has them"
+            )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """What a checkpoint holds, over the frozen weights as they are; anything missing or too much is an error."""
@@ -192,7 +224,7 @@ class OMFAModule(pl.LightningModule):
             pipe.save_pretrained(folder)
         else:
             canvas = {"person_size": list(pipe.config.person_size), "garment_slots": pipe.config.garment_slots}
-            save_tuned(self.unet, self.train_what, folder, {**pipe.origin, **canvas})
+            save_tuned(self.unet, self.train_what, folder, {**pipe.origin, **canvas, "fingerprint": self.base})
             if pipe.prompts is not None:
                 pipe.prompts.save_pretrained(folder / "prompts")
         forget_origins(folder)
@@ -255,6 +287,10 @@ class VAEModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and a linear fall at the end."""
         return adamw(self, self.learning_rate, 0.0, self.warmup_steps, self.decay_from)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the rates of the config."""
+        follow_config(checkpoint, self, self.learning_rate, 0.0, self.warmup_steps, self.decay_from)
 
     def save(self, folder: Path) -> None:
         """Write a plain diffusers folder; the measured ``scaling_factor`` gives latents a standard deviation of 1."""
@@ -337,6 +373,28 @@ def adamw(
     total = module.trainer.max_steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, total, warmup, decay_from))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def follow_config(
+    checkpoint: dict[str, Any],
+    module: pl.LightningModule,
+    rate: float,
+    weight_decay: float,
+    warmup: int,
+    decay_from: float,
+) -> None:
+    """Put the config's rates in place of a checkpoint's, before they are restored, and say what changes.
+
+    Nothing changes, to the last bit, where the config is the one the checkpoint was made with.
+    """
+    (group,), (schedule,) = checkpoint["optimizer_states"][0]["param_groups"], checkpoint["lr_schedulers"]
+    wanted = {"learning_rate": (group["initial_lr"], rate), "weight_decay": (group["weight_decay"], weight_decay)}
+    changes = [f"{name} {old:g} -> {new:g}" for name, (old, new) in wanted.items() if old != new]
+    if changes and module.trainer.is_global_zero:
+        print(f"from step {checkpoint['global_step']} on: {', '.join(changes)}", flush=True)
+    now = rate * rate_at(schedule["last_epoch"], module.trainer.max_steps, warmup, decay_from)
+    group.update(lr=now, initial_lr=rate, weight_decay=weight_decay)
+    schedule.update(base_lrs=[rate], _last_lr=[now])
 
 
 def rate_at(step: int, total: int, warmup: int, decay_from: float) -> float:

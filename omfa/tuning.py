@@ -21,11 +21,17 @@ from diffusers.utils import is_peft_available
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from omfa.backbone import fingerprint
+
 Train = Literal["all", "attention", "lora"]
 TUNED, LORA, ATTENTION, CONV_IN = (
     *("tuned.json", "pytorch_lora_weights.safetensors", "attention.safetensors", "conv_in.safetensors"),
 )
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class Mismatch(ValueError):
+    """Weights, checkpoints and settings that don't go together; the message says what would."""
 
 
 def choose_trained(unet: UNet2DConditionModel, train: Train, rank: int = 16, frozen_bf16: bool = False) -> None:
@@ -81,14 +87,15 @@ def save_tuned(unet: UNet2DConditionModel, train: Train, folder: Path, about: Ma
 
 
 def read_tuned(folder: Path) -> dict[str, Any]:
-    """``tuned.json`` of a small folder.
+    """``tuned.json`` of a small folder; ``fingerprint`` is that of the widened base, or None.
 
     Raises:
         ValueError: no such folder.
     """
     try:
         tuned = json.loads((folder / TUNED).read_text())
-        return {k: tuned[k] for k in ("train", "base", "vae", "person_size", "garment_slots")}
+        needed = {k: tuned[k] for k in ("train", "base", "vae", "person_size", "garment_slots")}
+        return needed | {"fingerprint": tuned.get("fingerprint")}
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"{folder} holds no small weights (no {TUNED}): give what a LoRA or attention-only run wrote; a whole "
@@ -100,9 +107,15 @@ def load_tuned(unet: UNet2DConditionModel, folder: Path) -> None:
     """Lay a small folder's weights onto the widened UNet they were trained from, in place.
 
     Raises:
-        ValueError: files that are missing or don't fit this UNet.
+        ValueError: files that are missing or don't fit this UNet, or were trained from another one.
     """
-    train = read_tuned(folder)["train"]
+    tuned = read_tuned(folder)
+    train, made_from = tuned["train"], tuned["fingerprint"]
+    if made_from is not None and made_from != (given := fingerprint(unet, dtype=torch.float16)):
+        raise Mismatch(
+            f"{folder} was trained from other weights than these (base {made_from}, given {given}): give base= the "
+            f"very SDXL it began with{'' if tuned['base'] is None else ', ' + tuned['base']}"
+        )
     try:
         _load_some(unet, load_file(folder / CONV_IN))
         if train == "lora":

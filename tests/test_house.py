@@ -25,7 +25,7 @@ WITHIN = {  # imports inside one floor, from the first to the second
     *{("images", "components"), ("canvas", "components"), ("prepared", "components"), ("shards", "prepared")},
     *{("pose_render", "body"), ("callbacks", "module"), ("data", "pipeline"), ("intervals", "metrics")},
     *{("sdxl", "pipeline"), ("prompts", "conditioning"), ("callbacks", "model_card"), ("model_card", "report")},
-    *{("guards", "callbacks"), ("bench", "encode")},
+    *{("guards", "callbacks"), ("bench", "encode"), ("tuning", "backbone")},
     *{("yardsticks", "predict"), ("yardsticks", "evaluate"), ("export", "fit")},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
