@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch import Tensor
 from omfa import images
 from omfa.canvas import PERSON
 from omfa.model_card import write_card
+from omfa.module import OMFAModule
 from omfa.shards import open_records
 from omfa.zero import ZeRO, trained
 
@@ -253,22 +255,61 @@ class SamplePictures(pl.Callback):
 
 
 class SaveModel(pl.Callback):
-    """At the end of a run, the module's ``save`` with averaged weights, and a card, into ``model/`` of the run."""
+    """At the end of a run, the module's ``save`` with averaged weights, and a card, into ``model/`` of the run.
+
+    The folder is there whole or not at all. Where a run was killed while it wrote, ``--ckpt_path last`` writes it.
+    """
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Write the folder, unless the run was stopped before its end."""
-        if trainer.global_step < trainer.max_steps:
+        """Write the folder, unless the run was stopped before its end or was only a rehearsal."""
+        if trainer.global_step < trainer.max_steps or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         weights = best_weights(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        run = Path(trainer.default_root_dir)
+        if trainer.logger is not None:
+            trainer.logger.save()
         with lent(pl_module, weights, cast=False):
-            pl_module.save(run / "model")
+            save_model(pl_module, Path(trainer.default_root_dir), trainer.global_step)
+
+
+def save_model(pl_module: Any, run: Path, step: int) -> None:
+    """The module as it is, and a card of the run, as ``model/`` of the run folder."""
+    with aside(run / "model") as folder:
+        pl_module.save(folder)
         if hasattr(pl_module, "pipe") and (run / "config.yaml").is_file():
-            if trainer.logger is not None:
-                trainer.logger.save()
-            write_card(run, run / "model", trainer.global_step)
+            write_card(run, folder, step)
+
+
+@contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """A path to write a folder to, which takes the place of ``folder`` at the end of the ``with`` block."""
+    part, old = (folder.with_name(f"{folder.name}.{x}") for x in ("part", "old"))
+    for left_by_a_kill in (part, old):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    yield part
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_weights(pl_module: Any, checkpoint: Path) -> int:
+    """Put a checkpoint's weights into a module, averaged where the run keeps an average; returns its step.
+
+    Raises:
+        ValueError: a damaged checkpoint, or one of another model.
+    """
+    loaded = SafeCheckpointIO().load_checkpoint(checkpoint)
+    if isinstance(pl_module, OMFAModule):
+        pl_module.check(loaded)
+    pl_module.load_state_dict(loaded["state_dict"])
+    for key, state in loaded.get("callbacks", {}).items():
+        if key.startswith("EMA"):
+            ema = EMA()
+            ema.load_state_dict(state)
+            ema.copy_to(pl_module)
+    return int(loaded["global_step"])
 
 
 class StepBar(TQDMProgressBar):

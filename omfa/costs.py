@@ -214,6 +214,7 @@ def training_bytes(
     mixed: bool = True,
     checkpointing: bool = True,
     rank: int = 16,
+    accumulating: bool = False,
 ) -> TrainingBytes:
     """Memory of training a widened UNet, counted on fake tensors.
 
@@ -225,6 +226,7 @@ def training_bytes(
         mixed: bfloat16 autocast, frozen weights in bfloat16; else all is float32.
         checkpointing: activations computed twice.
         rank: of LoRA's matrices.
+        accumulating: the gradients of the micro-batches before are there already while a step runs.
     """
     unet = build_unet(config)
     choose_trained(unet, train, rank, frozen_bf16=mixed)
@@ -236,11 +238,13 @@ def training_bytes(
     with FakeTensorMode():
         given = arguments(_faked(unet), batch, size)
         with Alive([*unet.parameters(), *_tensors(given)]) as seen:
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                out = unet(**given, return_dict=False)[0]
-            activations = seen.alive - _bytes([out])
-            out.float().square().mean().backward()
-            del out
+            for _ in range(1 + accumulating):
+                before = seen.alive
+                with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                    out = unet(**given, return_dict=False)[0]
+                activations = seen.alive - before - _bytes([out])
+                out.float().square().mean().backward()
+                del out
     gradients, elements = _bytes(trained), sum(p.numel() for p in trained)
     steady = weights + 12 * elements  # the moments and the average
     return TrainingBytes(weights, gradients, 8 * elements, 4 * elements, activations, steady + seen.peak)

@@ -21,6 +21,7 @@ from typing import Any
 import kornia
 import pytorch_lightning as pl
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
@@ -30,6 +31,7 @@ from omfa.canvas import FACE, PERSON, Canvas
 from omfa.components import JOINT, TRY_OFF, TRY_ON, Category, Component, Task
 from omfa.conditioning import Drops, Layout
 from omfa.prepared import Record, RecordError, record_files
+from omfa.prompts import TextEncoders, phrases
 from omfa.shards import Source, open_records
 
 TRAIN_STEPS = 1000
@@ -172,11 +174,12 @@ class RecordsDataset(Dataset[Example]):
         size = [n * self.factor for n in self.canvas.person]
         if (made := read_encoding(folder)["person_size"]) != size:
             raise RecordError(f"{folder} holds latents of {made} pictures, the model's are {size}: encode them anew")
-        missing = [r.id for r in self.records if not encoded_file(folder, r.id).is_file()]
-        if missing:
+        lacking = {r.id: names for r in self.records if (names := lacks(encoded_file(folder, r.id), r))}
+        if lacking:
+            first, names = next(iter(lacking.items()))
             raise RecordError(
-                f"{folder} lacks {len(missing)} of {len(self.records)} records, the first one {missing[0]!r}: "
-                "run the same python -m omfa.encode again"
+                f"{folder} lacks latents of {len(lacking)} of {len(self.records)} records, the first one {first!r} "
+                f"({', '.join(names)}): run the same python -m omfa.encode again"
             )
 
     def __len__(self) -> int:
@@ -273,6 +276,21 @@ def read_fitted(source: Source, record: Record, name: str, size: Sequence[int]) 
 def encoded_file(folder: Path, record_id: str) -> Path:
     """Where ``omfa.encode`` keeps a record's posteriors; folders by hash keep directories small."""
     return folder / hashlib.sha256(record_id.encode()).hexdigest()[:2] / f"{record_id}.safetensors"
+
+
+def pictures_of(record: Record) -> dict[str, str]:
+    """The pictures among :func:`omfa.prepared.record_files`, all of which ``omfa.encode`` encodes."""
+    return {name: path for name, path in record_files(record).items() if name != "pose_params"}
+
+
+def lacks(path: Path, record: Record) -> list[str]:
+    """Names of a record's pictures that a file of latents does not hold; all where there is no whole file."""
+    try:
+        with safe_open(path, "pt") as file:
+            there = set(file.keys())
+    except (OSError, SafetensorError):
+        there = set()
+    return [name for name in pictures_of(record) if name not in there]
 
 
 def read_encoding(folder: Path) -> dict[str, Any]:
@@ -553,7 +571,7 @@ class RecordsDataModule(_StreamDataModule):
         """The records, laid out for the canvas of the pipeline in training."""
         assert self.trainer is not None
         pipe: Any = self.trainer.lightning_module.pipe
-        return RecordsDataset(
+        data = RecordsDataset(
             self.folder,
             pipe.canvas,
             pipe.vae_scale_factor,
@@ -567,11 +585,31 @@ class RecordsDataModule(_StreamDataModule):
             self.shift,
             self.captions,
         )
+        if self.captions and pipe.slot_tokens is None:
+            check_captions(data.records, pipe.texts)
+        return data
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move an :class:`Example` batch; its plain values stay."""
         moved = {name: _to(getattr(batch, name), device) for name in batch.__dataclass_fields__}
         return replace(batch, **moved)
+
+
+def check_captions(records: Sequence[Record], texts: TextEncoders) -> None:
+    """Every phrase of every record is kept, or can be encoded.
+
+    Raises:
+        RecordError: some are not, and can't.
+    """
+    if texts.loaded:
+        return
+    worn = {r.id: [g.category for g in r.garments] for r in records}
+    lacking = [r.id for r in records if r.caption and not all(map(texts.keeps, phrases(worn[r.id], r.caption)))]
+    if lacking:
+        raise RecordError(
+            f"the captions of {len(lacking)} of {len(records)} records, the first one {lacking[0]!r}, are not encoded "
+            "ahead: run python -m omfa.encode again with --captions, or set data.init_args.captions false"
+        )
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -7,13 +7,16 @@ Each picture of each record is encoded alone, as training would, and its posteri
 training still draws a fresh sample of every target) in float16: a file a record. Train with
 ``--data.init_args.latents data/latents``. With ``--base`` the phrases of SDXL's prompts are kept too (5 MB; with
 ``--captions`` every record's own as well, 1 to 3 MB a record): train with ``text: data/vitonhd_latents`` in the
-pipeline's arguments, and neither encoder is loaded. What is there is not encoded again, so a killed call goes on.
+pipeline's arguments, and neither encoder is loaded. Each file carries a hash of the pictures it was made from: what is
+there and matches is not encoded again, so a killed call goes on, and after records have changed the same call brings
+the latents up to date. Files without a hash, of older versions, train as they are, but are encoded again here.
 Exit code 0: all well; 1: some records failed, each named; 2: the call was wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -23,18 +26,21 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from omfa.backbone import fingerprint, posterior, vae_factor
 from omfa.canvas import FACE, PERSON, Canvas
-from omfa.data import encoded_file, read_encoding, read_fitted
+from omfa.data import encoded_file, pictures_of, read_encoding, read_fitted
 from omfa.images import ImageError
-from omfa.prepared import Record, RecordError, record_files
+from omfa.prepared import Record, RecordError
 from omfa.prompts import KEPT_PHRASES, PromptFiles, Prompts, TextEncoders, phrases, save_whole
 from omfa.sdxl import BASE, CAPTIONS, PROMPTS, load_prompts, load_vae, text_encoders
 from omfa.shards import Source, open_records
+
+MADE_FROM = "made_from"  # in the metadata of a file of latents
 
 
 @torch.no_grad()
@@ -44,7 +50,7 @@ def encode_records(
     """Posteriors of all pictures of some records: name in ``record_files`` to (2C, h, w) float16, a dict a record."""
     factor = vae_factor(vae)
     sizes = {slot.name: (slot.height * factor, slot.width * factor) for slot in canvas.slots}
-    files = [{n: path for n, path in record_files(r).items() if n != "pose_params"} for r in records]
+    files = [pictures_of(r) for r in records]
     owner = {(n, path): r for r, named in zip(records, files, strict=True) for n, path in named.items()}
     done: dict[tuple[str, str], Tensor] = {}
     for faces in (False, True):  # two sizes, a batch of each; views of one outfit share their garments
@@ -115,6 +121,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--records", required=True, type=Path, help="records, as files or shards")
     parser.add_argument("--vae", help="folder or hub id of a diffusers AutoencoderKL; without it --base's own")
     parser.add_argument("--base", help=f"folder or hub id of SDXL, like {BASE}: its prompts are kept too")
+    parser.add_argument("--variant", help='of the base\'s files: "fp16" reads the half-precision ones')
     parser.add_argument("--captions", action="store_true", help="also the phrases with each record's caption")
     parser.add_argument("--size", required=True, type=size_of, help="of a person picture, HxW: the model's person_size")
     parser.add_argument("--out", required=True, type=Path, help="folder for the latents")
@@ -125,9 +132,9 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if call.vae is None and call.base is None:
             raise ValueError("give --vae, or --base for SDXL")
-        if call.base is None and not Path(call.vae, "config.json").is_file():
+        if call.base is None and Path(call.vae).exists() and not Path(call.vae, "config.json").is_file():
             raise ValueError(f"{call.vae!r} holds no VAE (no config.json)")
-        vae = load_vae(call.base or BASE, call.vae).to(call.device).eval()
+        vae = load_vae(call.base or BASE, call.vae, call.variant).to(call.device).eval()
         factor = vae_factor(vae)
         if any(n % factor for n in call.size):
             raise ValueError(f"--size {call.size[0]}x{call.size[1]}: both must be multiples of {factor}")
@@ -136,22 +143,24 @@ def main(args: Sequence[str] | None = None) -> int:
         records = source.records(call.split)
         begin(call.out, fingerprint(vae), call.size)
         if call.base is not None:
-            kept = encode_prompts(call.out, text_encoders(call.base), records if call.captions else (), call.device)
+            encoders = text_encoders(call.base, call.variant)
+            kept = encode_prompts(call.out, encoders, records if call.captions else (), call.device)
             print(f"{kept} phrases kept in {call.out}")
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    todo = [r for r in records if not encoded_file(call.out, r.id).is_file()]
+    hashes = Hashes(source)
+    todo = [r for r in records if not hashes.match(r, encoded_file(call.out, r.id))]
     failed: list[str] = []
     with tqdm(total=len(records), initial=len(records) - len(todo), unit="record", disable=None) as bar:
         for at in range(0, len(todo), call.batch):
             some = todo[at : at + call.batch]
             try:
-                write(call.out, some, encode_records(vae, source, some, canvas, call.device))
+                write(call.out, some, encode_records(vae, source, some, canvas, call.device), hashes)
             except (ImageError, RecordError, OSError):  # one bad picture does not spoil its neighbours
                 for record in some:
                     try:
-                        write(call.out, [record], encode_records(vae, source, [record], canvas, call.device))
+                        write(call.out, [record], encode_records(vae, source, [record], canvas, call.device), hashes)
                     except (ImageError, RecordError, OSError) as e:
                         failed.append(f"{record.id}: {e}")
             bar.update(len(some))
@@ -160,13 +169,47 @@ def main(args: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def write(out: Path, records: Sequence[Record], made: Sequence[dict[str, Tensor]]) -> None:
-    """A file for each record, whole or not at all."""
+class Hashes:
+    """What latents are made from: a hash of a record's pictures, which moves and copies of the files don't change.
+
+    Args:
+        source: of the records.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source, self._known = source, dict[str, bytes]()  # views of one outfit share their garments
+
+    def of(self, record: Record) -> str:
+        """64 hex digits of the bytes of all pictures by name.
+
+        Raises:
+            OSError, RecordError: a file that is not there.
+        """
+        digest = hashlib.sha256()
+        for name, path in sorted(pictures_of(record).items()):
+            if path not in self._known:
+                self._known[path] = hashlib.sha256(self.source.read(path)).digest()
+            digest.update(name.encode() + b"\0" + self._known[path])
+        return digest.hexdigest()
+
+    def match(self, record: Record, path: Path) -> bool:
+        """Whether a file of latents was made from the record's pictures as they are."""
+        try:
+            with safe_open(path, "pt") as file:
+                return (file.metadata() or {}).get(MADE_FROM) == self.of(record)
+        except (OSError, RecordError, SafetensorError):
+            return False
+
+
+def write(
+    out: Path, records: Sequence[Record], made: Sequence[dict[str, Tensor]], hashes: Hashes | None = None
+) -> None:
+    """A file for each record, whole or not at all; with ``hashes`` it says what it was made from."""
     for record, tensors in zip(records, made, strict=True):
         path = encoded_file(out, record.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        save_file(tensors, part)
+        save_file(tensors, part, None if hashes is None else {MADE_FROM: hashes.of(record)})
         os.replace(part, path)
 
 

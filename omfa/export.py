@@ -19,8 +19,8 @@ import yaml
 from jsonargparse import ArgumentParser
 from pytorch_lightning import LightningModule
 
-from omfa.callbacks import EMA, SafeCheckpointIO
-from omfa.fit import checkpoint_to_resume
+from omfa.callbacks import aside, load_weights
+from omfa.fit import checkpoint_to_resume, innermost
 from omfa.model_card import write_card
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,7 +34,7 @@ def load_run(root: Path, wanted: str = "last") -> tuple[Any, int]:
         wanted: a checkpoint, or "last".
 
     Raises:
-        ValueError: no run, or no whole checkpoint there.
+        ValueError: no run, no whole checkpoint there, or one that does not fit the run's config.
     """
     config = root / "config.yaml"
     if not config.is_file():
@@ -46,39 +46,36 @@ def load_run(root: Path, wanted: str = "last") -> tuple[Any, int]:
     parser.add_subclass_arguments(LightningModule, "model")
     settings = parser.parse_object({"model": yaml.safe_load(config.read_text())["model"]})
     module = parser.instantiate(settings).model
-    checkpoint = SafeCheckpointIO().load_checkpoint(path)
-    module.load_state_dict(checkpoint["state_dict"])
-    for key, state in checkpoint.get("callbacks", {}).items():
-        if key.startswith("EMA"):
-            ema = EMA()
-            ema.load_state_dict(state)
-            ema.copy_to(module)
-    return module, int(checkpoint["global_step"])
+    return module, load_weights(module, path)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Write the folder; 0 all well, 2 the call or its input was wrong."""
     parser = argparse.ArgumentParser(prog="python -m omfa.export", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run", required=True, type=Path, help="run folder of omfa.fit")
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=Path, help="folder to make; what holds something is refused")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="float16 halves the files")
     parser.add_argument("--whole", action="store_true", help="a whole pipeline, LoRA merged, even of a small training")
     parser.add_argument("--ckpt_path", default="last", help="a checkpoint of the run (default last)")
     call = parser.parse_args(args)
     try:
+        if call.out.is_file() or (call.out.is_dir() and any(call.out.iterdir())):
+            raise ValueError(f"--out {call.out} is there already: give a new folder, or remove that one")
         module, step = load_run(call.run, call.ckpt_path)
     except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {innermost(e)}", file=sys.stderr)
         return 2
+    pipe = getattr(module, "pipe", None)
     module.to(DTYPES[call.dtype])
-    if hasattr(module, "pipe"):
-        module.pipe.to(DTYPES[call.dtype])
-    if call.whole and hasattr(module, "pipe"):
-        module.save(call.out, whole=True)
-    else:
-        module.save(call.out)
-    if hasattr(module, "pipe"):
-        write_card(call.run, call.out, step)
+    for part in pipe.components.values() if pipe is not None else ():
+        if isinstance(part, torch.nn.Module):
+            torch.nn.Module.to(part, DTYPES[call.dtype])  # diffusers' own warns of nothing
+    with aside(call.out) as folder:
+        if pipe is None:
+            module.save(folder)
+        else:
+            module.save(folder, whole=call.whole)
+            write_card(call.run, folder, step)
     size = sum(p.stat().st_size for p in call.out.rglob("*") if p.is_file())
     print(f"{call.out}: {size / 2**20:.1f} MiB")
     return 0

@@ -5,7 +5,8 @@
 Everything of a run lies in ``trainer.default_root_dir``: ``config.yaml`` (it re-runs the run), ``checkpoints/``,
 ``samples/``, TensorBoard curves, and at the end ``model/``, which ``OMFAPipeline.from_pretrained`` reads; ``stopped/``
 where the loss blew up. SIGTERM saves and exits 0. ``--ckpt_path last`` goes on, with any strategy on any number of
-processes: exactly as if never stopped where both are the same and so is ``batch_size`` times processes.
+processes: exactly as if never stopped where both are the same and so is ``batch_size`` times processes. Learning rate
+and weight decay are the config's, also when it has changed. ``--ckpt_path`` of an older checkpoint goes back to it.
 """
 
 from __future__ import annotations
@@ -20,10 +21,21 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
-from omfa.callbacks import SafeCheckpointIO, SamplePictures, StepBar, is_whole, last_checkpoint
+from omfa.callbacks import (
+    SafeCheckpointIO,
+    SamplePictures,
+    SaveModel,
+    StepBar,
+    is_whole,
+    last_checkpoint,
+    load_weights,
+    save_model,
+    step_of,
+)
 from omfa.guards import BadLoss, Checkpoints, LossGuard
 from omfa.images import ImageError
 from omfa.prepared import RecordError
+from omfa.tuning import Mismatch
 from omfa.zero import ZeRO
 
 
@@ -104,6 +116,20 @@ def checkpoint_to_resume(root: Path, wanted: str | None) -> Path | None:
     return Path(wanted)
 
 
+def only_its_model_is_missing(trainer: pl.Trainer, checkpoint: Path) -> bool:
+    """Whether a run has taken its last step, and was killed before :class:`SaveModel` was done."""
+    asked = any(isinstance(c, SaveModel) for c in trainer.callbacks) and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    written = Path(trainer.default_root_dir, "model").exists()
+    return asked and not written and step_of(checkpoint) == trainer.max_steps
+
+
+def innermost(error: BaseException) -> str:
+    """What an error says, without jsonargparse's account of the types that it tried."""
+    while str(error).startswith("Does not validate against any of the Union") and error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
+
+
 def main(args: list[str] | None = None) -> int:
     """Train; 0 all well (or stopped by SIGTERM), 1 the loss blew up, 2 the call or its input was wrong."""
     try:
@@ -128,16 +154,24 @@ def main(args: list[str] | None = None) -> int:
         root = Path(cli.trainer.default_root_dir)
         checkpoint = checkpoint_to_resume(root, cli.config.ckpt_path)
     except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {innermost(e)}", file=sys.stderr)
         return 2
+    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoints):
+            callback.goes_on_from = checkpoint
     try:
+        if checkpoint is not None and only_its_model_is_missing(cli.trainer, checkpoint):
+            if cli.trainer.is_global_zero:
+                save_model(cli.model, root, load_weights(cli.model, checkpoint))
+            return 0
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except (RecordError, ImageError) as e:  # data that can't be used; anything else is a fault of ours and shows itself
+    except (RecordError, ImageError, Mismatch) as e:  # wrong input; anything else is a fault of ours and shows itself
         print(f"error: {e}", file=sys.stderr)
         return 2
     except BadLoss as e:
         print(f"error: {e}", file=sys.stderr)
-        started_by_the_first = isinstance(cli.trainer.strategy.cluster_environment, LightningEnvironment)  # type: ignore[attr-defined]
+        environment = getattr(cli.trainer.strategy, "cluster_environment", None)  # on one device there is none
+        started_by_the_first = isinstance(environment, LightningEnvironment)
         # Lightning kills the first process as soon as one that it started fails, perhaps before it has said why
         return 0 if cli.trainer.global_rank and started_by_the_first else 1
     return 0

@@ -139,7 +139,9 @@ def abandon_after(folder: Path, step: int) -> None:
             os.replace(checksum, folder / "abandoned" / checksum.name)
         os.replace(path, folder / "abandoned" / path.name)
     if later:
-        print(f"going on from step {step}: {', '.join(p.name for p in later)} moved to {folder / 'abandoned'}", flush=True)
+        print(
+            f"going on from step {step}: {', '.join(p.name for p in later)} moved to {folder / 'abandoned'}", flush=True
+        )
 
 
 class LossGuard(pl.Callback):

@@ -53,7 +53,7 @@ def _sections(run: Path, folder: Path, config: dict[str, Any], step: int) -> Ite
         "examples a step": _examples_a_step(config),
         "precision": devices.get("precision") or "32-true",
     }
-    facts |= {f"last {name}": f"{value:.4g}" for name, value in last_losses(run).items()}
+    facts |= {f"last {name}": f"{value:.4g}" for name, value in last_losses(run, step).items()}
     yield "## How it was made\n\n| | |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items())
     shown = {key: public(config.get(key)) for key in ("seed_everything", "model", "data")}
     yield "```yaml\n" + yaml.safe_dump(shown, sort_keys=False, width=100).strip() + "\n```"
@@ -92,11 +92,12 @@ def data_fingerprint(data: dict[str, Any]) -> str:
     return f"{len(records)} of split {data.get('split')}, fingerprint {digest[:16]}"
 
 
-def last_losses(run: Path) -> dict[str, float]:
-    """Name to mean of the last logged values of every loss; empty without TensorBoard's files."""
+def last_losses(run: Path, step: int) -> dict[str, float]:
+    """Name to mean of the last values of every loss logged in the first ``step`` steps; empty without TensorBoard's."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    losses = {n: [e.value for e in events.Scalars(n)][-LAST:] for n in events.Tags()["scalars"] if n.startswith("loss")}
-    return {name: sum(values) / len(values) for name, values in losses.items()}
+    names = [n for n in events.Tags()["scalars"] if n.startswith("loss")]
+    losses = {n: [e.value for e in events.Scalars(n) if e.step < step][-LAST:] for n in names}  # the first is step 0
+    return {name: sum(values) / len(values) for name, values in losses.items() if values}
 
 
 def public(value: Any, key: str = "") -> Any:

@@ -72,7 +72,9 @@ class OMFAModule(pl.LightningModule):
         self.pipe = pipeline  # no nn.Module: what is frozen stays out of checkpoints
         self.unet, self.slot_tokens = pipeline.unet, pipeline.slot_tokens
         self.train_what, self.frozen_bf16 = train, frozen_bf16
-        self.base = None if train == "all" else fingerprint(self.unet, dtype=torch.float16)  # of what is not in its files
+        self.base = (
+            None if train == "all" else fingerprint(self.unet, dtype=torch.float16)
+        )  # of what is not in its files
         choose_trained(self.unet, train, rank, frozen_bf16)
         self.unet.train()  # as read from a folder it is not, and Lightning leaves that alone
         if gradient_checkpointing:
@@ -99,8 +101,8 @@ class OMFAModule(pl.LightningModule):
                 encoder.to(self.device)
         if self.frozen_bf16 and self.trainer.precision != "bf16-mixed":
             raise Mismatch(
-                f"frozen_bf16 needs trainer.precision bf16-mixed, not {self.trainer.precision}: change the precision, or "
-                "set model.init_args.frozen_bf16 false"
+                f"frozen_bf16 needs trainer.precision bf16-mixed, not {self.trainer.precision}: change that, or set "
+                "model.init_args.frozen_bf16 false"
             )
         latents = getattr(self.trainer.datamodule, "latents", None)  # type: ignore[attr-defined]
         if latents is not None and read_encoding(Path(latents))["vae"] != fingerprint(self.pipe.vae):
@@ -136,8 +138,8 @@ class OMFAModule(pl.LightningModule):
         if differ:
             here, there = (list(x.get(differ[0], ())) or "not trained" for x in (own, theirs))
             raise Mismatch(
-                f"the checkpoint does not fit this model: of {len(differ)} weights that differ the first is {differ[0]}, "
-                f"there {there}, here {here}. Go on with the same train, rank and network; config.yaml has them"
+                f"the checkpoint does not fit this model: {len(differ)} weights differ, like {differ[0]}, there {there}, "
+                f"here {here}. Go on with the train, rank and network it was made with; config.yaml has them"
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

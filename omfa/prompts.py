@@ -46,6 +46,8 @@ class Kept(Protocol):
     def find(self, phrase: str) -> tuple[Tensor, Tensor] | None:
         """Context (1, N, D) and pooled (1, P) of a phrase, or None."""
 
+    def __contains__(self, phrase: str) -> bool: ...
+
 
 class Prompts(ModelMixin, ConfigMixin):
     """Encoded phrases as a part of a pipeline, saved beside its UNet.
@@ -70,9 +72,12 @@ class Prompts(ModelMixin, ConfigMixin):
         made.contexts.data, made.pooled.data = context.half(), pooled.half()
         return made
 
+    def __contains__(self, phrase: str) -> bool:
+        return phrase in self.config.phrases
+
     def find(self, phrase: str) -> tuple[Tensor, Tensor] | None:
         """See :class:`Kept`."""
-        if phrase not in self.config.phrases:
+        if phrase not in self:
             return None
         row = self.config.phrases.index(phrase)
         return self.contexts[row, None], self.pooled[row, None]
@@ -92,9 +97,12 @@ class PromptFiles:
             self.encoders.add(made["encoders"])
             self.where |= {phrase: (config.parent / WEIGHTS, row) for row, phrase in enumerate(made["phrases"])}
 
+    def __contains__(self, phrase: str) -> bool:
+        return phrase in self.where
+
     def find(self, phrase: str) -> tuple[Tensor, Tensor] | None:
         """See :class:`Kept`."""
-        if phrase not in self.where:
+        if phrase not in self:
             return None
         path, row = self.where[phrase]
         with safe_open(path, "pt") as file:
@@ -131,6 +139,10 @@ class TextEncoders:
     def loaded(self) -> bool:
         """Whether the encoders themselves are here."""
         return all(part is not None for part in (*self.tokenizers, *self.encoders))
+
+    def keeps(self, phrase: str) -> bool:
+        """Whether a phrase was encoded ahead."""
+        return any(phrase in kept for kept in self.kept)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], device: torch.device | str) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -15,6 +16,7 @@ from omfa.prompts import PromptFiles, Prompts
 from omfa.tuning import load_tuned, read_tuned
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+INPAINTING = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"
 FIXED_VAE = "madebyollin/sdxl-vae-fp16-fix"
 PROMPTS, CAPTIONS = "prompts", "captions"  # in a folder of omfa.encode; the first one in a saved pipeline too
 CLASSES = {
@@ -141,16 +143,21 @@ def _read(part: str, where: str, variant: str | None, alone: bool = False) -> An
         options: dict[str, Any] = {"subfolder": folder} if folder else {}
         if not part.startswith("tokenizer"):
             options |= {"variant": variant, "use_safetensors": True}
+        if part.startswith("text"):
+            options["dtype"] = torch.float32  # transformers would take the config's; diffusers takes this one by itself
         try:
             return CLASSES[part].from_pretrained(repository, **options)
         except (OSError, ValueError, TypeError) as e:  # TypeError: transformers, of a tokenizer without its files
             told = str(e).strip().splitlines()[0].rstrip(".")
-    source = repository if hub else FIXED_VAE if alone else BASE
-    target = source.split("/")[1] if hub else where
+            if hub:
+                told = f"no such folder here, and as a hub id: {told}"
+    source = repository if hub else FIXED_VAE if alone else INPAINTING
+    target = where if not hub and not local else source.split("/")[1]
+    other = f"\n(SDXL-inpainting, as the recipes; text-to-image SDXL is {BASE})" if source == INPAINTING else ""
     raise ValueError(
-        f"{part} could not be read from {where!r}: {told}. Get the weights once with\n  "
-        f"{_download(source, inside, variant, alone)} --local-dir {target}\n"
-        f"and give {'/'.join([target, *inside])} instead"
+        f"{part} could not be read from {where!r}: {told}. If a folder was meant, correct its path; or get weights "
+        f"once with\n  {_download(source, inside, variant, alone)} --local-dir {target}\n"
+        f"and give {'/'.join([target, *inside])}{other}"
     )
 
 
