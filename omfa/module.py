@@ -138,8 +138,8 @@ class OMFAModule(pl.LightningModule):
         if differ:
             here, there = (list(x.get(differ[0], ())) or "not trained" for x in (own, theirs))
             raise Mismatch(
-                f"the checkpoint does not fit this model: {len(differ)} weights differ, like {differ[0]}, there {there}, "
-                f"here {here}. Go on with the train, rank and network it was made with; config.yaml has them"
+                f"the checkpoint does not fit this model: {len(differ)} weights differ, like {differ[0]}: there "
+                f"{there}, here {here}. Go on with the train, rank and network it was made with; config.yaml has them"
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -1,9 +1,10 @@
-"""Callbacks that do to a run what the world does: a power cut, a request to stop, a broken batch."""
+"""Callbacks that do to a run what the world does (a power cut, a request to stop, a broken batch), or look at it."""
 
 from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,6 +19,17 @@ class Killer(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.at and self.rank in (None, trainer.global_rank):
             os.kill(os.getpid(), self.number)
+
+
+class Seen(pl.Callback):
+    """Writes down the records of every batch: a line a step, a file a process."""
+
+    def __init__(self, to: str) -> None:
+        self.to = Path(to)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        with (self.to / f"seen-{trainer.global_rank}").open("a") as file:
+            file.write(" ".join(batch.id) + "\n")
 
 
 class Poison(pl.Callback):

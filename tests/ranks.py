@@ -27,15 +27,21 @@ class Ended:
     log: str
 
 
-def run(arguments: Sequence[str], processes: int = 1, limit: float = 500) -> Ended:
-    """``omfa.fit.main`` on each of some processes; when one fails, the others are ended, as torchrun does."""
+def run(
+    arguments: Sequence[str], processes: int = 1, limit: float = 500, own: Sequence[Sequence[str]] = ()
+) -> Ended:
+    """``omfa.fit.main`` on each of some processes; when one fails, the others are ended, as torchrun does.
+
+    ``own`` are more arguments of each process.
+    """
     context = multiprocessing.get_context("fork")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     read, write = os.pipe()
     started = [
-        context.Process(target=_fit, args=(list(arguments), k, processes, port, write)) for k in range(processes)
+        context.Process(target=_fit, args=([*arguments, *(own[k] if own else ())], k, processes, port, write))
+        for k in range(processes)
     ]
     for process in started:
         process.start()

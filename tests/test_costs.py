@@ -114,18 +114,27 @@ def test_counted_bytes_are_those_of_a_real_step(train: Any, mixed: bool) -> None
     assert counted.optimizer == sum(v.nbytes for v in moments) == 2 * counted.ema
 
 
+@pytest.mark.parametrize("accumulating", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_counted_peak_is_that_of_a_real_step(checkpointing: bool) -> None:
-    counted = costs.training_bytes(TINY, "all", SIZE, mixed=False, checkpointing=checkpointing)
+def test_the_counted_peak_is_that_of_a_real_step(checkpointing: bool, accumulating: bool) -> None:
+    counted = costs.training_bytes(
+        TINY, "all", SIZE, mixed=False, checkpointing=checkpointing, accumulating=accumulating
+    )
     unet = tiny("all", False)
     if checkpointing:
         unet.enable_gradient_checkpointing()
     given = costs.arguments(unet, 1, SIZE)
     with Alive([*unet.parameters(), *costs._tensors(given)]) as seen:
-        unet(**given, return_dict=False)[0].float().square().mean().backward()
+        for _ in range(2 if accumulating else 1):
+            unet(**given, return_dict=False)[0].float().square().mean().backward()
     assert seen.alive >= counted.gradients
     step = counted.peak - counted.weights - counted.optimizer - counted.ema
     assert step == pytest.approx(seen.peak, rel=0.01 if checkpointing else 0)  # recomputing, the order of ends differs
+
+
+def test_kept_gradients_count_while_accumulating() -> None:
+    one, more = (costs.training_bytes(TINY, "attention", SIZE, accumulating=a) for a in (False, True))
+    assert one.peak < more.peak <= one.peak + one.gradients and one.activations == more.activations
 
 
 def test_checkpointing_and_training_less_take_less() -> None:

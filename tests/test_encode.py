@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from omfa import encode
 from omfa.data import RecordsDataset, collate, encoded_file
@@ -95,3 +96,54 @@ def test_a_broken_picture_is_named_and_the_rest_encoded(
     assert encode.main(call(broken, vae, out)) == 1
     assert record.id in capsys.readouterr().err
     assert len(list(out.rglob("*.safetensors"))) == 7 and not list(out.rglob("*.part"))
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    return {f.relative_to(folder): f.stat().st_mtime_ns for f in folder.rglob("*.safetensors")}
+
+
+def test_changed_records_are_encoded_again_and_no_others(
+    records: Path, vae: Path, latents: Path, tmp_path: Path
+) -> None:
+    copy, out = tmp_path / "records", tmp_path / "out"
+    shutil.copytree(records, copy)
+    shutil.copytree(latents, out)
+    before = stamps(out)
+    assert encode.main(call(copy, vae, out)) == 0 and stamps(out) == before  # other files, the same pictures
+    first, second = dataset(records, make_compact()).records[:2]
+    shutil.copy(copy / second.file_name, copy / first.file_name)
+    assert encode.main(call(copy, vae, out)) == 0
+    assert {f for f, t in stamps(out).items() if t != before[f]} == {encoded_file(Path(), first.id)}
+    one, other = (load_file(encoded_file(out, r.id))["person"].float() for r in (first, second))
+    assert torch.allclose(one, other, rtol=2e-3, atol=2e-3)
+
+
+def test_latents_that_lack_a_picture_are_refused_by_name_and_completed(
+    records: Path, vae: Path, tmp_path: Path
+) -> None:
+    """Records that got faces and poses after they were encoded."""
+    copy, out, pipe = tmp_path / "records", tmp_path / "out", make_compact()
+    shutil.copytree(records, copy)
+    metadata, full = copy / "metadata.jsonl", (copy / "metadata.jsonl").read_text()
+    bare = [{**json.loads(line), "pose": None, "face": None} for line in full.splitlines()]
+    metadata.write_text("".join(json.dumps(line) + "\n" for line in bare))
+    assert encode.main(call(copy, vae, out)) == 0
+    dataset(copy, pipe, latents=out)
+    metadata.write_text(full)
+    with pytest.raises(RecordError, match=r"lacks latents of 8 of 8 records.*\(face, pose_map\).*omfa.encode again"):
+        dataset(copy, pipe, latents=out)
+    assert encode.main(call(copy, vae, out)) == 0
+    assert dataset(copy, pipe, latents=out)[0, 0].encoded
+
+
+def test_latents_without_a_hash_train_and_are_made_again(
+    records: Path, vae: Path, latents: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(latents, out)
+    for path in out.rglob("*.safetensors"):
+        save_file(load_file(path), path)
+    before = stamps(out)
+    assert dataset(records, make_compact(), latents=out)[0, 0].encoded
+    assert encode.main(call(records, vae, out)) == 0
+    assert all(t != before[f] for f, t in stamps(out).items())

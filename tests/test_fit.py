@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from omfa import export
 from omfa.callbacks import SafeCheckpointIO, is_whole, last_checkpoint
 from omfa.fit import main
+from omfa.model_card import last_losses
 from omfa.module import rate_at
 from omfa.pipeline import OMFAPipeline
 
@@ -45,7 +46,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return loaded["state_dict"] | {f"ema.{k}": v for k, v in ema.items()}
 
 
-def test_the_loss_falls_and_the_run_folder_is_complete(records: Path, tmp_path: Path) -> None:
+def test_the_loss_falls_and_the_run_folder_is_complete(
+    records: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments(records, tmp_path, 60, "--data.init_args.batch_size=8")) == 0
     events = EventAccumulator(str(tmp_path)).Reload()
     losses = [e.value for e in events.Scalars("loss")]
@@ -53,7 +56,13 @@ def test_the_loss_falls_and_the_run_folder_is_complete(records: Path, tmp_path: 
     assert last_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step=60.ckpt"
     pipe = OMFAPipeline.from_pretrained(tmp_path / "model")
     assert pipe.canvas.person == (16, 12) and (tmp_path / "config.yaml").is_file()
+    first = [v for v, e in zip(losses, events.Scalars("loss"), strict=True) if e.step < 20]
+    assert last_losses(tmp_path, 20)["loss"] == pytest.approx(sum(first) / 2) and len(first) == 2
+    assert last_losses(tmp_path, 60)["loss"] == pytest.approx(sum(losses) / 6)
     assert export.main(["--run", str(tmp_path), "--out", str(tmp_path / "half"), "--dtype", "float16"]) == 0
+    assert "kept in float32" not in capfd.readouterr().err
+    assert export.main(["--run", str(tmp_path), "--out", str(tmp_path / "half")]) == 2  # holds something
+    assert "is there already" in capfd.readouterr().err
     half = OMFAPipeline.from_pretrained(tmp_path / "half").unet
     for a, b in zip(pipe.unet.parameters(), half.parameters(), strict=True):
         assert b.dtype == torch.float32 and torch.allclose(a, b, rtol=1e-3, atol=1e-6)
@@ -66,6 +75,37 @@ def test_sample_pictures_are_drawn_by_the_pipeline(records: Path, tmp_path: Path
                           "--trainer.callbacks.records=2", "--trainer.callbacks.steps=2")) == 0  # fmt: skip
     sheet = np.asarray(Image.open(tmp_path / "samples" / "step=0000002.png"))
     assert sheet.shape == (4 * 64, 5 * 48, 3) and sheet.std() > 20
+
+
+def test_a_run_killed_while_it_wrote_its_model_writes_it(records: Path, tmp_path: Path) -> None:
+    quick = ["--trainer.callbacks=EMA", "--trainer.callbacks+=SaveModel", "--ckpt_path=last"]
+    assert main(arguments(records, tmp_path, 1, *quick)) == 0
+    model, part = tmp_path / "model", tmp_path / "model.part"
+    before = {p.relative_to(model): p.read_bytes() for p in model.rglob("*") if p.is_file()}
+    assert len(before) > 5 and not part.exists()
+    model.rename(part)  # as a kill leaves it: not whole
+    (part / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"half")
+    assert main(arguments(records, tmp_path, 1, *quick)) == 0
+    assert {p.relative_to(model): p.read_bytes() for p in model.rglob("*") if p.is_file()} == before
+    assert not part.exists() and (model / "README.md").is_file()
+
+
+def test_a_rehearsal_leaves_nothing_to_be_taken_for_a_model(records: Path, tmp_path: Path) -> None:
+    assert main(arguments(records, tmp_path, 9, "--trainer.callbacks=SaveModel", "--trainer.fast_dev_run=true")) == 0
+    assert not (tmp_path / "model").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_run_that_goes_back_leaves_its_later_checkpoints_aside(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--save_every=2", "--trainer.callbacks=EMA"]
+    folder = tmp_path / "checkpoints"
+    assert main(arguments(records, tmp_path, 6, *quick)) == 0
+    stop = ["--trainer.callbacks+=tests.killer.Killer", "--trainer.callbacks.at=5", "--trainer.callbacks.name=SIGTERM"]
+    assert main(arguments(records, tmp_path, 6, *quick, *stop, f"--ckpt_path={folder / 'step=4.ckpt'}")) == 0
+    assert last_checkpoint(folder) == folder / "step=5.ckpt"
+    assert last_checkpoint(folder / "abandoned") == folder / "abandoned" / "step=6.ckpt"
+    assert "step=6.ckpt moved to" in capsys.readouterr().out
 
 
 def killed_and_resumed(records: Path, tmp_path: Path, kills: list[int], steps: int) -> None:

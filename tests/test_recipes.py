@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from PIL import Image
 from safetensors.torch import load_file
 
-from omfa import export
+from omfa import encode, export
 from omfa.callbacks import last_checkpoint
 from omfa.fit import main as fit
 from omfa.pipeline import OMFAPipeline
 from omfa.sdxl import load_small, text_encoders
-from tests.conftest import SIZE
+from tests.conftest import SIZE, encode_call, make_sdxl_folder
+from tests import ranks
+from tests.test_scale import needs_deepspeed
 from tests.test_sdxl import picture, silent
 
 ROOT = Path(__file__).parent.parent
@@ -127,7 +130,7 @@ def test_small_files_hold_what_was_trained(
     name = {"lora": "pytorch_lora_weights", "attention": "attention"}[train]
     kept = load_file(tmp_path / "small" / f"{name}.safetensors")
     assert sum(v.numel() for v in kept.values()) < 0.5 * sum(v.numel() for v in weights.values())
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="trained from other weights"):
         other = UNet2DConditionModel.from_config(dict(merged.unet.config, in_channels=9))
         other.save_pretrained(tmp_path / "other")
         from omfa.tuning import load_tuned
@@ -143,6 +146,70 @@ def test_small_files_hold_what_was_trained(
         theirs.unload_lora_weights()
         for key, value in theirs.unet.state_dict().items():
             assert torch.allclose(value, merged.unet.state_dict()[key], atol=1e-5), key
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a call that exits with 2 says: short, and without jsonargparse's types."""
+    assert fit(arguments) == 2
+    said = capsys.readouterr().err
+    assert "error: " in said and "Union" not in said and "Namespace" not in said and len(said) < 1500, said
+    return said
+
+
+def test_small_weights_go_on_their_own_base_alone(
+    base: Path, latents: Path, records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LoRA of one base fits another one of the same shapes, and spoils its pictures: loading, resuming, exporting."""
+    run, other = tmp_path / "run", make_sdxl_folder(tmp_path / "other", seed=3)
+    for part in ("vae", "text_encoder", "text_encoder_2"):
+        shutil.copytree(base / part, other / part, dirs_exist_ok=True)
+
+    def call(where: Path, steps: int, *more: str) -> list[str]:
+        swap = tiny(where, latents, records, run, max_steps=steps, accumulate_grad_batches=1)
+        return [*recipe(["one_24gb_lora"], swap, tmp_path / "tiny.yaml"), "--model.init_args.rank=2", *more]
+
+    assert fit(call(base, 1)) == 0
+    with pytest.raises(ValueError, match="trained from other weights"):
+        load_small(run / "model", str(other))
+    whole = load_small(run / "model", str(base)).unet
+    assert whole.conv_in.weight.abs().sum() > 0
+    settings = (run / "config.yaml").read_text()
+    assert "began with other weights" in refused(call(other, 2, "--ckpt_path=last"), capsys)
+    (run / "config.yaml").write_text(settings.replace(str(base), str(other)))
+    assert export.main(["--run", str(run), "--out", str(tmp_path / "small")]) == 2
+    assert "began with other weights" in capsys.readouterr().err and not (tmp_path / "small").exists()
+    said = refused(call(base, 2, "--ckpt_path=last", "--model.init_args.rank=4"), capsys)
+    assert "there [2, 32], here [4, 32]" in said and "rank" in said
+    said = refused(call(base, 2, "--ckpt_path=last", "--trainer.precision=32-true"), capsys)
+    assert "frozen_bf16 needs trainer.precision bf16-mixed" in said
+
+
+def test_missing_weights_and_captions_are_told_in_a_few_lines(
+    base: Path, records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "latents"
+    assert encode.main(encode_call(base, records, out)) == 0
+    swap = tiny(base, out, records, tmp_path / "run", max_steps=1)
+    said = refused([*recipe([], swap, tmp_path / "a.yaml"), "--data.init_args.captions=true"], capsys)
+    assert "the captions of 8 of 8 records" in said and "again with --captions" in said
+    swap = tiny(tmp_path / "nowhere", out, records, tmp_path / "run", max_steps=1)
+    said = refused(recipe([], swap, tmp_path / "b.yaml"), capsys)
+    assert "error: unet could not be read" in said and "hf download" in said
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [["nodes_zero2"], ["paper_deepfashion", "nodes_zero3"]])
+def test_deepspeed_recipes_run(
+    layers: list[str], inpainting: Path, latents: Path, records: Path, tmp_path: Path
+) -> None:
+    """The real strategy on two CPU processes: a rehearsal."""
+    stage = int(layers[-1][-1])
+    strategy = {"class_path": "tests.cpu_zero.CPUZeRO", "init_args": {"stage": stage, "offload": stage == 3}}
+    swap = tiny(inpainting, latents, records, tmp_path / "run", strategy=strategy)
+    ended = ranks.run([*recipe(layers, swap, tmp_path / "tiny.yaml"), "--trainer.fast_dev_run=true"], 2)
+    assert ended.codes == [0, 0], ended.log
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_sample_pictures_on_the_way(base: Path, latents: Path, records: Path, tmp_path: Path) -> None:

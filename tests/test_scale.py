@@ -6,8 +6,10 @@ import json
 import math
 import os
 import random
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +17,10 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from pytorch_lightning.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 
-from omfa.callbacks import last_checkpoint
+from omfa.callbacks import EMA, last_checkpoint
 from omfa.fit import main
 from omfa.guards import BadLoss, LossGuard, load_batch
 from omfa.pipeline import OMFAPipeline
@@ -35,11 +38,19 @@ STRATEGIES = {
 
 
 def train(
-    records: Path, root: Path, name: str, strategy: str, processes: int, steps: int, *more: str, batch: int = 4
+    records: Path,
+    root: Path,
+    name: str,
+    strategy: str,
+    processes: int,
+    steps: int,
+    *more: str,
+    batch: int = 4,
+    own: Sequence[Sequence[str]] = (),
 ) -> Ended:
     """One run of a global batch of ``batch``: tiny.yaml and on top a config with the strategy, an average, no pictures.
 
-    ``more`` are options; those that begin with "- " are callbacks.
+    ``more`` are options; those that begin with "- " are callbacks. ``own`` are options of each process.
     """
     callbacks = [
         "- {class_path: omfa.callbacks.EMA, init_args: {decay: 0.9}}",
@@ -61,7 +72,7 @@ def train(
     data = [f"--data.init_args.batch_size={batch // processes}", f"--data.init_args.folder={records}"]
     tiny = str(ROOT / "lightning_configs" / "tiny.yaml")
     options = [x for x in more if not x.startswith("- ")]
-    return run(["--config", tiny, "--config", str(config), *small, *data, *options], processes)
+    return run(["--config", tiny, "--config", str(config), *small, *data, *options], processes, own=own)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -184,6 +195,76 @@ def test_a_bad_loss_stops_the_run_with_its_batch_saved(records: Path, tmp_path: 
     kept = torch.load(tmp_path / "run/checkpoints/step=4.ckpt", weights_only=True)["state_dict"]
     made = load_file(tmp_path / "run/stopped/step=4/weights.safetensors")
     assert all(torch.equal(kept[k], made[k]) for k in made)
+
+
+def test_a_bad_loss_stops_a_run_on_one_device(records: Path, tmp_path: Path) -> None:
+    poison = "- {class_path: tests.killer.Poison, init_args: {at: 1, factor: .nan}}"
+    ended = train(records, tmp_path, "run", "one", 1, 3, poison)
+    assert ended.codes == [1] and "error: loss nan" in ended.log and "Traceback" not in ended.log, ended.log
+
+
+@pytest.mark.parametrize(
+    ("strategy", "processes"),
+    [
+        ("one", 1),
+        pytest.param("ddp", 2, marks=pytest.mark.slow),
+        pytest.param("zero2", 2, marks=[pytest.mark.slow, needs_deepspeed]),
+        pytest.param("zero3", 2, marks=[pytest.mark.slow, needs_deepspeed]),
+    ],
+)
+def test_a_resumed_run_takes_the_configs_rates(records: Path, tmp_path: Path, strategy: str, processes: int) -> None:
+    """What a stopped run is told to do about its loss: go on with a lower learning rate."""
+    before = train(records, tmp_path, "run", strategy, processes, 2, "--model.init_args.learning_rate=1e-2")
+    assert not any(before.codes), before.log
+    first = saved(tmp_path / "run")
+    rates = ["--model.init_args.learning_rate=1e-6", "--model.init_args.weight_decay=0.5", "--ckpt_path=last"]
+    after = train(records, tmp_path, "run", strategy, processes, 3, *rates)
+    assert not any(after.codes), after.log
+    told = "from step 2 on: learning_rate 0.01 -> 1e-06, weight_decay 0.01 -> 0.5"
+    assert after.log.count(told) == 1 and "from step" not in before.log
+    path = last_checkpoint(tmp_path / "run/checkpoints")
+    checkpoint = torch.load(path, weights_only=True)  # type: ignore[arg-type]
+    (group,), (schedule,) = checkpoint["optimizer_states"][0]["param_groups"], checkpoint["lr_schedulers"]
+    assert (group["initial_lr"], group["weight_decay"], schedule["base_lrs"]) == (1e-6, 0.5, [1e-6])
+    moved = max((v - first[k]).abs().max() for k, v in saved(tmp_path / "run").items() if k.startswith("weight"))
+    assert 0 < moved < 1e-5
+    assert "weights_only` was not set" not in after.log
+
+
+def test_all_processes_go_on_from_one_checkpoint(records: Path, tmp_path: Path) -> None:
+    """A run folder on each node's own disk: the second node has no checkpoint, and would begin anew."""
+    own = [[f"--trainer.default_root_dir={tmp_path / node}"] for node in ("a", "b")]
+    assert not any(train(records, tmp_path, "x", "ddp", 2, 1, own=own).codes)
+    ended = train(records, tmp_path, "x", "ddp", 2, 2, "--ckpt_path=last", own=own)
+    assert 2 in ended.codes and 0 not in ended.codes, ended.log
+    assert "must be a folder that all nodes share" in ended.log and "Traceback" not in ended.log
+    assert last_checkpoint(tmp_path / "a/checkpoints") == tmp_path / "a/checkpoints/step=1.ckpt"
+
+
+def test_a_loss_is_judged_before_accumulation_divides_it(records: Path, tmp_path: Path) -> None:
+    losses = []
+    for times in (1, 2):
+        ended = train(records, tmp_path, f"x{times}", "one", 1, 1, f"--trainer.accumulate_grad_batches={times}")
+        assert not any(ended.codes), ended.log
+        losses.append(saved(tmp_path / f"x{times}")["losses"])
+    assert len(losses[1]) == 2 and losses[1][0] == losses[0][0] > 0
+
+
+def test_a_loss_is_judged_before_float16_scales_it(tmp_path: Path) -> None:
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    trainer = pl.Trainer(logger=False, accelerator="cpu", plugins=[plugin], default_root_dir=tmp_path)
+    guard = LossGuard()
+    guard.on_before_backward(trainer, pl.LightningModule(), plugin.scaler.scale(torch.tensor(0.25)))  # type: ignore[union-attr]
+    assert list(guard.recent) == [0.25]
+
+
+def test_only_the_process_that_writes_holds_the_whole_average() -> None:
+    module = pl.LightningModule()
+    module.register_parameter("w", torch.nn.Parameter(torch.ones(2)))
+    for first in (True, False):
+        ema, place = EMA(), SimpleNamespace(strategy=None, is_global_zero=first)
+        ema.on_train_start(place, module)  # type: ignore[arg-type]
+        assert set(ema.state_dict()["weights"]) == ({"w"} if first else set())
 
 
 def test_a_jump_stops_a_run(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from omfa.data import RecordsDataset, collate
 from omfa.module import OMFAModule
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import PromptFiles, phrases
-from omfa.sdxl import sdxl_pipeline, text_encoders
+from omfa.sdxl import BASE, CLASSES, INPAINTING, sdxl_pipeline, text_encoders
 from omfa.tuning import choose_trained
 from tests.conftest import SIZE, encode_call, make_sdxl_folder
 from tests.test_pipeline import FAST, face, gen, pose, shirt
@@ -63,12 +63,34 @@ def test_released_weights_lie_in_a_folder_of_a_repository(tmp_path: Path) -> Non
     ("where", "words"),
     [
         ("nobody/nothing/vitonhd", r"hf download nobody/nothing --include 'vitonhd/\*.json'.* give nothing/vitonhd"),
-        ("./not/here", "hf download stabilityai/stable-diffusion-xl-base-1.0 .*--local-dir ./not/here"),
+        ("./not/here", f"hf download {INPAINTING} .*--local-dir ./not/here\n.*text-to-image SDXL is {BASE}"),
+        ("models/sdxl", "no such folder here, and as a hub id: .*If a folder was meant, correct its path"),
     ],
 )
 def test_missing_weights_name_the_cure(where: str, words: str) -> None:
     with pytest.raises(ValueError, match=f"(?s)unet could not be read from '{where}'.*{words}"):
         sdxl_pipeline(where)
+
+
+def test_a_folder_of_something_else_is_not_filled_with_weights(tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    with pytest.raises(ValueError, match="it has no folder 'unet'") as refused:
+        sdxl_pipeline(str(tmp_path / "records"))
+    assert f"--local-dir {INPAINTING.split('/')[1]}\n" in str(refused.value)
+
+
+def test_half_precision_files_are_read_in_float32(base: Path, records: Path, tmp_path: Path) -> None:
+    """What their config says of a dtype is not followed; encode reads them by their variant."""
+    for part in ("text_encoder", "text_encoder_2", "unet", "vae"):
+        module = CLASSES[part].from_pretrained(base / part).half()
+        module.save_pretrained(tmp_path / "half" / part, variant="fp16")
+    for part in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(base / part, tmp_path / "half" / part)
+    pipe = sdxl_pipeline(str(tmp_path / "half"), person_size=SIZE, variant="fp16")
+    parts = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
+    call = encode_call(tmp_path / "half", records, tmp_path / "out")
+    assert encode.main(call) == 2 and encode.main([*call, "--variant", "fp16"]) == 0
 
 
 def test_a_missing_part_is_named(base: Path, tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ from omfa.data import RecordsDataModule, RecordsDataset, collate
 from omfa.pipeline import OMFAPipeline
 from omfa.prepared import FaceRef, GarmentRef, PoseRef, Record, RecordError, read_records, record_files, write_records
 from omfa.shards import Shards, open_records
+from tests.ranks import run
+
+ROOT = Path(__file__).parent.parent
 
 
 def folder(root: Path, n: int = 5) -> Path:
@@ -126,8 +129,8 @@ def test_training_reads_both_alike(records: Path, compact: OMFAPipeline, tmp_pat
     assert all(torch.equal(a.pixels[slot], b.pixels[slot]) for slot in a.pixels) and torch.equal(a.pose, b.pose)
 
 
-def test_two_processes_of_two_workers_see_each_record_once_per_epoch(compact: OMFAPipeline, tmp_path: Path) -> None:
-    """1,000 records, 3 epochs, through the real loaders; resumed in mid-epoch, none is repeated and none skipped."""
+def many_shards(folder: Path) -> None:
+    """1,000 records in four shards."""
     buffer = io.BytesIO()
     Image.new("RGB", (12, 16), "white").save(buffer, "PNG")
     for k in range(4):
@@ -137,7 +140,12 @@ def test_two_processes_of_two_workers_see_each_record_once_per_epoch(compact: OM
             record = Record(f"{n}", "train", "p", f"o{n}", f"{n}.person.png", garments=(garment,))
             members.append((f"{n}.json", record.to_json().encode()))
             members += [(f"{n}.person.png", buffer.getvalue()), (f"{n}.upper.png", buffer.getvalue())]
-        shard(tmp_path / f"{k}.tar", *members)
+        shard(folder / f"{k}.tar", *members)
+
+
+def test_two_processes_of_two_workers_see_each_record_once_per_epoch(compact: OMFAPipeline, tmp_path: Path) -> None:
+    """1,000 records, 3 epochs, through the real loaders; resumed in mid-epoch, none is repeated and none skipped."""
+    many_shards(tmp_path)
 
     def loaders(position: dict[str, int] | None) -> tuple[list[RecordsDataModule], list[Iterator[Any]]]:
         modules = [RecordsDataModule(str(tmp_path), batch_size=6, workers=2) for _ in range(2)]
@@ -163,6 +171,27 @@ def test_two_processes_of_two_workers_see_each_record_once_per_epoch(compact: OM
     seen += take(*loaders(positions[0]), 120)
     for epoch in range(3):
         assert sorted(map(int, seen[1000 * epoch : 1000 * epoch + 1000])) == list(range(1000))
+
+
+@pytest.mark.slow
+def test_training_on_two_processes_sees_each_record_once_per_epoch(tmp_path: Path) -> None:
+    """The same in a real run of two processes with two workers each, stopped in the second epoch."""
+    many_shards(tmp_path)
+    config = str(ROOT / "lightning_configs/tiny.yaml")
+    tiny = ["--trainer.strategy=ddp", "--trainer.logger=false", "--trainer.enable_model_summary=false"]
+    unet, data = "--model.init_args.pipeline.init_args.unet.", "--data.init_args."
+    tiny += [f"{unet}block_out_channels=[8,16]", f"{unet}norm_num_groups=4", f"--trainer.default_root_dir={tmp_path}"]
+    tiny += ["--model.init_args.pipeline.init_args.person_size=[16,16]"]
+    tiny += [f"{data}folder={tmp_path}", f"{data}batch_size=50", f"{data}workers=2"]
+    tiny += ["--trainer.callbacks=tests.killer.Seen", f"--trainer.callbacks.to={tmp_path}"]
+    for steps in (13, 30):
+        ended = run(["--config", config, *tiny, f"--trainer.max_steps={steps}", "--ckpt_path=last"], 2)
+        assert ended.codes == [0, 0], ended.log
+    seen = [(tmp_path / f"seen-{rank}").read_text().splitlines() for rank in range(2)]
+    assert [len(lines) for lines in seen] == [30, 30]
+    for epoch in range(3):
+        ids = [i for lines in seen for line in lines[10 * epoch : 10 * epoch + 10] for i in line.split()]
+        assert sorted(map(int, ids)) == list(range(1000))
 
 
 def test_broken_records_are_named(tmp_path: Path) -> None:
