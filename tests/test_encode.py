@@ -82,7 +82,7 @@ def test_latents_of_something_else_are_refused(
     shutil.copytree(latents, other)
     record = dataset(records, pipe).records[0]
     encoded_file(other, record.id).unlink()
-    with pytest.raises(RecordError, match=f"lacks 1 of .*{record.id}"):
+    with pytest.raises(RecordError, match=f"lacks latents of 1 of .*{record.id}"):
         dataset(records, pipe, latents=other)
 
 
