@@ -284,7 +284,8 @@ def save_model(pl_module: Any, run: Path, step: int) -> None:
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
     """A path to write a folder to, which takes the place of ``folder`` at the end of the ``with`` block."""
-    part, old = (folder.with_name(f"{folder.name}.{x}") for x in ("part", "old"))
+    folder = folder.absolute()
+    part, old = (folder.with_name(f".{folder.name}.{x}") for x in ("part", "replaced"))
     for left_by_a_kill in (part, old):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
     yield part

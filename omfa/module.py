@@ -72,9 +72,8 @@ class OMFAModule(pl.LightningModule):
         self.pipe = pipeline  # no nn.Module: what is frozen stays out of checkpoints
         self.unet, self.slot_tokens = pipeline.unet, pipeline.slot_tokens
         self.train_what, self.frozen_bf16 = train, frozen_bf16
-        self.base = (
-            None if train == "all" else fingerprint(self.unet, dtype=torch.float16)
-        )  # of what is not in its files
+        # small files and checkpoints lack what is frozen, so they name it
+        self.base = None if train == "all" else fingerprint(self.unet, dtype=torch.float16)
         choose_trained(self.unet, train, rank, frozen_bf16)
         self.unet.train()  # as read from a folder it is not, and Lightning leaves that alone
         if gradient_checkpointing:
@@ -132,7 +131,8 @@ class OMFAModule(pl.LightningModule):
                 f"the checkpoint's training began with other weights (base {made_from}, here {self.base}): set the "
                 "pipeline's base to the very SDXL it began with"
             )
-        own = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        frozen = self._frozen()
+        own = {name: v.shape for name, v in self.state_dict().items() if name not in frozen}
         theirs = {name: v.shape for name, v in checkpoint["state_dict"].items()}
         differ = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
         if differ:

@@ -27,9 +27,7 @@ class Ended:
     log: str
 
 
-def run(
-    arguments: Sequence[str], processes: int = 1, limit: float = 500, own: Sequence[Sequence[str]] = ()
-) -> Ended:
+def run(arguments: Sequence[str], processes: int = 1, limit: float = 500, own: Sequence[Sequence[str]] = ()) -> Ended:
     """``omfa.fit.main`` on each of some processes; when one fails, the others are ended, as torchrun does.
 
     ``own`` are more arguments of each process.

@@ -80,7 +80,7 @@ def test_sample_pictures_are_drawn_by_the_pipeline(records: Path, tmp_path: Path
 def test_a_run_killed_while_it_wrote_its_model_writes_it(records: Path, tmp_path: Path) -> None:
     quick = ["--trainer.callbacks=EMA", "--trainer.callbacks+=SaveModel", "--ckpt_path=last"]
     assert main(arguments(records, tmp_path, 1, *quick)) == 0
-    model, part = tmp_path / "model", tmp_path / "model.part"
+    model, part = tmp_path / "model", tmp_path / ".model.part"
     before = {p.relative_to(model): p.read_bytes() for p in model.rglob("*") if p.is_file()}
     assert len(before) > 5 and not part.exists()
     model.rename(part)  # as a kill leaves it: not whole

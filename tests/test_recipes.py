@@ -18,8 +18,8 @@ from omfa.callbacks import last_checkpoint
 from omfa.fit import main as fit
 from omfa.pipeline import OMFAPipeline
 from omfa.sdxl import load_small, text_encoders
-from tests.conftest import SIZE, encode_call, make_sdxl_folder
 from tests import ranks
+from tests.conftest import SIZE, encode_call, make_sdxl_folder
 from tests.test_scale import needs_deepspeed
 from tests.test_sdxl import picture, silent
 
