@@ -172,6 +172,7 @@ def counted_flops(config: Mapping[str, Any], person: Size) -> Iterator[str]:
         "person alone": costs.canvas_design(config, person),
         "person | garment": costs.canvas_design(config, (h, 2 * w)),
         "person | garment | face (one_garment)": costs.canvas_design(config, one.size),
+        "the same, unconditional on the person alone": costs.canvas_design(config, one.size, targets=person),
         "two UNets, one garment": costs.dual_design(config, person, person),
         "person | garment | garment | face": costs.canvas_design(config, two.size),
         "two UNets, two garments": costs.dual_design(config, person, (h, 2 * w)),

@@ -110,6 +110,12 @@ class Canvas:
             return {c: "garment_1" for c in worn}
         return {c: "garment_2" if c is Category.LOWER else "garment_1" for c in worn}
 
+    def window(self, slots: Collection[str]) -> tuple[slice, slice]:
+        """Rows and columns of the smallest rectangle around the named slots; at least one."""
+        around = [self[name] for name in slots]
+        right = max(s.left + s.width for s in around)
+        return slice(0, max(s.height for s in around)), slice(min(s.left for s in around), right)
+
     def join(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Lay parts side by side; slots without a part, and the filler, are zero.
 

@@ -100,6 +100,11 @@ class Guide:
             return None
         return {"text_embeds": self.pooled, "time_ids": self.time_ids}
 
+    def cut(self, window: tuple[slice, slice]) -> Guide:
+        """The same on a part of the canvas."""
+        planes = {name: getattr(self, name)[..., *window] for name in ("target", "mask", "known", "pose")}
+        return replace(self, **planes)
+
     def map(self, change: Any, *others: Guide) -> Guide:
         """A guide with ``change(own tensor, tensors of others...)`` in every field that is not None."""
         values: dict[str, Any] = {}

@@ -113,14 +113,17 @@ class Design:
     guided: Callable[[int], Tensor]
 
 
-def canvas_design(config: Mapping[str, Any], size: Size, device: str = "meta") -> Design:
-    """One UNet over a canvas of ``size``; guidance doubles the batch."""
+def canvas_design(config: Mapping[str, Any], size: Size, device: str = "meta", targets: Size | None = None) -> Design:
+    """One UNet over a canvas of ``size``; guidance doubles the batch, or runs once more over the ``targets`` alone."""
     unet = build_unet(config, device)
 
-    def run(batch: int) -> Tensor:
+    def run(batch: int, size: Size = size) -> Tensor:
         return unet(**arguments(unet, batch, size), return_dict=False)[0]
 
-    return Design(f"canvas {size[0]}x{size[1]}", unet, unet, run, lambda batch: run(2 * batch))
+    def guided(batch: int) -> Tensor:
+        return run(2 * batch) if targets is None else run(batch) + run(batch, targets).sum()
+
+    return Design(f"canvas {size[0]}x{size[1]}", unet, unet, run, guided)
 
 
 def dual_design(config: Mapping[str, Any], size: Size, garment: Size, device: str = "meta") -> Design:

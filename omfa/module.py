@@ -93,7 +93,7 @@ class OMFAModule(pl.LightningModule):
 
         Raises:
             RecordError: latents of another VAE.
-            Mismatch: frozen weights in bfloat16 without autocast.
+            Mismatch: frozen weights in bfloat16 without autocast, or passes that ZeRO-3 can't keep in step.
         """
         for encoder in (self.pipe.text_encoder, self.pipe.text_encoder_2):
             if encoder is not None:
@@ -102,6 +102,11 @@ class OMFAModule(pl.LightningModule):
             raise Mismatch(
                 f"frozen_bf16 needs trainer.precision bf16-mixed, not {self.trainer.precision}: change that, or set "
                 "model.init_args.frozen_bf16 false"
+            )
+        if self.pipe.config.unconditional_on == "targets" and getattr(self.trainer.strategy, "zero_stage_3", False):
+            raise Mismatch(
+                "unconditional_on: targets runs a pass for each example without anything given, and ZeRO-3 needs as "
+                "many passes on every device: take stage 2, or unconditional_on: canvas"
             )
         latents = getattr(self.trainer.datamodule, "latents", None)  # type: ignore[attr-defined]
         if latents is not None and read_encoding(Path(latents))["vae"] != fingerprint(self.pipe.vae):
@@ -166,10 +171,25 @@ class OMFAModule(pl.LightningModule):
         t = torch.tensor(batch.t, device=self.device)
         alpha_bar = self.alphas_cumprod[t]
         z_t = torch.where(guide.target, pd.add_noise(z0, noise, alpha_bar, guide.target), guide.known)
-        prediction = self.pipe.predict(z_t, t, guide)
+        prediction = self.predict(z_t, t, guide, batch)
         weight = None if self.min_snr is None else pd.min_snr_weight(alpha_bar, self.min_snr, self.kind)
         goal = pd.training_goal(z0, noise, alpha_bar, self.kind)
         return pd.loss(prediction, goal, guide.target, weight)
+
+    def predict(self, z_t: Tensor, t: Tensor, guide: Guide, batch: Example) -> Tensor:
+        """The pipeline's prediction; examples without anything given over their targets alone where it samples so."""
+        alone = [i for i, is_so in enumerate(batch.unconditional) if is_so]
+        if not alone or self.pipe.config.unconditional_on == "canvas":
+            return self.pipe.predict(z_t, t, guide)
+        rest = [i for i in range(len(z_t)) if i not in alone]
+        rows = [guide.map(lambda x, i=i: x[i : i + 1]) for i in alone]
+        made = [
+            self.pipe.predict_on_targets(z_t[i : i + 1], t[i : i + 1], row, batch.layout[i])
+            for i, row in zip(alone, rows, strict=True)
+        ]
+        if rest:
+            made.append(self.pipe.predict(z_t[rest], t[rest], guide.map(lambda x: x[rest])))
+        return torch.cat(made)[torch.tensor([*alone, *rest]).argsort()]
 
     def prepare(self, batch: Example) -> tuple[Tensor, Tensor, Guide]:
         """Clean latents of the whole canvas (B, C, h, w), noise for them (the same), and what the network is given.
@@ -225,7 +245,7 @@ class OMFAModule(pl.LightningModule):
                 merge_lora(self.unet)
             pipe.save_pretrained(folder)
         else:
-            canvas = {"person_size": list(pipe.config.person_size), "garment_slots": pipe.config.garment_slots}
+            canvas = {name: pipe.config[name] for name in ("person_size", "garment_slots", "unconditional_on")}
             save_tuned(self.unet, self.train_what, folder, {**pipe.origin, **canvas, "fingerprint": self.base})
             if pipe.prompts is not None:
                 pipe.prompts.save_pretrained(folder / "prompts")

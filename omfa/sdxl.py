@@ -36,6 +36,7 @@ def sdxl_pipeline(
     person_size: Sequence[int] = (1024, 768),
     garment_slots: int = 1,
     variant: str | None = None,
+    unconditional_on: str = "canvas",
 ) -> OMFAPipeline:
     """SDXL (4 channels) or SDXL-inpainting (9) widened for the canvas, as the start of training.
 
@@ -52,6 +53,7 @@ def sdxl_pipeline(
         person_size: (height, width) in pixels.
         garment_slots: 1 (the paper's) or 2.
         variant: "fp16" to read the half-precision files.
+        unconditional_on: see :class:`omfa.pipeline.OMFAPipeline`.
 
     Raises:
         ValueError: weights that are not there; says how to get them.
@@ -67,9 +69,12 @@ def sdxl_pipeline(
         clip_sample=False,
         set_alpha_to_one=False,
     )
-    pipe = OMFAPipeline(
-        codec, widen_unet(unet), scheduler, **parts, person_size=list(person_size), garment_slots=garment_slots
-    )
+    sizes: dict[str, Any] = {
+        "person_size": list(person_size),
+        "garment_slots": garment_slots,
+        "unconditional_on": unconditional_on,
+    }
+    pipe = OMFAPipeline(codec, widen_unet(unet), scheduler, **parts, **sizes)
     pipe.origin = {"base": _hub_id(base), "vae": _hub_id(vae)}
     if text is not None:
         pipe.texts.kept.append(PromptFiles(Path(text) / CAPTIONS))
@@ -121,7 +126,7 @@ def load_small(
     base, vae = base or tuned["base"], vae or tuned["vae"]
     if base is None:
         raise ValueError(f"{folder} was trained from a local folder: give base=, the SDXL weights it began with")
-    size = {"person_size": tuned["person_size"], "garment_slots": tuned["garment_slots"]}
+    size = {name: tuned[name] for name in ("person_size", "garment_slots", "unconditional_on")}
     pipe = sdxl_pipeline(base, vae, str(folder), **size, variant=variant)
     load_tuned(pipe.unet, Path(folder))
     return pipe

@@ -95,7 +95,8 @@ def read_tuned(folder: Path) -> dict[str, Any]:
     try:
         tuned = json.loads((folder / TUNED).read_text())
         needed = {k: tuned[k] for k in ("train", "base", "vae", "person_size", "garment_slots")}
-        return needed | {"fingerprint": tuned.get("fingerprint")}
+        older = {"unconditional_on": tuned.get("unconditional_on", "canvas"), "fingerprint": tuned.get("fingerprint")}
+        return needed | older
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"{folder} holds no small weights (no {TUNED}): give what a LoRA or attention-only run wrote; a whole "

@@ -12,7 +12,7 @@ from omfa.conditioning import Drops, Guide, Layout, SlotTokens, choose, stack
 from omfa.data import RecordsDataset, TaskWeights, collate, seeded
 from omfa.module import OMFAModule
 from omfa.pipeline import OMFAPipeline
-from tests.test_pipeline import face, gen, pose, shirt
+from tests.test_pipeline import face, gen, person, pose, shirt
 
 TRY_ON = Layout(
     TaskKind.TRY_ON,
@@ -75,6 +75,63 @@ def test_unconditional_input_is_the_same_in_training_and_sampling(pipe: OMFAPipe
         assert all(torch.equal(added_t[k][0], added_s[k][0]) for k in added_t)
     assert (trained[0, 4:9] == 0).all() and (trained[0, 9:, :, :12] == 0).all()
     assert not torch.equal(context_s[0], context_s[1])
+
+
+def on_targets(pipe: OMFAPipeline) -> OMFAPipeline:
+    sizes = {name: pipe.config[name] for name in ("person_size", "garment_slots")}
+    made = OMFAPipeline(**pipe.components, **sizes, unconditional_on="targets")
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [TaskKind.TRY_ON, TaskKind.TRY_OFF])
+def test_the_unconditional_pass_can_run_over_the_targets_alone(pipe: OMFAPipeline, records, kind: TaskKind) -> None:  # type: ignore[no-untyped-def]
+    """The same in training and sampling: of the whole pass's input, the targets' part."""
+    narrow, seen = on_targets(pipe), []
+    everything = Drops(everything=1.0, each=0.0)
+    tasks = TaskWeights(kind is TaskKind.TRY_ON, kind is TaskKind.TRY_OFF, 0)
+    data = RecordsDataset(records, pipe.canvas, 4, 4, tasks=tasks, drops=everything)
+    hook = pipe.unet.register_forward_pre_hook(lambda m, a, k: seen.append(a[0].clone()), with_kwargs=True)
+    try:
+        for used in (pipe, narrow):
+            OMFAModule(used).losses(collate([data[0, 0]]))
+            if kind is TaskKind.TRY_ON:
+                used.try_on(garments={"upper": shirt()}, pose=pose(), face=face(), output_type="latent",
+                            num_inference_steps=1, generator=gen())  # fmt: skip
+            else:
+                used.try_off(person(), ["upper", "lower"][: pipe.canvas.garments], output_type="latent",
+                             num_inference_steps=1, generator=gen())  # fmt: skip
+    finally:
+        hook.remove()
+        pipe.unet.requires_grad_(True)
+    trained, sampled, trained_alone, sampled_alone, conditional = seen
+    slots = {"person"} if kind is TaskKind.TRY_ON else {s.name for s in pipe.canvas.slots if "garment" in s.name}
+    window = pipe.canvas.window(slots)
+    assert torch.equal(trained_alone, trained[..., *window])
+    assert torch.equal(sampled_alone, sampled[:1, ..., *window])
+    assert torch.equal(conditional, sampled[1:])
+
+
+@torch.no_grad()
+def test_a_mixed_batch_has_the_losses_of_its_examples(compact: OMFAPipeline, records) -> None:  # type: ignore[no-untyped-def]
+    narrow = on_targets(compact)
+    data = RecordsDataset(records, compact.canvas, 4, 4, tasks=TaskWeights(1, 1, 1), drops=Drops(0.5, 0, 0.5))
+    examples = [data[0, i] for i in range(8)]
+    assert 1 < sum(e.unconditional for e in examples) < 7
+    module = OMFAModule(narrow)
+    each = torch.cat([module.losses(collate([e])) for e in examples])
+    assert torch.allclose(module.losses(collate(examples)), each, rtol=1e-4)
+    whole = OMFAModule(compact).losses(collate(examples))
+    differs = ~torch.isclose(whole, each, rtol=1e-4)
+    assert differs.tolist() == [e.unconditional for e in examples]
+
+
+def test_where_the_unconditional_pass_runs_is_kept_and_checked(compact: OMFAPipeline, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    on_targets(compact).save_pretrained(tmp_path)
+    assert OMFAPipeline.from_pretrained(tmp_path).config.unconditional_on == "targets"
+    with pytest.raises(ValueError, match="'face'; give 'canvas' or 'targets'"):
+        OMFAPipeline(**compact.components, person_size=compact.config.person_size, unconditional_on="face")
 
 
 @torch.no_grad()

@@ -69,6 +69,8 @@ def test_operations_of_two_unets_by_hand() -> None:
     appended = layers * (2 * 2 * m * d * d + 2 * 2 * n * m * d)
     assert two.forward == 2 * one.forward + appended
     assert two.guided == 3 * one.forward + 2 * appended and one.guided == 2 * one.forward
+    alone = costs.count_flops(canvas_design(TINY, (SIZE[0], 2 * SIZE[1]), targets=SIZE))
+    assert alone.guided == alone.forward + one.forward
     assert 2.8 < one.training / one.forward < 3  # the input takes no gradient
 
 
