@@ -76,7 +76,7 @@ def looks(folder: Path) -> tuple[list[Look], list[Look]]:
     return found[0], found[1]
 
 
-def rows(pipe: OMFAPipeline, folder: Path, steps: int, seed: int, views: int = 6) -> Iterator[Row]:
+def rows(pipe: OMFAPipeline, folder: Path, steps: int | None, seed: int, views: int = 6) -> Iterator[Row]:
     """All rows, made one by one."""
     (anna, anna_again, *_), (ben, *_) = looks(folder)
 
@@ -119,7 +119,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="compact", help="a shipped name, a folder or a hub id (default compact)")
     parser.add_argument("--records", type=Path, required=True, help="a records folder with body parameters")
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="of the sampler (default: the model's own)")
     parser.add_argument("--seed", type=int, default=0)
     call = parser.parse_args(args)
     diffusers_logging.disable_progress_bar()
@@ -138,7 +138,8 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     print("\n".join(caption for caption, _ in done))
-    print(f"made with {call.model}, {call.steps} steps, in {time.monotonic() - began:.0f} s: open {sheet}")
+    steps = call.steps or pipe.config.default_steps
+    print(f"made with {call.model}, {steps} steps, in {time.monotonic() - began:.0f} s: open {sheet}")
     return 0
 
 

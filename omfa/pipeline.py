@@ -49,6 +49,7 @@ from omfa.prompts import Prompts, TextEncoders
 from omfa.tuning import TUNED
 
 MODELS = Path(str(files("omfa"))) / "models"
+STEPS, GUIDANCE = 50, 2.0  # the paper's
 Pictures = Picture | Sequence[Picture]
 Pose = Picture | BodyParameters
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -106,6 +107,7 @@ class OMFAPipeline(DiffusionPipeline):
         unconditional_on: what the unconditional pass runs over: "canvas", or "targets" alone, cut out of the canvas.
             All else is zero in it anyway, so a model that was trained so guides for less: a try-on by an SDXL with
             one garment slot for two thirds of the price.
+        default_steps, default_guidance: what a call takes that names none.
 
     Raises:
         ValueError: parts that don't fit together.
@@ -131,6 +133,8 @@ class OMFAPipeline(DiffusionPipeline):
         person_size: list | tuple = (1024, 768),
         garment_slots: int = 2,
         unconditional_on: str = "canvas",
+        default_steps: int = STEPS,
+        default_guidance: float = GUIDANCE,
     ) -> None:
         super().__init__()
         if unconditional_on not in ("canvas", "targets"):
@@ -159,7 +163,11 @@ class OMFAPipeline(DiffusionPipeline):
             prompts=prompts,
         )
         self.register_to_config(
-            person_size=[int(n) for n in person_size], garment_slots=garment_slots, unconditional_on=unconditional_on
+            person_size=[int(n) for n in person_size],
+            garment_slots=garment_slots,
+            unconditional_on=unconditional_on,
+            default_steps=default_steps,
+            default_guidance=default_guidance,
         )
         self.vae_scale_factor = vae_factor(vae)
         self.canvas = _canvas(vae, unet, person_size, garment_slots)
@@ -178,7 +186,12 @@ class OMFAPipeline(DiffusionPipeline):
         Raises:
             ValueError: no such shipped model or folder.
         """
-        name = str(pretrained_model_name_or_path)
+        kwargs.setdefault("use_safetensors", True)
+        return super().from_pretrained(cls._where(pretrained_model_name_or_path), **kwargs)
+
+    @staticmethod
+    def _where(model: str | Path) -> str:
+        name = str(model)
         shipped = sorted(p.parent.name for p in MODELS.glob("*/model_index.json"))
         if name in shipped:
             name = str(MODELS / name)
@@ -191,8 +204,13 @@ class OMFAPipeline(DiffusionPipeline):
                 f"{name!r} is no model folder (it holds no model_index.json); give one that save_pretrained wrote, "
                 f"a hub id 'owner/name'" + (f", or a model that ships: {', '.join(shipped)}" if shipped else "")
             )
-        kwargs.setdefault("use_safetensors", True)
-        return super().from_pretrained(name, **kwargs)
+        return name
+
+    @classmethod
+    def sampler_defaults(cls, pretrained_model_name_or_path: str | Path) -> tuple[int, float]:
+        """``default_steps`` and ``default_guidance`` of a model, from its config alone; errors as above."""
+        config = cls.load_config(cls._where(pretrained_model_name_or_path))
+        return int(config.get("default_steps", STEPS)), float(config.get("default_guidance", GUIDANCE))
 
     # ------------------------------------------------------------------------------------------------ the call
 
@@ -205,8 +223,8 @@ class OMFAPipeline(DiffusionPipeline):
         face: Pictures | None = None,
         pose: Pose | Sequence[Pose] | None = None,
         caption: str | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 2.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         eta: float = 0.0,
         latents: Tensor | None = None,
@@ -226,8 +244,9 @@ class OMFAPipeline(DiffusionPipeline):
             face: head crop of the person to generate.
             pose: pose map aligned with the person picture, or :class:`BodyParameters` (or their ``.npz``) to render.
             caption: a few words for a text-conditioned model's prompt.
-            num_inference_steps: steps of the scheduler.
-            guidance_scale: classifier-free guidance; 1 or less turns it off (half the work).
+            num_inference_steps: steps of the scheduler; None takes the model's ``default_steps``.
+            guidance_scale: classifier-free guidance; 1 or less turns it off (half the work). None takes the model's
+                ``default_guidance``.
             generator: one generator, or one per sample (then a sample does not depend on its batch).
             eta: DDIM's noise, for schedulers that take it.
             latents: start noise (B, C, h, w), standard normal; None draws it.
@@ -249,8 +268,10 @@ class OMFAPipeline(DiffusionPipeline):
             raise ValueError(f"output_type {output_type!r} must be 'pil', 'np', 'pt' or 'latent'")
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs may only hold {self._callback_tensor_inputs}")
-        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}; give a whole number, 1 or more")
+        steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
+        scale = self.config.default_guidance if guidance_scale is None else guidance_scale
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"num_inference_steps is {steps}; give a whole number, 1 or more")
         generator = list(generator) if isinstance(generator, tuple) else generator
         request = self._check(targets, person, garments, face, pose, caption)
         if isinstance(generator, list) and len(generator) != request.batch:
@@ -260,7 +281,7 @@ class OMFAPipeline(DiffusionPipeline):
 
         # 2. Lay everything given on the canvas.
         guide, boxes = self._encode(request, device)
-        guided_pass = guidance_scale > 1
+        guided_pass = scale > 1
         nothing = self.unconditional(guide) if guided_pass else guide
 
         # 3. Noise on the targets.
@@ -269,7 +290,7 @@ class OMFAPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         elif latents.shape != shape:
             raise ValueError(f"latents are {tuple(latents.shape)}; this call needs {tuple(shape)}")
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(steps, device=device)
         x = start(self.scheduler, latents.to(device, torch.float32), guide.target)
         accepted = inspect.signature(self.scheduler.step).parameters
         options = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
@@ -284,10 +305,10 @@ class OMFAPipeline(DiffusionPipeline):
                     prediction = self.predict(seen, t, guide)
                 elif self.config.unconditional_on == "targets":
                     without = self.predict_on_targets(seen, t, nothing, request.layout)
-                    prediction = guided(torch.cat([without, self.predict(seen, t, guide)]), guidance_scale)
+                    prediction = guided(torch.cat([without, self.predict(seen, t, guide)]), scale)
                 else:  # the unconditional half sees nothing that is given
                     doubled = torch.cat([torch.where(guide.target, seen, 0.0), seen])
-                    prediction = guided(self.predict(doubled, t, stack(nothing, guide)), guidance_scale)
+                    prediction = guided(self.predict(doubled, t, stack(nothing, guide)), scale)
                 x = step(self.scheduler, prediction.float(), t, x, guide.target, **options)
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, i, t, {"latents": x}) or {}

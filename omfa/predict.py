@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from omfa.components import TaskKind
 from omfa.data import seeded
-from omfa.pipeline import MODELS
+from omfa.pipeline import MODELS, OMFAPipeline
 from omfa.prepared import METADATA, Record, RecordError, read_records, resolve
 from omfa.results import read_json
 from omfa.scoring import Item, make_items, prediction_files, select
@@ -55,7 +55,7 @@ class Job:
         class_path: the model's class; it has ``from_pretrained`` (or takes nothing), ``try_on`` and ``try_off`` with
             the pipeline's signature.
         model: what its ``from_pretrained`` is given, or None.
-        steps, guidance, seed: of the sampler; None leaves the model's own.
+        steps, guidance, seed: of the sampler; None leaves another class's own.
         batch: pictures at once.
         device: "cpu", "cuda" or "mps".
         processes: how many work at once, each with its own copy of the model.
@@ -398,8 +398,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", default=None, help="what from_pretrained is given (default: compact, for the pipeline)")
     p.add_argument("--class-path", default=PIPELINE, metavar="PATH", help=f"the model's class (default {PIPELINE})")
     p.add_argument("--name", help="what the model is called in tables")
-    p.add_argument("--steps", type=_count, default=50)
-    p.add_argument("--guidance", type=float, default=2.0)
+    p.add_argument("--steps", type=_count, help="of the sampler (default: the model's own)")
+    p.add_argument("--guidance", type=float, help="likewise")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--batch", type=_count, default=1)
     p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
@@ -440,9 +440,13 @@ def prepare(args: argparse.Namespace) -> Job:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("this machine has no CUDA device; give --device cpu")
     model_class(args.class_path)
-    model = args.model or ("compact" if args.class_path == PIPELINE else None)
+    model, steps, guidance = args.model, args.steps, args.guidance
+    if args.class_path == PIPELINE:
+        model = model or "compact"
+        own = OMFAPipeline.sampler_defaults(model)
+        steps, guidance = steps or own[0], own[1] if guidance is None else guidance
     return Job(
-        Path(args.records), Path(args.out), task, items, args.class_path, model, args.steps, args.guidance, args.seed,
+        Path(args.records), Path(args.out), task, items, args.class_path, model, steps, guidance, args.seed,
         args.batch, device, args.processes, {"split": args.split, "max_yaw": args.max_yaw, "limit": args.limit},
     )  # fmt: skip
 

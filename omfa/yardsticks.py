@@ -142,7 +142,10 @@ def folders(call: argparse.Namespace, task: TaskKind, memory: Memory, pipe: OMFA
         "--model",
         call.model,
     ]
-    arguments += ["--steps", str(call.steps), "--guidance", str(call.guidance), "--batch", str(call.batch)]
+    arguments += ["--batch", str(call.batch)]
+    for name in ("steps", "guidance"):
+        if getattr(call, name) is not None:
+            arguments += [f"--{name}", str(getattr(call, name))]
     if task is TaskKind.TRY_OFF:
         arguments += ["--max-yaw", "60"]
     job = predict.prepare(predict.parser().parse_args(arguments))
@@ -218,8 +221,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--model", default="compact")
     parser.add_argument("--protocol", default="wardrobe", help="see python -m omfa.evaluate protocols")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--steps", type=int, help="of the sampler (default: the model's own)")
+    parser.add_argument("--guidance", type=float, help="likewise")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tasks", nargs="+", default=["try_off", "try_on"], choices=["try_off", "try_on"])
     call = parser.parse_args(args)

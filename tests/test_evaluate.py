@@ -221,7 +221,7 @@ def test_wrong_calls_end_with_two_and_one_line(wardrobe: Path, tmp_path: Path, c
     calls = {
         "no protocol": ["--protocol", "mine"],
         "is for": ["--protocol", "omfa-vitonhd-tryoff"],
-        "no record of split": ["--split", "nowhere"],
+        "holds nothing to score": ["--split", "nowhere"],
         "unpaired predictions need": ["--pairs", "unpaired"],
     }
     for words, more in calls.items():

@@ -318,3 +318,18 @@ def test_offloading_gives_the_same_picture(offload: str) -> None:
     getattr(pipe, offload)()
     got = pipe.try_off(person(), generator=gen(), output_type="np", **FAST).images
     assert np.abs(got - expected).max() < 2 / 255
+
+
+def test_a_model_brings_its_own_steps_and_guidance(compact: OMFAPipeline, tmp_path: Path) -> None:
+    assert (compact.config.default_steps, compact.config.default_guidance) == (50, 2.0)
+    own = OMFAPipeline(**compact.components, person_size=figures.SIZE, default_steps=2, default_guidance=1.0)
+    own.save_pretrained(tmp_path)
+    assert OMFAPipeline.sampler_defaults(tmp_path) == (2, 1.0)
+    read = OMFAPipeline.from_pretrained(tmp_path)
+    read.set_progress_bar_config(disable=True)
+    sizes: list[int] = []
+    hook = read.unet.conv_in.register_forward_pre_hook(lambda m, a: sizes.append(len(a[0])))
+    read.try_off(person())
+    read.try_off(person(), num_inference_steps=1, guidance_scale=2.0)
+    hook.remove()
+    assert sizes == [1, 1, 2]
