@@ -321,7 +321,8 @@ def test_offloading_gives_the_same_picture(offload: str) -> None:
 
 
 def test_a_model_brings_its_own_steps_and_guidance(compact: OMFAPipeline, tmp_path: Path) -> None:
-    assert (compact.config.default_steps, compact.config.default_guidance) == (50, 2.0)
+    plain = OMFAPipeline(**compact.components, person_size=figures.SIZE)
+    assert (plain.config.default_steps, plain.config.default_guidance) == (50, 2.0)
     own = OMFAPipeline(**compact.components, person_size=figures.SIZE, default_steps=2, default_guidance=1.0)
     own.save_pretrained(tmp_path)
     assert OMFAPipeline.sampler_defaults(tmp_path) == (2, 1.0)
