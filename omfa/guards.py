@@ -114,7 +114,7 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             for part in folder.glob("*.part"):  # what a killed run left behind
                 part.unlink()
-        trainer.save_checkpoint(folder / f"step={self._seen}.ckpt", weights_only=False)
+        trainer.save_checkpoint(folder / f"step={self._seen}.ckpt", False)  # all of the run, not its weights alone
         if trainer.is_global_zero:
             for path in by_step(folder)[: -self.keep]:
                 trainer.strategy.checkpoint_io.remove_checkpoint(path)

@@ -405,7 +405,7 @@ class Echo:
         return [Image.fromarray(v.numpy()) for v in values]
 
     def try_off(self, person, categories, generator, **options):
-        assert len(person) == len(generator) and options["guidance_scale"] == 2.0
+        assert len(person) == len(generator) and options == {"num_inference_steps": 3}
         return type("Out", (), {"images": self._draw(generator)})()
 
     def try_on(self, portrait, garments, pose, face, generator, **options):
