@@ -135,7 +135,9 @@ class RecordsDataset(Dataset[Example]):
         drops: what is hidden from the network.
         jitter: largest shift (of the side) and scaling of person and pose map together, e.g. 0.05.
         latents: folder that ``omfa.encode`` made of these records; None reads the pictures.
-        shift: how much more often high noise is drawn (:func:`shifted`); 1 draws all timesteps alike.
+        timesteps: the only ones to draw, one named twice twice as often; None draws all 1,000 alike. A network in a
+            hurry learns those it will be sampled at: with 2 trailing steps 999 and 499. At 999, pure noise, it must
+            learn colours from what is given; a large area's show through all but the last noise levels.
         captions: whether the prompt ends with the record's caption.
 
     Raises:
@@ -154,11 +156,11 @@ class RecordsDataset(Dataset[Example]):
         drops: Drops | None = None,
         jitter: float = 0.0,
         latents: str | Path | None = None,
-        shift: float = 1.0,
+        timesteps: Sequence[int] | None = None,
         captions: bool = True,
     ) -> None:
         self.source, self.canvas, self.factor, self.channels = open_records(folder), canvas, factor, channels
-        self.seed, self.jitter, self.shift, self.captions = seed, jitter, shift, captions
+        self.seed, self.jitter, self.timesteps, self.captions = seed, jitter, timesteps, captions
         self.tasks, self.drops = tasks or TaskWeights(), drops or Drops()
         self.records = [r for r in self.source.records(split) if r.garments]
         if not self.records:
@@ -190,7 +192,8 @@ class RecordsDataset(Dataset[Example]):
         record = self.records[position]
         generator = seeded(self.seed, epoch, record.id)
         layout, keep_pose, unconditional = self.drops.draw(self.layout(record, generator), generator)
-        t = shifted(int(torch.randint(TRAIN_STEPS, (1,), generator=generator)), self.shift)
+        choice = range(TRAIN_STEPS) if self.timesteps is None else self.timesteps
+        t = choice[int(torch.randint(len(choice), (1,), generator=generator))]
         has_pose = record.pose is not None and record.pose.map is not None
         keep_pose = keep_pose and has_pose
         look = self._pictures if self.latents is None else self._posteriors
@@ -254,16 +257,6 @@ class RecordsDataset(Dataset[Example]):
     def _names(self, layout: Layout) -> dict[str, str]:
         """Slot name to the name of its picture in :func:`omfa.prepared.record_files`."""
         return {PERSON: "person", FACE: "face"} | {slot: str(c) for slot, c in layout.categories.items()}
-
-
-def shifted(t: int, shift: float) -> int:
-    """A timestep moved towards noise: u -> s u / (1 + (s - 1) u) (Esser et al. 2024, arXiv 2403.03206, eq. 23).
-
-    The colour of a large area shows through all but the last noise levels. Only there must it be learned from what is
-    given, so a network in a hurry sees them more often. ``shift`` 1 changes nothing.
-    """
-    u = (t + 0.5) / TRAIN_STEPS
-    return int(TRAIN_STEPS * shift * u / (1 + (shift - 1) * u))
 
 
 def read_fitted(source: Source, record: Record, name: str, size: Sequence[int]) -> Tensor:
@@ -541,7 +534,7 @@ class RecordsDataModule(_StreamDataModule):
         drops: what is hidden from the network, and how often.
         jitter: largest shift and scaling of person and pose map together.
         latents: folder that ``omfa.encode`` made of these records; None encodes them in every step.
-        shift: how much more often high noise is drawn; see :func:`shifted`.
+        timesteps: the only ones to train, such as [999, 499]; None for all; see :class:`RecordsDataset`.
         captions: whether prompts end with the record's caption (SDXL only); its phrases are many then.
     """
 
@@ -556,16 +549,16 @@ class RecordsDataModule(_StreamDataModule):
         drops: Drops | None = None,
         jitter: float = 0.0,
         latents: str | None = None,
-        shift: float = 1.0,
+        timesteps: Sequence[int] | None = None,
         captions: bool = True,
     ) -> None:
         super().__init__(batch_size, workers, seed)
-        if shift <= 0:
-            raise ValueError(f"shift {shift} must be above 0")
+        if timesteps is not None and not (timesteps and all(0 <= t < TRAIN_STEPS for t in timesteps)):
+            raise ValueError(f"timesteps {timesteps} must be one or more of 0 to {TRAIN_STEPS - 1}, or null for all")
         if not 0 <= jitter < 0.5:
             raise ValueError(f"jitter {jitter} must be in [0, 0.5)")
         self.folder, self.split, self.tasks, self.drops = folder, split, tasks, drops
-        self.jitter, self.latents, self.shift, self.captions = jitter, latents, shift, captions
+        self.jitter, self.latents, self.timesteps, self.captions = jitter, latents, timesteps, captions
 
     def dataset(self) -> RecordsDataset:
         """The records, laid out for the canvas of the pipeline in training."""
@@ -582,7 +575,7 @@ class RecordsDataModule(_StreamDataModule):
             self.drops,
             self.jitter,
             self.latents,
-            self.shift,
+            self.timesteps,
             self.captions,
         )
         if self.captions and pipe.slot_tokens is None:

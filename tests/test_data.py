@@ -14,6 +14,7 @@ from omfa.data import (
     TRAIN_STEPS,
     Drops,
     Example,
+    RecordsDataModule,
     RecordsDataset,
     Stream,
     TaskWeights,
@@ -21,7 +22,6 @@ from omfa.data import (
     draw_noise,
     moved_together,
     seeded,
-    shifted,
 )
 from omfa.pipeline import OMFAPipeline
 
@@ -141,9 +141,15 @@ def test_bad_input_is_refused(records: Path, compact: OMFAPipeline) -> None:
         TaskWeights(0, 0, 0)
 
 
-def test_shifted_timesteps_lean_towards_noise() -> None:
-    every = range(TRAIN_STEPS)
-    assert [shifted(t, 1.0) for t in every] == list(every)
-    late = [shifted(t, 6.0) for t in every]
-    assert late == sorted(late) and late[0] == 2 and late[-1] == 999
-    assert sum(t >= 900 for t in late) == pytest.approx(400, abs=1)  # u > 0.6, by hand
+def test_timesteps_are_drawn_alike_or_from_those_named(records: Path, compact: OMFAPipeline) -> None:
+    def drawn(timesteps: list[int] | None) -> list[int]:
+        data = dataset(records, compact, timesteps=timesteps)
+        return [data[epoch, 0].t for epoch in range(600)]
+
+    every = drawn(None)
+    assert min(every) < 20 and max(every) >= 980 and sum(every) / 600 == pytest.approx(499.5, abs=50)
+    few = Counter(drawn([999, 999, 499]))
+    assert set(few) == {999, 499} and few[999] == pytest.approx(400, abs=40)
+    for bad in ([], [1000], [-1]):
+        with pytest.raises(ValueError, match="one or more of 0 to 999"):
+            RecordsDataModule(str(records), timesteps=bad)
