@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from omfa.canvas import PERSON
 from omfa.model_card import write_card
 from omfa.module import OMFAModule
 from omfa.shards import open_records
+from omfa.tuning import Mismatch
 from omfa.zero import ZeRO, trained
 
 
@@ -231,7 +234,7 @@ class SamplePictures(pl.Callback):
         records = [r for r in source.records(self.split or data.split) if r.garments][: self.records]
 
         def read(path: str) -> Image.Image:
-            return images.decode(source.read(path), path)
+            return images.decode(source.read(path), source.where(path))
 
         rows = []
         for i, record in enumerate(records):
@@ -283,15 +286,21 @@ def save_model(pl_module: Any, run: Path, step: int) -> None:
 
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
-    """A path to write a folder to, which takes the place of ``folder`` at the end of the ``with`` block."""
+    """A path to write a folder to, which takes the place of ``folder`` at the end of the ``with`` block.
+
+    Where the block raises, ``folder`` stays as it was and nothing is left beside it.
+    """
     folder = folder.absolute()
     part, old = (folder.with_name(f".{folder.name}.{x}") for x in ("part", "replaced"))
     for left_by_a_kill in (part, old):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
-    yield part
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(part, folder)
+    try:
+        yield part
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -299,18 +308,23 @@ def load_weights(pl_module: Any, checkpoint: Path) -> int:
     """Put a checkpoint's weights into a module, averaged where the run keeps an average; returns its step.
 
     Raises:
-        ValueError: a damaged checkpoint, or one of another model.
+        ValueError: a damaged checkpoint (:class:`omfa.tuning.Mismatch` where it is whole), or one of another model.
     """
-    loaded = SafeCheckpointIO().load_checkpoint(checkpoint)
-    if isinstance(pl_module, OMFAModule):
-        pl_module.check(loaded)
-    pl_module.load_state_dict(loaded["state_dict"])
-    for key, state in loaded.get("callbacks", {}).items():
-        if key.startswith("EMA"):
-            ema = EMA()
-            ema.load_state_dict(state)
-            ema.copy_to(pl_module)
-    return int(loaded["global_step"])
+    try:
+        loaded = SafeCheckpointIO().load_checkpoint(checkpoint)
+        if isinstance(pl_module, OMFAModule):
+            pl_module.check(loaded)
+        pl_module.load_state_dict(loaded["state_dict"])
+        for key, state in loaded.get("callbacks", {}).items():
+            if key.startswith("EMA"):
+                ema = EMA()
+                ema.load_state_dict(state)
+                ema.copy_to(pl_module)
+        return int(loaded["global_step"])
+    except (RuntimeError, LookupError, TypeError, AttributeError, UnpicklingError) as e:
+        raise Mismatch(
+            f"{checkpoint} is no checkpoint of this model ({shorten(str(e), 300)}): take the config.yaml of its run"
+        ) from None
 
 
 class StepBar(TQDMProgressBar):

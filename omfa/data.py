@@ -263,7 +263,7 @@ def read_fitted(source: Source, record: Record, name: str, size: Sequence[int]) 
     """A picture of :func:`omfa.prepared.record_files` fitted to ``size``: (3, *size). Garments are padded white."""
     path = record_files(record)[name]
     fill: images.Fill = "white" if name in set(Category) else "edge"
-    return images.fit(images.decode_trusted(source.read(path), path), size, fill)[0]
+    return images.fit(images.decode_trusted(source.read(path), source.where(path)), size, fill)[0]
 
 
 def encoded_file(folder: Path, record_id: str) -> Path:
@@ -513,6 +513,8 @@ class PicturesDataModule(_StreamDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, workers, seed)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"size {size} must be height and width in pixels, like [128, 128]")
         self.folders, self.size = folders, size
         self.textures, self.photographs = textures, photographs
 

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,13 +25,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from omfa.backbone import fingerprint, posterior, vae_factor
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.data import encoded_file, pictures_of, read_encoding, read_fitted
+from omfa.doors import Parser, check_writable, count, find_device, unwritable, whole, write_json
 from omfa.images import ImageError
 from omfa.prepared import Record, RecordError
 from omfa.prompts import KEPT_PHRASES, PromptFiles, Prompts, TextEncoders, phrases, save_whole
@@ -68,6 +67,7 @@ def begin(out: Path, vae: str, size: Sequence[int]) -> None:
 
     Raises:
         RecordError: another VAE or another size made the latents in ``out``.
+        Unwritable: nothing can be written there.
     """
     wanted = {"person_size": [int(n) for n in size], "vae": vae}
     path = out / "encoding.json"
@@ -75,10 +75,7 @@ def begin(out: Path, vae: str, size: Sequence[int]) -> None:
         if (found := read_encoding(out)) != wanted:
             raise RecordError(f"{out} holds latents of {found}, this call makes {wanted}: give another --out")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(wanted, indent=2) + "\n")
-    os.replace(part, path)
+    write_json(path, wanted, indent=2)
 
 
 def encode_prompts(out: Path, parts: Mapping[str, Any], captioned: Sequence[Record], device: str) -> int:
@@ -117,7 +114,7 @@ def size_of(text: str) -> tuple[int, int]:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Encode; exit codes as in the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m omfa.encode", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m omfa.encode", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--records", required=True, type=Path, help="records, as files or shards")
     parser.add_argument("--vae", help="folder or hub id of a diffusers AutoencoderKL; without it --base's own")
     parser.add_argument("--base", help=f"folder or hub id of SDXL, like {BASE}: its prompts are kept too")
@@ -126,47 +123,66 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", required=True, type=size_of, help="of a person picture, HxW: the model's person_size")
     parser.add_argument("--out", required=True, type=Path, help="folder for the latents")
     parser.add_argument("--split", help="only records of this split")
-    parser.add_argument("--batch", type=int, default=8, help="records at once (default 8)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=count, default=8, help="records at once (default 8)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
     call = parser.parse_args(args)
     try:
         if call.vae is None and call.base is None:
             raise ValueError("give --vae, or --base for SDXL")
-        if call.base is None and Path(call.vae).exists() and not Path(call.vae, "config.json").is_file():
-            raise ValueError(f"{call.vae!r} holds no VAE (no config.json)")
-        vae = load_vae(call.base or BASE, call.vae, call.variant).to(call.device).eval()
+        device = find_device(call.device)
+        if call.base is None and not Path(call.vae, "config.json").is_file() and not _may_be_hub_id(call.vae):
+            raise ValueError(f"--vae {call.vae!r} holds no VAE (no config.json): give a folder or hub id that does")
+        vae = load_vae(call.base or BASE, call.vae, call.variant).to(device).eval()
         factor = vae_factor(vae)
         if any(n % factor for n in call.size):
             raise ValueError(f"--size {call.size[0]}x{call.size[1]}: both must be multiples of {factor}")
         canvas = Canvas((call.size[0] // factor, call.size[1] // factor), multiple=1)
         source = open_records(call.records)
         records = source.records(call.split)
+        if not records:
+            raise ValueError(f"{call.records} holds no records of split {call.split or 'any'}; check --split")
+        check_writable(call.out)
         begin(call.out, fingerprint(vae), call.size)
         if call.base is not None:
             encoders = text_encoders(call.base, call.variant)
-            kept = encode_prompts(call.out, encoders, records if call.captions else (), call.device)
+            kept = encode_prompts(call.out, encoders, records if call.captions else (), device)
             print(f"{kept} phrases kept in {call.out}")
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        failed = encode_all(vae, source, records, canvas, call.out, call.batch, device)
+    except (ValueError, OSError, SafetensorError) as e:
+        print(f"error: {unwritable(call.out, e) if isinstance(e, SafetensorError) else e}", file=sys.stderr)
         return 2
-    hashes = Hashes(source)
-    todo = [r for r in records if not hashes.match(r, encoded_file(call.out, r.id))]
-    failed: list[str] = []
-    with tqdm(total=len(records), initial=len(records) - len(todo), unit="record", disable=None) as bar:
-        for at in range(0, len(todo), call.batch):
-            some = todo[at : at + call.batch]
-            try:
-                write(call.out, some, encode_records(vae, source, some, canvas, call.device), hashes)
-            except (ImageError, RecordError, OSError):  # one bad picture does not spoil its neighbours
-                for record in some:
-                    try:
-                        write(call.out, [record], encode_records(vae, source, [record], canvas, call.device), hashes)
-                    except (ImageError, RecordError, OSError) as e:
-                        failed.append(f"{record.id}: {e}")
-            bar.update(len(some))
     print("\n".join(failed), file=sys.stderr, end="\n" if failed else "")
     print(f"{len(records) - len(failed)} records encoded in {call.out}, {len(failed)} failed")
     return 1 if failed else 0
+
+
+def _may_be_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and name[0] not in "./~" and not Path(name).exists()
+
+
+def encode_all(
+    vae: AutoencoderKL, source: Source, records: Sequence[Record], canvas: Canvas, out: Path, batch: int, device: str
+) -> list[str]:
+    """Write the latents of every record whose file is missing or of other pictures; the failures, a line each.
+
+    Raises:
+        Unwritable: ``out`` can't be written to any more.
+    """
+    hashes, failed = Hashes(source), list[str]()
+    todo = [r for r in records if not hashes.match(r, encoded_file(out, r.id))]
+    with tqdm(total=len(records), initial=len(records) - len(todo), unit="record", disable=None) as bar:
+        for at in range(0, len(todo), batch):
+            some = todo[at : at + batch]
+            try:
+                write(out, some, encode_records(vae, source, some, canvas, device), hashes)
+            except (ImageError, RecordError):  # one bad picture does not spoil its neighbours
+                for record in some:
+                    try:
+                        write(out, [record], encode_records(vae, source, [record], canvas, device), hashes)
+                    except (ImageError, RecordError) as e:
+                        failed.append(f"{record.id}: {e}")
+            bar.update(len(some))
+    return failed
 
 
 class Hashes:
@@ -183,7 +199,7 @@ class Hashes:
         """64 hex digits of the bytes of all pictures by name.
 
         Raises:
-            OSError, RecordError: a file that is not there.
+            RecordError: a file that is not there.
         """
         digest = hashlib.sha256()
         for name, path in sorted(pictures_of(record).items()):
@@ -204,13 +220,15 @@ class Hashes:
 def write(
     out: Path, records: Sequence[Record], made: Sequence[dict[str, Tensor]], hashes: Hashes | None = None
 ) -> None:
-    """A file for each record, whole or not at all; with ``hashes`` it says what it was made from."""
+    """A file for each record, whole or not at all; with ``hashes`` it says what it was made from.
+
+    Raises:
+        Unwritable: it can't be written.
+    """
     for record, tensors in zip(records, made, strict=True):
-        path = encoded_file(out, record.id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        save_file(tensors, part, None if hashes is None else {MADE_FROM: hashes.of(record)})
-        os.replace(part, path)
+        data = save(tensors, None if hashes is None else {MADE_FROM: hashes.of(record)})
+        with whole(encoded_file(out, record.id)) as part:
+            part.write_bytes(data)
 
 
 if __name__ == "__main__":

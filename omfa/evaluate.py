@@ -33,6 +33,7 @@ import torch
 from tqdm import tqdm
 
 from omfa.components import TaskKind
+from omfa.doors import Parser, check_writable, count, find_device, whole, write_json
 from omfa.features import NEEDS, MissingWeights, find_weights, load_network, sha256
 from omfa.pattern_kind import WEIGHTS
 from omfa.prepared import RecordError, read_records
@@ -164,13 +165,25 @@ def prepare(args: argparse.Namespace) -> Run:
     name = args.name or str(told.get("model") or predictions.resolve().name)
     return Run(
         records, predictions, Path(args.out), protocol, name, task, pairing, items, args.weights, networks, absent,
-        _device(args.device), args.processes, {k: told[k] for k in SPEED if k in told},
+        find_device(args.device), args.processes, {k: told[k] for k in SPEED if k in told},
     )  # fmt: skip
 
 
 def _told(predictions: Path) -> dict[str, Any]:
-    path = predictions / PREDICTIONS
-    return read_json(path, "write it again, or remove it and give --task") if path.is_file() else {}
+    """``predictions.json`` where there is one, its fields of the kinds that are used here."""
+    path, cure = predictions / PREDICTIONS, "write it again, or remove it and give --task"
+    told = read_json(path, cure) if path.is_file() else {}
+    donors = told.get("garments_from")
+    fits = {
+        "split": isinstance(told.get("split"), str | None),
+        "max_yaw": isinstance(told.get("max_yaw"), int | float | None),
+        "limit": told.get("limit") is None or (isinstance(told["limit"], int) and told["limit"] > 0),
+        "garments_from": isinstance(donors, dict | None) and all(isinstance(d, str) for d in (donors or {}).values()),
+    }
+    for name, fit in fits.items():
+        if not fit:
+            raise ValueError(f"{path}: {name!r} can't be {told[name]!r:.80}; {cure}")
+    return told
 
 
 def _networks(names: Sequence[str], weights: Path | None, download: bool) -> tuple[dict[str, str], dict[str, str]]:
@@ -183,14 +196,6 @@ def _networks(names: Sequence[str], weights: Path | None, download: bool) -> tup
         except MissingWeights as e:
             absent |= {m: str(e) for m in names if METRICS[m].network == name}
     return networks, absent
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("this machine has no CUDA device; give --device cpu")
-    return name
 
 
 # ------------------------------------------------------------------------------------------------------ the workers
@@ -224,11 +229,9 @@ def _score_chunk(number: int, items: Sequence[Item], fingerprint: str, work: Pat
         | {"values": s.values, "donor": _donor(i)}
         for i, s in zip(items, scores, strict=True)
     ]
-    part = work / f"{number:06d}.npz.part"
-    with part.open("wb") as file:
+    with whole(work / f"{number:06d}.npz") as part, part.open("wb") as file:
         np.savez(file, **cast(Any, features))
-    os.replace(part, part.with_suffix(""))
-    _write_json(work / f"{number:06d}.json", {"fingerprint": fingerprint, "lines": lines})
+    write_json(work / f"{number:06d}.json", {"fingerprint": fingerprint, "lines": lines})
     return len(items)
 
 
@@ -237,12 +240,6 @@ def _donor(item: Item) -> dict[str, Any] | None:
     if item.donor is None:
         return None
     return {"record_id": item.donor.id, "garments": [[str(g.category), g.path] for g in item.donor.garments]}
-
-
-def _write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def _read_chunk(work: Path, number: int) -> dict[str, Any] | None:
@@ -282,24 +279,21 @@ def score_all(run: Run, quiet: bool = False) -> None:
 # ---------------------------------------------------------------------------------------------------- the gathering
 def gather(run: Run) -> dict[str, Any]:
     """Bring the portions together: write values, features and ``results.json``; its contents."""
-    work, problems, count = run.out / "work", [], 0
+    work, problems = run.out / "work", []
     numbers = [number for number, _ in run.chunks()]
-    part = run.out / f"{VALUES}.part"
     lines: list[dict[str, Any]] = []
-    with part.open("w", encoding="utf-8") as file:
-        for number in numbers:
-            chunk = _read_chunk(work, number)
-            assert chunk is not None, f"portion {number} is gone"
-            for line in chunk["lines"]:
-                count += 1
-                if line["problem"] is not None:
-                    problems.append({"key": line["key"], "problem": line["problem"]})
-                    continue
+    for number in numbers:
+        chunk = _read_chunk(work, number)
+        assert chunk is not None, f"portion {number} is gone"
+        for line in chunk["lines"]:
+            if line["problem"] is not None:
+                problems.append({"key": line["key"], "problem": line["problem"]})
+            else:
                 lines.append({k: line[k] for k in ("key", "record_id", "person_id", "values", "donor")})
-                file.write(json.dumps(lines[-1], ensure_ascii=False) + "\n")
-    os.replace(part, run.out / VALUES)
     if not lines:
-        raise ValueError(f"none of {count} predictions could be scored; the first: {problems[0]['problem']}")
+        raise ValueError(f"none of {len(problems)} predictions could be scored; the first: {problems[0]['problem']}")
+    with whole(run.out / VALUES) as part:
+        part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     features = _gather_features(run, numbers, len(lines))
     table = summarise(run.wanted, lines, features)
     absent = dict(run.absent)
@@ -312,7 +306,7 @@ def gather(run: Run) -> dict[str, Any]:
         "protocol": asdict(run.protocol),
         "task": run.task,
         "pairing": run.pairing,
-        "predictions": count,
+        "predictions": len(lines) + len(problems),
         "scored": len(lines),
         "problems": problems,
         "metrics": table,
@@ -323,8 +317,8 @@ def gather(run: Run) -> dict[str, Any]:
         "speed": run.speed or {},
     }
     places = {"records": str(run.records.resolve()), "predictions": str(run.predictions.resolve())}
-    _write_json(run.out / RUN, places | {"split_items": [i.key for i in run.items]}, indent=1)
-    _write_json(run.out / RESULTS, results, indent=1)
+    write_json(run.out / RUN, places | {"split_items": [i.key for i in run.items]}, indent=1)
+    write_json(run.out / RESULTS, results, indent=1)
     return results
 
 
@@ -364,7 +358,7 @@ def table(results: dict[str, Any]) -> str:
         sure = "" if low is None or high is None else f"[{low:.{metric.digits}f}, {high:.{metric.digits}f}]"
         if row.get("spread") is not None:
             sure = f"spread {row['spread'] * metric.scale:.{metric.digits}f}"
-        rows.append(f"  {metric.label:44} {text:>9}  {sure:20} n {row['n']}")
+        rows.append(f"  {metric.label:44} {text:>9}  {sure:20} n {row['n']} of {row['persons']} persons")
     rows += [f"  {METRICS[name].label:44} {'absent':>9}  {why}" for name, why in results["absent"].items()]
     return "\n".join(rows)
 
@@ -373,7 +367,7 @@ def table(results: dict[str, Any]) -> str:
 def command_run(args: argparse.Namespace) -> int:
     """``run``."""
     run = prepare(args)
-    run.out.mkdir(parents=True, exist_ok=True)
+    check_writable(run.out)
     try:
         score_all(run)
     except BrokenProcessPool:
@@ -382,7 +376,8 @@ def command_run(args: argparse.Namespace) -> int:
     results = gather(run)
     print(table(results))
     for problem in results["problems"]:
-        print(f"not scored: {problem['key']}: {problem['problem']}", file=sys.stderr)
+        key, why = problem["key"], problem["problem"]
+        print(f"not scored: {key}: {why.removeprefix(f'{key}: ')}", file=sys.stderr)
     print(f"written to {run.out / RESULTS}")
     return 1 if results["problems"] else 0
 
@@ -394,8 +389,7 @@ def command_compare(args: argparse.Namespace) -> int:
     found = compare([Results(Path(p)) for p in args.results])
     print(comparison_text(found))
     if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        _write_json(Path(args.out), found, indent=1)
+        write_json(Path(args.out), found, indent=1)
     return 0
 
 
@@ -423,7 +417,7 @@ def command_protocols(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m omfa.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -438,12 +432,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--max-yaw", type=float, metavar="DEG", help="only records turned by at most this (default: likewise)"
     )
-    run.add_argument("--limit", type=_count, metavar="N", help="only the first N predictions (default: likewise)")
+    run.add_argument("--limit", type=count, metavar="N", help="only the first N predictions (default: likewise)")
     run.add_argument("--name", help="what the model is called in tables")
     run.add_argument("--weights", type=Path, metavar="DIR", help="folder of feature networks' weight files")
     run.add_argument("--download", action="store_true", help="fetch weight files that are missing")
     run.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    run.add_argument("--processes", type=_count, default=1, metavar="N", help="work at once (default 1)")
+    run.add_argument("--processes", type=count, default=1, metavar="N", help="work at once (default 1)")
     run.set_defaults(do=command_run)
     two = commands.add_parser("compare", help="models on the same records: differences, intervals, win rates")
     two.add_argument("results", nargs="+", metavar="OUT", help="folders that 'run' wrote; the first is the baseline")
@@ -452,16 +446,10 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="Markdown, LaTeX, and one HTML page with the pictures")
     report.add_argument("results", nargs="+", metavar="OUT", help="folders that 'run' wrote")
     report.add_argument("--out", required=True, metavar="DIR")
-    report.add_argument("--pictures", type=_count, default=200, metavar="N", help="records shown at most (default 200)")
+    report.add_argument("--pictures", type=count, default=200, metavar="N", help="records shown at most (default 200)")
     report.set_defaults(do=command_report)
     commands.add_parser("protocols", help="list the presets").set_defaults(do=command_protocols)
     return top
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of 1 or more")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

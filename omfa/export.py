@@ -12,14 +12,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 import yaml
 from jsonargparse import ArgumentParser
 from pytorch_lightning import LightningModule
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from omfa.callbacks import aside, load_weights
+from omfa.doors import Parser, unwritable
 from omfa.fit import checkpoint_to_resume, innermost
 from omfa.model_card import write_card
 
@@ -42,16 +46,47 @@ def load_run(root: Path, wanted: str = "last") -> tuple[Any, int]:
     path = checkpoint_to_resume(root, wanted)
     if path is None:
         raise ValueError(f"{root / 'checkpoints'} holds no whole checkpoint yet")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "model")
-    settings = parser.parse_object({"model": yaml.safe_load(config.read_text())["model"]})
-    module = parser.instantiate(settings).model
+    module = build_module(config)
     return module, load_weights(module, path)
+
+
+def build_module(config: Path) -> Any:
+    """The module of a run's ``config.yaml``, with the weights it began with.
+
+    Raises:
+        ValueError: a config that names none, or one that can't be built.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model", required=True)
+    try:
+        settings = parser.parse_object({"model": yaml.safe_load(config.read_text(encoding="utf-8"))["model"]})
+    except (ValueError, TypeError, LookupError, yaml.YAMLError, argparse.ArgumentError) as e:
+        said = shorten(f"{type(e).__name__}: {innermost(e)}", 300)
+        raise ValueError(f"{config} names no model ({said}): give the run folder as omfa.fit wrote it") from None
+    try:
+        return parser.instantiate(settings).model
+    except TypeError as e:
+        raise ValueError(f"{config}: its model can't be built ({shorten(str(e), 300)})") from None
+
+
+def cast_files(folder: Path, dtype: torch.dtype) -> None:
+    """Bring all numbers of a saved folder to ``dtype``."""
+    for path in folder.rglob("*.safetensors"):
+        tensors = {name: tensor.to(dtype) for name, tensor in load(path.read_bytes()).items()}
+        path.write_bytes(save(tensors, {"format": "pt"}))
+
+
+def cast(module: Any, dtype: torch.dtype) -> None:
+    """Bring a module and all parts of its pipeline to ``dtype``."""
+    module.to(dtype)
+    for part in module.pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            torch.nn.Module.to(part, dtype)  # diffusers' own warns of nothing
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Write the folder; 0 all well, 2 the call or its input was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m omfa.export", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m omfa.export", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run", required=True, type=Path, help="run folder of omfa.fit")
     parser.add_argument("--out", required=True, type=Path, help="folder to make; what holds something is refused")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="float16 halves the files")
@@ -65,17 +100,18 @@ def main(args: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as e:
         print(f"error: {innermost(e)}", file=sys.stderr)
         return 2
-    pipe = getattr(module, "pipe", None)
-    module.to(DTYPES[call.dtype])
-    for part in pipe.components.values() if pipe is not None else ():
-        if isinstance(part, torch.nn.Module):
-            torch.nn.Module.to(part, DTYPES[call.dtype])  # diffusers' own warns of nothing
-    with aside(call.out) as folder:
-        if pipe is None:
-            module.save(folder)
-        else:
-            module.save(folder, whole=call.whole)
-            write_card(call.run, folder, step)
+    try:
+        with aside(call.out) as folder:
+            if getattr(module, "pipe", None) is None:
+                module.save(folder)  # a VAE's latents are evened out in float32
+                cast_files(folder, DTYPES[call.dtype])
+            else:
+                cast(module, DTYPES[call.dtype])
+                module.save(folder, whole=call.whole)
+                write_card(call.run, folder, step)
+    except (ValueError, OSError, SafetensorError) as e:
+        print(f"error: {e if isinstance(e, ValueError) else unwritable(call.out, e)}", file=sys.stderr)
+        return 2
     size = sum(p.stat().st_size for p in call.out.rglob("*") if p.is_file())
     print(f"{call.out}: {size / 2**20:.1f} MiB")
     return 0

@@ -12,8 +12,10 @@ and weight decay are the config's, also when it has changed. ``--ckpt_path`` of 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments import LightningEnvironment
@@ -32,11 +34,20 @@ from omfa.callbacks import (
     save_model,
     step_of,
 )
+from omfa.doors import Unwritable, check_writable
 from omfa.guards import BadLoss, Checkpoints, LossGuard
 from omfa.images import ImageError
 from omfa.prepared import RecordError
 from omfa.tuning import Mismatch
 from omfa.zero import ZeRO
+
+
+class OneLine(LightningArgumentParser):
+    """Says what was wrong in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """One line, and exit code 2."""
+        self.exit(2, f"error: {shorten(innermost(ex) if ex else message, 500)} (see --help)\n")
 
 
 class FitCLI(LightningCLI):
@@ -130,6 +141,18 @@ def innermost(error: BaseException) -> str:
     return str(error)
 
 
+def unreadable(words: Sequence[str]) -> str:
+    """The first file named on a command line that is no text, for the head of a message."""
+    for word in words:
+        path = Path(word.removeprefix("--config="))
+        try:
+            if path.is_file():
+                path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return f"{path} is no config in YAML: "
+    return ""
+
+
 def main(args: list[str] | None = None) -> int:
     """Train; 0 all well (or stopped by SIGTERM), 1 the loss blew up, 2 the call or its input was wrong."""
     try:
@@ -138,6 +161,7 @@ def main(args: list[str] | None = None) -> int:
             pl.LightningDataModule,
             run=False,
             args=args,
+            parser_class=OneLine,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -153,8 +177,13 @@ def main(args: list[str] | None = None) -> int:
         )
         root = Path(cli.trainer.default_root_dir)
         checkpoint = checkpoint_to_resume(root, cli.config.ckpt_path)
+        check_writable(root)
+    except Unwritable as e:
+        print(f"error: {str(e).replace('--out', '--trainer.default_root_dir')}", file=sys.stderr)
+        return 2
     except ValueError as e:
-        print(f"error: {innermost(e)}", file=sys.stderr)
+        where = unreadable(sys.argv[1:] if args is None else args) if isinstance(e, UnicodeDecodeError) else ""
+        print(f"error: {where}{innermost(e)}", file=sys.stderr)
         return 2
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Checkpoints):
@@ -166,7 +195,8 @@ def main(args: list[str] | None = None) -> int:
             return 0
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except (RecordError, ImageError, Mismatch) as e:  # wrong input; anything else is a fault of ours and shows itself
-        print(f"error: {e}", file=sys.stderr)
+        said = str(e).strip().splitlines()[-1]  # a loader's process sends its whole traceback
+        print(f"error: {said}", file=sys.stderr)
         return 2
     except BadLoss as e:
         print(f"error: {e}", file=sys.stderr)

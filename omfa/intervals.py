@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
 from omfa.metrics import frechet_distance
 
 DRAWS = 2000
+FEWEST = 8  # groups below which chance is not told from the groups themselves
 HALVES = 10
 Z95 = 1.959964
 
@@ -26,7 +28,11 @@ def group_numbers(names: Sequence[str]) -> np.ndarray:
 
 
 def bootstrap_mean(values: np.ndarray, groups: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of a mean over pictures, groups drawn with replacement.
+    """95 % interval of a mean over pictures, groups drawn with replacement.
+
+    The expanded percentile interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"): resamples
+    of G groups vary too little, by sqrt((G - 1) / G), and know nothing of Student's t; so percentiles further out are
+    taken. At 8 groups the interval is 1.3 times as wide as the plain one, at 100 groups 1.02 times.
 
     Args:
         values: (N,) finite.
@@ -35,18 +41,19 @@ def bootstrap_mean(values: np.ndarray, groups: np.ndarray, draws: int = DRAWS, s
         seed: of the resampling.
 
     Returns:
-        Lower and upper end; NaN with fewer than two groups.
+        Lower and upper end; NaN with fewer than ``FEWEST`` groups.
     """
     counts = np.bincount(groups)
     sums, counts = np.bincount(groups, values)[counts > 0], counts[counts > 0]
-    if len(counts) < 2:
+    if len(counts) < FEWEST:
         return float("nan"), float("nan")
     rng = np.random.RandomState(seed)  # a stream that NumPy has frozen
     means = np.empty(draws)
     for draw in range(draws):
         times = np.bincount(rng.randint(len(counts), size=len(counts)), minlength=len(counts))
         means[draw] = (times * sums).sum() / (times * counts).sum()
-    low, high = np.percentile(means, [2.5, 97.5])
+    tail = 100 * ndtr(np.sqrt(len(counts) / (len(counts) - 1)) * stdtrit(len(counts) - 1, 0.025))
+    low, high = np.percentile(means, [tail, 100 - tail])
     return float(low), float(high)
 
 
@@ -77,9 +84,9 @@ def frechet_halves(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.ndarr
         groups: (N,) integers.
 
     Returns:
-        (HALVES,); empty with fewer than eight groups. Its standard deviation estimates that of FID on the whole set
-        (delete-half jackknife).
+        (HALVES,); empty with fewer than ``FEWEST`` groups. Its standard deviation estimates that of FID on the whole
+        set (delete-half jackknife).
     """
-    if len(np.unique(groups)) < 8:
+    if len(np.unique(groups)) < FEWEST:
         return np.empty(0)
     return np.array([frechet_distance(x[rows], y[rows]) for rows in half_samples(groups)])

@@ -30,10 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 from tqdm import tqdm
 
 from omfa.components import TaskKind
 from omfa.data import seeded
+from omfa.doors import Parser, Unwritable, check_writable, count, find_device, unwritable, whole, write_json
 from omfa.pipeline import MODELS, OMFAPipeline
 from omfa.prepared import METADATA, Record, RecordError, read_records, resolve
 from omfa.results import read_json
@@ -122,7 +124,11 @@ def donors_from_file(path: Path, records: Sequence[Record]) -> tuple[dict[str, s
     dressed = {r.id for r in records if r.garments}
     found: dict[str, str] = {}
     absent = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is no UTF-8 text ({e}); give a list of pairs, two names a line") from None
+    for number, line in enumerate(lines, 1):
         words, where = line.split(), f"{path}:{number}: {line.strip()!r}"
         if not words:
             continue
@@ -170,9 +176,12 @@ def model_class(path: str) -> Any:
     """
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as e:
         raise ValueError(f"--class-path {path!r}: {e}; give it as package.module.Class") from None
+    if not isinstance(found, type):
+        raise ValueError(f"--class-path {path!r} is no class; give it as package.module.Class")
+    return found
 
 
 def load_model(job: Job, device: str) -> Any:
@@ -182,6 +191,7 @@ def load_model(job: Job, device: str) -> Any:
         ValueError: it can't be loaded.
     """
     kind = model_class(job.class_path)
+    diffusers_logging.disable_progress_bar()  # of loading: seconds at most
     try:
         model = kind() if job.model is None else kind.from_pretrained(job.model)
         model = model.to(device) or model if hasattr(model, "to") else model
@@ -267,7 +277,7 @@ def work(job: Job, rank: int = 0, quiet: bool = False) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.processes))
     model = load_model(job, device)
     if rank == 0 and not (job.out / "flops.json").exists():
-        _write(job.out / "flops.json", json.dumps(_flops_or_none(model, job)))
+        write_json(job.out / "flops.json", _flops_or_none(model, job))
     hidden = quiet or rank > 0 or not sys.stderr.isatty()
     for batch in tqdm(batches(missing, job.batch), unit="batch", disable=hidden):
         start = time.perf_counter()
@@ -275,9 +285,10 @@ def work(job: Job, rank: int = 0, quiet: bool = False) -> None:
             pictures = call_model(model, job, batch, job.options(batch))
             seconds = (time.perf_counter() - start) / len(batch)
             for item, picture in zip(batch, pictures, strict=True):
-                part = job.out / f".{item.key}.part"
-                picture.save(part, "PNG")
-                os.replace(part, job.out / f"{item.key}.png")
+                with whole(job.out / f"{item.key}.png") as part:
+                    picture.save(part, "PNG")
+        except Unwritable:  # so would all others be
+            raise
         except Exception as e:  # whatever a foreign model raises or hands back: named, and the others are made
             failed = [i.key for i in batch if not prediction_files(job.out, i.key)]
             _append(job.out / "failures.jsonl", [{"key": key, "error": _said(e)} for key in failed])
@@ -299,14 +310,13 @@ def _said(error: Exception) -> str:
 
 
 def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:  # one write: lines of several processes don't mix
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        with path.open("a", encoding="utf-8") as file:  # one write: lines of several processes don't mix
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    except OSError as e:
+        if path.exists() and not path.stat().st_size:
+            path.unlink()
+        raise unwritable(path.parent, e) from None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -321,8 +331,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def run(job: Job, pairs: str, name: str, quiet: bool = False) -> list[dict[str, Any]]:
-    """Make all pictures, then write ``predictions.json``; the failures."""
-    job.out.mkdir(parents=True, exist_ok=True)
+    """Make all pictures, then write ``predictions.json``; the failures.
+
+    Raises:
+        ValueError: ``out`` holds pictures of another call, or can't be written to.
+    """
+    check_writable(job.out)
     told: dict[str, Any] = {
         "version": VERSION, "model": name, "class_path": job.class_path, "weights": job.model, "task": job.task.value,
         "pairs": pairs, **job.selection, "steps": job.steps, "guidance": job.guidance, "seed": job.seed,
@@ -332,7 +346,7 @@ def run(job: Job, pairs: str, name: str, quiet: bool = False) -> list[dict[str, 
     if pairs != "paired":
         told["garments_from"] = {i.record.id: i.donor.id for i in job.items if i.donor is not None}
     _check_same(job.out / PREDICTIONS, told)
-    _write(job.out / PREDICTIONS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    write_json(job.out / PREDICTIONS, told, indent=1)
     (job.out / "failures.jsonl").unlink(missing_ok=True)
     if job.processes == 1:
         work(job, quiet=quiet)
@@ -350,7 +364,7 @@ def run(job: Job, pairs: str, name: str, quiet: bool = False) -> list[dict[str, 
         told["peak_memory_mb"] = max(t["peak_memory_mb"] for t in timings)
     flops = job.out / "flops.json"
     told["flops"] = json.loads(flops.read_text()) if flops.exists() else None
-    _write(job.out / PREDICTIONS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    write_json(job.out / PREDICTIONS, told, indent=1)
     failures = _lines(job.out / "failures.jsonl")
     named = {f["key"] for f in failures}
     gone = [i.key for i in job.items if i.key not in named and not prediction_files(job.out, i.key)]
@@ -385,32 +399,24 @@ def model_state(model: str | None) -> str | None:
 # ------------------------------------------------------------------------------------------------- the command line
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m omfa.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(prog="python -m omfa.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--records", required=True, metavar="DIR", help="records folder")
     p.add_argument("--task", required=True, choices=["try_on", "try_off"])
     p.add_argument("--pairs", default="paired", metavar="paired|unpaired|FILE", help="whose garments try-on puts on")
     p.add_argument("--out", required=True, metavar="DIR")
     p.add_argument("--split", help="only records of this split")
     p.add_argument("--max-yaw", type=float, metavar="DEG", help="only records turned by at most this")
-    p.add_argument("--limit", type=_count, metavar="N", help="only the first N pictures")
+    p.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
     p.add_argument("--model", default=None, help="what from_pretrained is given (default: compact, for the pipeline)")
     p.add_argument("--class-path", default=PIPELINE, metavar="PATH", help=f"the model's class (default {PIPELINE})")
     p.add_argument("--name", help="what the model is called in tables")
-    p.add_argument("--steps", type=_count, help="of the sampler (default: the model's own)")
+    p.add_argument("--steps", type=count, help="of the sampler (default: the model's own)")
     p.add_argument("--guidance", type=float, help="likewise")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--batch", type=_count, default=1)
+    p.add_argument("--batch", type=count, default=1)
     p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    p.add_argument("--processes", type=_count, default=1, metavar="N")
+    p.add_argument("--processes", type=count, default=1, metavar="N")
     return p
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of 1 or more")
-    return int(text)
 
 
 def prepare(args: argparse.Namespace) -> Job:
@@ -436,9 +442,7 @@ def prepare(args: argparse.Namespace) -> Job:
     items = make_items(records, task, donors, every, args.limit)
     if not items:
         raise ValueError(f"{args.records} holds no record of split {args.split!r} with garments; check --split")
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("this machine has no CUDA device; give --device cpu")
+    device = find_device(args.device)
     model_class(args.class_path)
     model, steps, guidance = args.model, args.steps, args.guidance
     if args.class_path == PIPELINE:

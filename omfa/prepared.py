@@ -190,15 +190,27 @@ class Record:
                 raise RecordError(f"key 'version' is missing; write {VERSION}")
             return cls(
                 **{k: v for k, v in d.items() if k not in ("face", "garments", "pose", "provenance")},
-                face=None if d.get("face") is None else FaceRef(**d["face"]),
-                garments=tuple(GarmentRef(**g) for g in d.get("garments") or ()),
-                pose=None if d.get("pose") is None else PoseRef(**d["pose"]),
+                face=None if d.get("face") is None else FaceRef(**_object("face", d["face"])),
+                garments=tuple(GarmentRef(**_object("a garment", g)) for g in _several(d.get("garments"))),
+                pose=None if d.get("pose") is None else PoseRef(**_object("pose", d["pose"])),
                 provenance=d.get("provenance") or {},
             )
         except RecordError:
             raise
         except (TypeError, AttributeError) as e:  # a missing, unknown or wrongly typed key
             raise RecordError(str(e).replace("Record.__init__()", "record").replace("__init__()", "")) from None
+
+
+def _object(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RecordError(f"{name} is an object, not {value!r}; write it as in the example of omfa.prepared")
+    return value
+
+
+def _several(garments: Any) -> list[Any]:
+    if not isinstance(garments, list | None):
+        raise RecordError(f'garments {garments!r} must be a list like [{{"category": "upper", "path": "a.png"}}]')
+    return garments or []
 
 
 def iter_records(folder: str | Path, split: str | None = None) -> Iterator[Record]:
@@ -214,12 +226,14 @@ def iter_records(folder: str | Path, split: str | None = None) -> Iterator[Recor
     path = Path(folder) / METADATA
     if not path.is_file():
         raise RecordError(f"{path} not found: {folder} is no records folder; make one with 'python -m data_prep'")
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                record = Record.from_json(line)
+                record = Record.from_json(line.decode("utf-8"))
+            except UnicodeDecodeError as e:
+                raise RecordError(f"{path}:{number}: no UTF-8 text ({e}); write the file anew as UTF-8") from None
             except RecordError as e:
                 raise RecordError(f"{path}:{number}: {e}") from None
             if split is None or record.split == split:

@@ -28,7 +28,10 @@ class Source(Protocol):
         """All records of a split; None for all splits."""
 
     def read(self, path: str) -> bytes:
-        """A file that a record names."""
+        """A file that a record names; RecordError where it can't be read."""
+
+    def where(self, path: str) -> str:
+        """What that file is called in messages."""
 
 
 def open_records(folder: str | Path) -> Source:
@@ -54,7 +57,15 @@ class RecordFolder:
 
     def read(self, path: str) -> bytes:
         """See :class:`Source`."""
-        return resolve(self.folder, path).read_bytes()
+        full = resolve(self.folder, path)
+        try:
+            return full.read_bytes()
+        except OSError as e:
+            raise RecordError(f"{full}: can't be read ({e.strerror}); prepare the record again") from None
+
+    def where(self, path: str) -> str:
+        """See :class:`Source`."""
+        return str(self.folder / path)
 
 
 class Shards:
@@ -83,6 +94,10 @@ class Shards:
         with shard.open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+    def where(self, path: str) -> str:
+        """See :class:`Source`."""
+        return f"{self._where[path][0]}: {path}"
 
     def _index(self, path: Path) -> None:
         lines = []

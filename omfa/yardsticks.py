@@ -11,14 +11,14 @@ One call makes every prediction, scores it and prints one table for each directi
 - ``pose map`` and ``wrong pose`` (try-on): the bare pose map before a light wall, and the model's picture of another
   record, by which the silhouette columns say whether the pose is obeyed.
 
-Killed and called again, it goes on where it was. Exit codes as those of ``omfa.evaluate``.
+Killed and called again, it goes on where it was. A record that can't be read is named, and the others are judged. Exit
+codes as those of ``omfa.evaluate``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,11 +33,12 @@ from omfa import evaluate, predict
 from omfa.backbone import decode, encode
 from omfa.components import Category, TaskKind
 from omfa.data import read_fitted
-from omfa.images import read_image, save_whole, tensor_to_pixels
+from omfa.doors import Parser, check_writable, count, whole, write_json
+from omfa.images import read_image, tensor_to_pixels
 from omfa.pipeline import OMFAPipeline
-from omfa.prepared import Record, RecordError, record_files
+from omfa.prepared import METADATA, Record, RecordError, record_files
 from omfa.protocols import METRICS, find_protocol
-from omfa.results import Results
+from omfa.results import FEWEST, Results, read_json
 from omfa.scoring import Item
 from omfa.shards import Source, open_records
 
@@ -73,11 +74,9 @@ class Memory:
 
     def __init__(self, source: Source, records: Sequence[Record]) -> None:
         self.source, self.records = source, list(records)
-        self.thumbnails: dict[str, Tensor] = {}  # name to (N, D); NaN where a record has no such picture
         names = ["person", "face", "pose_map", *(c.value for c in Category)]
-        self.thumbnails = {
-            n: torch.full((len(self.records), 3 * THUMBNAIL[0] * THUMBNAIL[1]), torch.nan) for n in names
-        }
+        # name to (N, D); NaN where a record has no such picture
+        self.thumbnails = {n: torch.full((len(records), 3 * THUMBNAIL[0] * THUMBNAIL[1]), torch.nan) for n in names}
         for i, record in enumerate(tqdm(self.records, desc="reading", unit="record", disable=None, leave=False)):
             for name in record_files(record):
                 if name in self.thumbnails:
@@ -98,12 +97,12 @@ class Memory:
 
     def mean(self, category: Category | None, size: Sequence[int]) -> Image.Image:
         """The mean picture, (height, width) = ``size``."""
-        total, count = torch.zeros(3, *size), 0
+        total, pictures = torch.zeros(3, *size), 0
         for record in self.records:
             if wanted(category) in record_files(record):
                 total += read_fitted(self.source, record, wanted(category), size)
-                count += 1
-        return picture(total / max(1, count))
+                pictures += 1
+        return picture(total / max(1, pictures))
 
 
 def picture(pixels: Tensor) -> Image.Image:
@@ -116,42 +115,71 @@ def on_a_wall(pose_map: Tensor) -> Tensor:
     return torch.where(pose_map.amax(0) > -0.9, pose_map, 0.7)
 
 
-def make(job: predict.Job, name: str, one: Callable[[Item], Image.Image], out: Path) -> Path:
-    """A predictions folder as ``omfa.predict`` writes it, each picture by ``one``."""
-    out.mkdir(parents=True, exist_ok=True)
+def make(
+    job: predict.Job, name: str, one: Callable[[Item], Image.Image], out: Path, failed: dict[str, str]
+) -> tuple[str, Path]:
+    """A predictions folder as ``omfa.predict`` writes it, each picture by ``one``; why a picture can't be had, by key.
+
+    Raises:
+        Unwritable: ``out`` can't be written to.
+    """
     for item in tqdm(job.items, desc=name, unit="picture", disable=None, leave=False):
-        if not (out / f"{item.key}.png").is_file():
-            save_whole(one(item), out / f"{item.key}.png")
+        path = out / f"{item.key}.png"
+        if path.is_file():
+            continue
+        try:
+            made = one(item)
+        except (ValueError, OSError) as e:
+            failed.setdefault(item.key, str(e))
+            continue
+        with whole(path) as part:
+            made.save(part, "PNG")
     told = {"version": predict.VERSION, "model": name, "task": job.task.value, "pairs": "paired", "split": None}
-    part = out / "predictions.part"
-    part.write_text(json.dumps(told) + "\n", encoding="utf-8")
-    os.replace(part, out / predict.PREDICTIONS)
-    return out
+    write_json(out / predict.PREDICTIONS, told)
+    return name, out
 
 
-def folders(call: argparse.Namespace, task: TaskKind, memory: Memory, pipe: OMFAPipeline) -> Iterator[tuple[str, Path]]:
-    """Name and predictions folder of the model and every yardstick, made one after the other."""
+def check_same(call: argparse.Namespace, records: Sequence[Record]) -> None:
+    """Refuse to mix pictures of two settings in one folder; a folder that says nothing is taken as it is.
+
+    Args:
+        call: the command line.
+        records: those of training to look through.
+
+    Raises:
+        ValueError: another --model, --records, --train, --split, --limit, or size of --protocol.
+        Unwritable: the folder can't be written to.
+    """
+    check_writable(call.out)
+    told = {
+        "model": predict.model_state(call.model),
+        "records": hashlib.sha256((call.records / METADATA).read_bytes()).hexdigest(),
+        "train, split or limit": hashlib.sha256("\n".join(r.to_json() for r in records).encode()).hexdigest(),
+        "size of protocol": list(find_protocol(call.protocol).size or ()),
+    }
+    path = call.out / "made_from.json"
+    old = read_json(path, "give another --out") if path.exists() else told
+    differ = [name for name, state in told.items() if old.get(name) != state]
+    if differ:
+        raise ValueError(f"{call.out} holds pictures made with another {', '.join(differ)}: give another --out")
+    write_json(path, told)
+
+
+def folders(
+    call: argparse.Namespace, task: TaskKind, memory: Memory, pipe: OMFAPipeline, failed: dict[str, str]
+) -> Iterator[tuple[str, Path]]:
+    """Name and predictions folder of the model and every yardstick, made one after the other; failures as ``make``."""
     source, out = open_records(call.records), call.out / task.value
-    arguments = [
-        "--records",
-        str(call.records),
-        "--task",
-        task.value,
-        "--out",
-        str(out / "omfa"),
-        "--model",
-        call.model,
-    ]
-    arguments += ["--batch", str(call.batch)]
+    arguments = ["--records", str(call.records), "--task", task.value, "--out", str(out / "omfa")]
+    arguments += ["--model", call.model, "--batch", str(call.batch)]
     for name in ("steps", "guidance"):
         if getattr(call, name) is not None:
             arguments += [f"--{name}", str(getattr(call, name))]
     if task is TaskKind.TRY_OFF:
         arguments += ["--max-yaw", "60"]
     job = predict.prepare(predict.parser().parse_args(arguments))
-    failures = predict.run(job, "paired", "omfa")
-    if failures:
-        raise ValueError(f"{failures[0]['key']}: {failures[0]['error']}")
+    for failure in predict.run(job, "paired", "omfa"):
+        failed.setdefault(failure["key"], failure["error"])
     yield "omfa", out / "omfa"
 
     size = pipe.config.person_size
@@ -166,30 +194,26 @@ def folders(call: argparse.Namespace, task: TaskKind, memory: Memory, pipe: OMFA
         return picture(read_fitted(memory.source, found, wanted(item.category), full))
 
     means = {c: memory.mean(c, full) for c in {item.category for item in job.items}}
-    yield "ceiling", make(job, "ceiling", ceiling, out / "ceiling")
-    yield "nearest", make(job, "nearest", nearest, out / "nearest")
-    yield "mean", make(job, "mean", lambda item: means[item.category], out / "mean")
+    after = {a.key: b.key for a, b in zip(job.items, [*job.items[1:], job.items[0]], strict=True)}
+
+    def wrong_pose(item: Item) -> Image.Image:
+        return read_image(out / "omfa" / f"{after[item.key]}.png")
+
+    def pose_map(item: Item) -> Image.Image:
+        if "pose_map" not in record_files(item.record):
+            raise RecordError(f"{item.record.id}: no pose map; make it with 'python -m data_prep pose-maps'")
+        return picture(on_a_wall(read_fitted(source, item.record, "pose_map", full)))
+
+    yield make(job, "ceiling", ceiling, out / "ceiling", failed)
+    yield make(job, "nearest", nearest, out / "nearest", failed)
+    yield make(job, "mean", lambda item: means[item.category], out / "mean", failed)
     if task is TaskKind.TRY_ON:
-        after = {a.key: b.key for a, b in zip(job.items, [*job.items[1:], job.items[0]], strict=True)}
-        yield (
-            "wrong pose",
-            make(
-                job, "wrong pose", lambda item: read_image(out / "omfa" / f"{after[item.key]}.png"), out / "wrong_pose"
-            ),
-        )
-        yield (
-            "pose map",
-            make(
-                job,
-                "pose map",
-                lambda item: picture(on_a_wall(read_fitted(source, item.record, "pose_map", full))),
-                out / "pose_map",
-            ),
-        )
+        yield make(job, "wrong pose", wrong_pose, out / "wrong_pose", failed)
+        yield make(job, "pose map", pose_map, out / "pose_map", failed)
 
 
 def table(task: TaskKind, results: dict[str, Results]) -> str:
-    """Markdown: a row a model, a column a metric, with half the width of its 95 % interval."""
+    """Markdown: a row a model, a column a metric, with half the width of its 95 % interval where it has one."""
     columns = [m for m in COLUMNS[task] if any(m in r.summary["metrics"] for r in results.values())]
     lines = [
         f"| {task.value} | " + " | ".join(METRICS[m].label for m in columns) + " |",
@@ -202,52 +226,60 @@ def table(task: TaskKind, results: dict[str, Results]) -> str:
             if row is None:
                 cells.append("-")
                 continue
-            half = (row["high"] - row["low"]) / 2 * kind.scale if row["low"] is not None else 0.0
-            cells.append(f"{row['value'] * kind.scale:.{kind.digits}f} ± {half:.{kind.digits}f}")
+            sure = ""
+            if row["low"] is not None:
+                sure = f" ± {(row['high'] - row['low']) / 2 * kind.scale:.{kind.digits}f}"
+            cells.append(f"{row['value'] * kind.scale:.{kind.digits}f}{sure}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    persons = max(row["persons"] for r in results.values() for row in r.summary["metrics"].values())
+    return "\n".join([*lines, "", f"±: half the 95 % interval over {persons} persons; none below {FEWEST} persons"])
 
 
 @torch.no_grad()
 def main(args: Sequence[str] | None = None) -> int:
     """Make, score and print everything; exit codes as those of ``omfa.evaluate``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m omfa.yardsticks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--records", required=True, type=Path, help="held-out records")
     parser.add_argument("--train", required=True, type=Path, help="the records the model was trained on")
     parser.add_argument("--split", default="train", help="of the training records (default train)")
-    parser.add_argument("--limit", type=int, default=5000, help="training records to look through (default 5000)")
+    parser.add_argument("--limit", type=count, default=5000, help="training records to look through (default 5000)")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--model", default="compact")
     parser.add_argument("--protocol", default="wardrobe", help="see python -m omfa.evaluate protocols")
-    parser.add_argument("--steps", type=int, help="of the sampler (default: the model's own)")
+    parser.add_argument("--steps", type=count, help="of the sampler (default: the model's own)")
     parser.add_argument("--guidance", type=float, help="likewise")
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=count, default=4)
     parser.add_argument("--tasks", nargs="+", default=["try_off", "try_on"], choices=["try_off", "try_on"])
     call = parser.parse_args(args)
     diffusers_logging.disable_progress_bar()  # of loading: seconds at most
     code = 0
     try:
-        pipe = OMFAPipeline.from_pretrained(call.model)
+        find_protocol(call.protocol)
         source = open_records(call.train)
-        memory = Memory(source, [r for r in source.records(call.split) if r.garments][: call.limit])
+        known = [r for r in source.records(call.split) if r.garments][: call.limit]
+        if not known:
+            raise ValueError(f"{call.train} holds no records of split {call.split!r} with garments; check --split")
+        pipe = OMFAPipeline.from_pretrained(call.model)
+        check_same(call, known)
+        memory = Memory(source, known)
         for task in map(TaskKind, call.tasks):
-            results = {}
-            for name, folder in folders(call, task, memory, pipe):
+            results, failed = {}, dict[str, str]()
+            for name, folder in folders(call, task, memory, pipe, failed):
                 scores = folder.with_name(folder.name + "_scores")
                 told = ["--records", str(call.records), "--predictions", str(folder), "--out", str(scores)]
-                told += ["--protocol", call.protocol]
-                run = evaluate.prepare(
-                    evaluate.parser().parse_args(
-                        ["run", *told, "--name", name, *(["--max-yaw", "60"] if task is TaskKind.TRY_OFF else [])]
-                    )
-                )
-                run.out.mkdir(parents=True, exist_ok=True)
+                told += ["--protocol", call.protocol, "--name", name]
+                told += ["--max-yaw", "60"] if task is TaskKind.TRY_OFF else []
+                run = evaluate.prepare(evaluate.parser().parse_args(["run", *told]))
                 evaluate.score_all(run)
-                code |= bool(evaluate.gather(run)["problems"])
+                for problem in evaluate.gather(run)["problems"]:
+                    failed.setdefault(problem["key"], problem["problem"])
                 results[name] = Results(scores)
             print(table(task, results), end="\n\n", flush=True)
+            for key, why in failed.items():
+                print(f"failed: {key}: {why.removeprefix(f'{key}: ')}", file=sys.stderr)
+            code |= bool(failed)
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

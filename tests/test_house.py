@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    0: {"components", "canvas", "images", "prepared", "shards"},
+    0: {"components", "canvas", "images", "prepared", "shards", "doors"},
     1: {
         *{"body", "pose_render", "partial_diffusion", "backbone", "conditioning", "prompts", "tuning", "dual_unet"},
         *{"metrics", "intervals", "features", "protocols", "pattern_kind", "person_outline"},
