@@ -51,16 +51,16 @@ class Unwritable(ValueError):
     """Something that can't be written; the message says where, why and what to do."""
 
 
-def unwritable(folder: Path, error: BaseException) -> Unwritable:
+def unwritable(folder: Path, error: BaseException, option: str = "--out") -> Unwritable:
     """The same error for users: a full disk wants space, everything else another folder."""
     why = getattr(error, "strerror", None) or str(error)
     full = getattr(error, "errno", None) in _FULL or "No space left" in why
-    cure = "free some space and call again" if full else "give another --out"
+    cure = "free some space and call again" if full else f"give another {option}"
     return Unwritable(f"{folder} can't be written to ({why}): {cure}")
 
 
-def check_writable(folder: Path) -> None:
-    """Make a folder and see that a file can be written there.
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Make a folder, named on the command line by ``option``, and see that a file can be written there.
 
     Raises:
         Unwritable: it can't.
@@ -70,7 +70,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(4096))
     except OSError as e:
-        raise unwritable(folder, e) from None
+        raise unwritable(folder, e, option) from None
 
 
 @contextmanager

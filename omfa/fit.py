@@ -34,7 +34,7 @@ from omfa.callbacks import (
     save_model,
     step_of,
 )
-from omfa.doors import Unwritable, check_writable
+from omfa.doors import check_writable
 from omfa.guards import BadLoss, Checkpoints, LossGuard
 from omfa.images import ImageError
 from omfa.prepared import RecordError
@@ -177,10 +177,7 @@ def main(args: list[str] | None = None) -> int:
         )
         root = Path(cli.trainer.default_root_dir)
         checkpoint = checkpoint_to_resume(root, cli.config.ckpt_path)
-        check_writable(root)
-    except Unwritable as e:
-        print(f"error: {str(e).replace('--out', '--trainer.default_root_dir')}", file=sys.stderr)
-        return 2
+        check_writable(root, "--trainer.default_root_dir")
     except ValueError as e:
         where = unreadable(sys.argv[1:] if args is None else args) if isinstance(e, UnicodeDecodeError) else ""
         print(f"error: {where}{innermost(e)}", file=sys.stderr)
