@@ -140,7 +140,8 @@ def main(args: Sequence[str] | None = None) -> int:
         source = open_records(call.records)
         records = source.records(call.split)
         if not records:
-            raise ValueError(f"{call.records} holds no records of split {call.split or 'any'}; check --split")
+            which = "" if call.split is None else f" of split {call.split!r}"
+            raise ValueError(f"{call.records} holds no records{which}: there is nothing to encode")
         check_writable(call.out)
         begin(call.out, fingerprint(vae), call.size)
         if call.base is not None:

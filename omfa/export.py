@@ -59,13 +59,16 @@ def build_module(config: Path) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     try:
-        settings = parser.parse_object({"model": yaml.safe_load(config.read_text(encoding="utf-8"))["model"]})
-    except (ValueError, TypeError, LookupError, yaml.YAMLError, argparse.ArgumentError) as e:
-        said = shorten(f"{type(e).__name__}: {innermost(e)}", 300)
+        told = yaml.safe_load(config.read_text(encoding="utf-8"))
+        if not isinstance(told, dict) or not isinstance(told.get("model"), dict):
+            raise ValueError("it has no 'model' with a class_path")
+        settings = parser.parse_object({"model": told["model"]})
+    except (ValueError, yaml.YAMLError, argparse.ArgumentError) as e:
+        said = shorten(innermost(e), 300)
         raise ValueError(f"{config} names no model ({said}): give the run folder as omfa.fit wrote it") from None
     try:
         return parser.instantiate(settings).model
-    except TypeError as e:
+    except TypeError as e:  # arguments that the class does not take
         raise ValueError(f"{config}: its model can't be built ({shorten(str(e), 300)})") from None
 
 

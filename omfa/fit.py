@@ -138,7 +138,7 @@ def innermost(error: BaseException) -> str:
     """What an error says, without jsonargparse's account of the types that it tried."""
     while str(error).startswith("Does not validate against any of the Union") and error.__cause__ is not None:
         error = error.__cause__
-    return str(error)
+    return str(error).rpartition("Errors:")[2].partition("- Expected a <class 'NoneType'>")[0].strip(" -\n")
 
 
 def unreadable(words: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from omfa.data import RecordsDataset, collate, encoded_file
 from omfa.module import OMFAModule
 from omfa.pipeline import OMFAPipeline
 from omfa.prepared import RecordError
-from tests.conftest import SIZE, make_compact
+from tests.conftest import SIZE, full_disk, make_compact
 
 SIZE_TEXT = f"{SIZE[0]}x{SIZE[1]}"
 
@@ -94,8 +94,39 @@ def test_a_broken_picture_is_named_and_the_rest_encoded(
     record = dataset(records, make_compact()).records[2]
     (broken / record.file_name).write_bytes(b"no picture")
     assert encode.main(call(broken, vae, out)) == 1
-    assert record.id in capsys.readouterr().err
+    assert f"{record.id}: {broken / record.file_name}: missing or damaged" in capsys.readouterr().err
     assert len(list(out.rglob("*.safetensors"))) == 7 and not list(out.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--device", "foo"], "--device foo: there is none here"),
+        (["--split", "nosuch"], "holds no records of split 'nosuch'"),
+        (["--vae", "nosuch"], "--vae 'nosuch' holds no VAE"),
+        (["--out", "{file}/out"], "can't be written to"),
+    ],
+)
+def test_wrong_calls_are_one_line_and_write_nothing(
+    records: Path, vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    more = [word.format(file=tmp_path / "file") for word in more]
+    assert encode.main([*call(records, vae, tmp_path / "out"), *more]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_named_and_the_same_call_goes_on(
+    records: Path, vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with full_disk(5000):
+        assert encode.main(call(records, vae, out)) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert str(out) in said[-1] and "free some space" in said[-1]
+    assert [p.name for p in out.rglob("*") if p.is_file()] == ["encoding.json"]
+    assert encode.main(call(records, vae, out)) == 0 and len(list(out.rglob("*.safetensors"))) == 8
 
 
 def stamps(folder: Path) -> dict[Path, int]:

@@ -21,6 +21,7 @@ from omfa.protocols import METRICS, PROTOCOLS, Protocol
 from omfa.report import histogram, latex, markdown, page, pictured, write_report
 from omfa.results import Results, compare
 from omfa.scoring import Item, beside, make_items, read_prediction, truth_masks
+from tests.conftest import full_disk
 from tests.metrics_golden import picture
 
 SIZE = (192, 176)
@@ -168,7 +169,7 @@ def test_problems_are_named_and_never_skipped(wardrobe: Path, tmp_path: Path, ca
     told = capsys.readouterr().err
     for key, words in {"r3": "no prediction", "r5": "damaged", "r7": "100x90", "r9": "several"}.items():
         problem = next(p["problem"] for p in results["problems"] if p["key"] == key)
-        assert key in problem and words in problem and problem in told
+        assert key in problem and words in problem and problem in told and f"{key}: {key}: " not in told
     (made / "r9.jpg").unlink()  # mended: only what changed is made again
     before = (tmp_path / "out" / "work" / "000001.json").stat().st_mtime_ns
     code, results = run(wardrobe, made, tmp_path / "out")
@@ -236,6 +237,18 @@ def test_wrong_calls_end_with_two_and_one_line(wardrobe: Path, tmp_path: Path, c
     made.mkdir()
     assert run(wardrobe, made, tmp_path / "none", "--task", "try_on")[0] == 2
     assert "none of 20 predictions" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "none").iterdir()] == ["work"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"limit": "x"}, {"limit": -1}, {"max_yaw": "x"}, {"split": 5}, {"garments_from": 5}, {"garments_from": {"a": []}}],
+)
+def test_predictions_that_say_nonsense_are_named(wardrobe: Path, tmp_path: Path, capsys, told: dict) -> None:
+    made = predictions(wardrobe, tmp_path / "made", perfect, **told)
+    assert run(wardrobe, made, tmp_path / "out")[0] == 2
+    err = capsys.readouterr().err
+    assert f"{made / 'predictions.json'}: {next(iter(told))!r} can't be" in err and err.count("\n") == 1
 
 
 class _Pooled(torch.nn.Module):
@@ -531,6 +544,40 @@ def test_predictions_of_changed_weights_or_records_are_refused(records: Path, tm
     told.write_text(kept[:50])
     assert predicted(copy, tmp_path / "made", "--task", "try_off") == 2
     assert "predictions.json is not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--class-path", "os.path"], "--class-path 'os.path' is no class"),
+        (["--device", "cuda"], "--device cuda: there is none here"),
+        (["--task", "try_on", "--pairs", "{pairs}"], "pairs.txt is no UTF-8 text"),
+    ],
+)
+def test_predict_refuses_at_the_door(records: Path, tmp_path: Path, capsys, more: list[str], words: str) -> None:
+    if "cuda" in more and torch.cuda.is_available():
+        more, words = ["--device", "mps"], "--device mps: there is none here"
+    (tmp_path / "pairs.txt").write_bytes(b"\xff\xfe a\n")
+    more = [word.format(pairs=tmp_path / "pairs.txt") for word in more]
+    assert predicted(records, tmp_path / "out", "--task", "try_off", *more) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(
+    records: Path, wardrobe: Path, tmp_path: Path, capsys
+) -> None:
+    out, made = tmp_path / "out", predictions(wardrobe, tmp_path / "made", perfect)
+    with full_disk(4500):
+        assert predicted(records, out, "--task", "try_off") == 2
+    err = capsys.readouterr().err
+    assert str(out) in err and "free some space" in err and err.count("\n") == 1
+    assert {p.name for p in out.iterdir()} == {"predictions.json", "flops.json"}
+    assert predicted(records, out, "--task", "try_off") == 0
+    with full_disk(4500):
+        assert run(wardrobe, made, tmp_path / "scores")[0] == 2
+    assert "free some space" in capsys.readouterr().err
+    assert not [p for p in (tmp_path / "scores").rglob("*") if p.suffix == ".part" or p.name == "values.jsonl"]
 
 
 def test_what_is_predicted_is_what_is_scored(wardrobe: Path, tmp_path: Path) -> None:

@@ -11,15 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from omfa import export
 from omfa.callbacks import SafeCheckpointIO, is_whole, last_checkpoint
+from omfa.data import PicturesDataModule
 from omfa.fit import main
 from omfa.model_card import last_losses
-from omfa.module import rate_at
+from omfa.module import VAEModule, rate_at
 from omfa.pipeline import OMFAPipeline
+from omfa.prepared import read_records
+from tests.conftest import full_disk
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "lightning_configs" / "tiny.yaml"
@@ -192,7 +198,86 @@ def test_wrong_calls_exit_with_2(
 def test_misspelt_keys_are_refused_by_name(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments(records, tmp_path, 2, "--model.init_args.lerning_rate=1"))
-    assert stop.value.code == 2 and "lerning_rate" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "lerning_rate" in said and said.count("\n") == 1
+
+
+def test_configs_and_folders_that_cannot_be_used_are_named(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = records / read_records(records)[0].file_name
+    assert main([*arguments(records, tmp_path, 2), "--config", str(picture)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {picture} is no config in YAML: ")
+    (tmp_path / "file").write_text("")
+    assert main(arguments(records, tmp_path / "file" / "run", 2)) == 2
+    assert "can't be written to (Not a directory): give another --trainer.default_root_dir" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"size \[5\] must be height and width"):
+        PicturesDataModule([str(records)], [5])
+
+
+def vae_run(root: Path) -> VAEModule:
+    """A run folder of a tiny VAE, one step in."""
+    sizes = {"block_out_channels": [16, 16], "latent_channels": 4, "norm_num_groups": 1, "layers_per_block": 1}
+    kinds = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    torch.manual_seed(0)
+    module = VAEModule({**sizes, **kinds})
+    module.measure(torch.randn(2, 4, 8, 8) * 3, weight=1)
+    model = {"class_path": "omfa.module.VAEModule", "init_args": {"vae": {**sizes, **kinds}}}
+    root.mkdir()
+    (root / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+    state = {"state_dict": module.state_dict(), "global_step": 1}
+    SafeCheckpointIO().save_checkpoint(state, root / "checkpoints" / "step=1.ckpt")
+    return module
+
+
+def test_a_vae_run_is_exported_in_half_precision(tmp_path: Path) -> None:
+    module = vae_run(tmp_path / "run")
+    module.save(tmp_path / "whole")
+    assert export.main(["--run", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--dtype", "float16"]) == 0
+    half = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
+    for name, value in load_file(tmp_path / "whole" / "diffusion_pytorch_model.safetensors").items():
+        assert half[name].dtype == torch.float16 and torch.equal(half[name], value.half())
+    AutoencoderKL.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("", "no 'model'"),
+        ("garbage: [", "expected the node content"),
+        ("[]", "no 'model'"),
+        ("trainer: {}", "no 'model'"),
+        ("model: 5", "no 'model'"),
+        ("model: {class_path: os.system}", "not correspond to a subclass of LightningModule"),
+        ("model: {class_path: omfa.module.OMFAModule}", "arguments are required: pipeline"),
+        ("model: {class_path: omfa.module.VAEModule, init_args: {vae: {nonsense: 1}}}", "argument 'nonsense'"),
+    ],
+)
+def test_damaged_runs_are_not_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str, words: str
+) -> None:
+    vae_run(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(config)
+    assert export.main(["--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert words in said and str(tmp_path / "run" / "config.yaml") in said and said.count("\n") == 1
+
+
+def test_checkpoints_that_do_not_fit_and_full_disks_leave_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = vae_run(tmp_path / "run")
+    call = ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "out" / "model")]
+    with full_disk(20_000):
+        assert export.main(call) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "out" / "model") in said and said.count("\n") == 1
+    assert not list((tmp_path / "out").iterdir())
+    state = {name: value for name, value in module.state_dict().items() if name != "latent_mean"}
+    SafeCheckpointIO().save_checkpoint({"state_dict": state}, tmp_path / "run" / "checkpoints" / "step=2.ckpt")
+    assert export.main(call) == 2
+    said = capsys.readouterr().err
+    assert "step=2.ckpt is no checkpoint of this model" in said and "latent_mean" in said and said.count("\n") == 1
 
 
 def test_learning_rate_rises_and_falls() -> None:

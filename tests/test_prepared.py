@@ -97,6 +97,28 @@ def test_lines_that_are_no_record(tmp_path: Path, line: str) -> None:
         list(iter_records(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"garments": 5}, "must be a list like"),
+        ({"garments": [5]}, "a garment is an object"),
+        ({"face": 5}, "face is an"),
+    ],
+)
+def test_parts_of_another_kind_are_named(records: Path, tmp_path: Path, change: dict, words: str) -> None:
+    line = json.loads(read_records(records)[0].to_json())
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line | change) + "\n")
+    with pytest.raises(RecordError, match=rf"metadata\.jsonl:1: .*{words}"):
+        read_records(tmp_path)
+
+
+def test_a_line_that_is_no_text_is_named(records: Path, tmp_path: Path) -> None:
+    good = (records / "metadata.jsonl").read_bytes().splitlines()[0]
+    (tmp_path / "metadata.jsonl").write_bytes(good + b'\n{"id": "\xff"}\n')
+    with pytest.raises(RecordError, match=r"metadata\.jsonl:2: no UTF-8 text .* write the file anew"):
+        read_records(tmp_path)
+
+
 def test_missing_empty_and_doubled(tmp_path: Path) -> None:
     write_records(tmp_path, [record(), record(), record(id="b", file_name="b.png")])
     (tmp_path / "b.png").write_bytes(b"")
