@@ -280,21 +280,33 @@ def work(job: Job, rank: int = 0, quiet: bool = False) -> None:
         write_json(job.out / "flops.json", _flops_or_none(model, job))
     hidden = quiet or rank > 0 or not sys.stderr.isatty()
     for batch in tqdm(batches(missing, job.batch), unit="batch", disable=hidden):
-        start = time.perf_counter()
-        try:
-            pictures = call_model(model, job, batch, job.options(batch))
-            seconds = (time.perf_counter() - start) / len(batch)
-            for item, picture in zip(batch, pictures, strict=True):
-                with whole(job.out / f"{item.key}.png") as part:
-                    picture.save(part, "PNG")
-        except Unwritable:  # so would all others be
-            raise
-        except Exception as e:  # whatever a foreign model raises or hands back: named, and the others are made
-            failed = [i.key for i in batch if not prediction_files(job.out, i.key)]
-            _append(job.out / "failures.jsonl", [{"key": key, "error": _said(e)} for key in failed])
-            continue
-        memory = round(peak_memory_mb(device), 1)
-        _append(job.out / TIMINGS, [{"key": i.key, "seconds": seconds, "peak_memory_mb": memory} for i in batch])
+        make(model, job, batch, device)
+
+
+def make(model: Any, job: Job, batch: Sequence[Item], device: str) -> None:
+    """Pictures of a batch; where it fails they are made one by one, so that a bad record spoils no other.
+
+    Raises:
+        Unwritable: ``job.out`` can't be written to.
+    """
+    start = time.perf_counter()
+    try:
+        pictures = call_model(model, job, batch, job.options(batch))
+        seconds = (time.perf_counter() - start) / len(batch)
+        for item, picture in zip(batch, pictures, strict=True):
+            with whole(job.out / f"{item.key}.png") as part:
+                picture.save(part, "PNG")
+    except Unwritable:
+        raise
+    except Exception as e:  # whatever a foreign model raises or hands back: named, and the others are made
+        missing = [i for i in batch if not prediction_files(job.out, i.key)]
+        for item in missing if len(batch) > 1 else ():
+            make(model, job, [item], device)
+        if len(batch) == 1:
+            _append(job.out / "failures.jsonl", [{"key": i.key, "error": _said(e)} for i in missing])
+        return
+    memory = round(peak_memory_mb(device), 1)
+    _append(job.out / TIMINGS, [{"key": i.key, "seconds": seconds, "peak_memory_mb": memory} for i in batch])
 
 
 def _flops_or_none(model: Any, job: Job) -> float | None:

@@ -523,6 +523,26 @@ def test_whatever_a_foreign_model_raises_is_a_named_failure(records: Path, tmp_p
     assert {p.stem.rsplit(".")[-1] for p in tmp_path.glob("*.png")} == {"upper"}
 
 
+class Picky(Echo):
+    """A foreign model that can't read one picture."""
+
+    def try_off(self, person, categories, generator, **options):
+        if any(Path(p).read_bytes() == b"no picture" for p in person):
+            raise ValueError("damaged")
+        return super().try_off(person, categories, generator, **options)
+
+
+def test_a_bad_record_spoils_no_other_of_its_batch(records: Path, tmp_path: Path, capsys) -> None:
+    copy = shutil.copytree(records, tmp_path / "records")
+    bad = read_records(copy)[1]
+    (copy / bad.file_name).write_bytes(b"no picture")
+    call = ["--records", str(copy), "--out", str(tmp_path / "out"), "--class-path", "tests.test_evaluate.Picky"]
+    assert predict.main([*call, "--task", "try_off", "--steps", "3", "--batch", "4"]) == 1
+    keys = [f"{bad.id}.{g.category}" for g in bad.garments]
+    assert sorted(capsys.readouterr().err.splitlines()) == sorted(f"failed: {key}: damaged" for key in keys)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 14 - len(keys)
+
+
 def test_predictions_of_changed_weights_or_records_are_refused(records: Path, tmp_path: Path, capsys) -> None:
     weights, copy = tmp_path / "weights", shutil.copytree(records, tmp_path / "records")
     weights.mkdir()
@@ -574,10 +594,10 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(
     assert str(out) in err and "free some space" in err and err.count("\n") == 1
     assert {p.name for p in out.iterdir()} == {"predictions.json", "flops.json"}
     assert predicted(records, out, "--task", "try_off") == 0
-    with full_disk(4500):
+    with full_disk(4200):
         assert run(wardrobe, made, tmp_path / "scores")[0] == 2
     assert "free some space" in capsys.readouterr().err
-    assert not [p for p in (tmp_path / "scores").rglob("*") if p.suffix == ".part" or p.name == "values.jsonl"]
+    assert not [p for p in (tmp_path / "scores").rglob("*") if p.suffix == ".part" or p.name == "results.json"]
 
 
 def test_what_is_predicted_is_what_is_scored(wardrobe: Path, tmp_path: Path) -> None:
