@@ -12,7 +12,7 @@ Every example runs as it stands, from top to bottom; the first line makes the pi
         --face data/demo/face/s77-o1.png --views 4 -o outputs/turn --contact-sheet
 
 Without --pose the pose comes from the photo, by the estimator of data_prep. Exit code 0: all well; 1: some inputs
-failed, each named on a line; 2: the call or all of its input was wrong, and nothing was written.
+failed, each named on a line; 2: the call or all of its input was wrong, and no input was finished.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -89,8 +90,7 @@ def try_on(call: argparse.Namespace, problems: list[str]) -> list[Job]:
             made = pipe.try_on(portrait, worn, _estimated(pipe, pose), face, call.keep, **options)
             return {f"{name}.png": made.person[0]}
 
-        given = [p for p in (portrait, *worn.values(), face, pose) if isinstance(p, Image.Image)]
-        return Job(name, given, _estimator_needed(portrait, face, pose), make)
+        return Job(name, _pictures(portrait, *worn.values(), face, pose), _estimator_needed(portrait, face, pose), make)
 
     if not call.portrait:
         return [job("try_on", None)]
@@ -107,7 +107,7 @@ def transfer(call: argparse.Namespace, problems: list[str]) -> list[Job]:
             made = pipe.transfer(source, target, call.category, at, face, call.keep, **options)
             return {f"{name}.png": made.person[0]}
 
-        return Job(name, [source, target], _estimator_needed(target, face, pose), make)
+        return Job(name, _pictures(source, target, face, pose), _estimator_needed(target, face, pose), make)
 
     start = f"{Path(call.source).stem}_on_"
     return [job(start + stem, target) for stem, target in _readable(call.targets, problems)]
@@ -123,7 +123,8 @@ def turntable(call: argparse.Namespace, problems: list[str]) -> list[Job]:
             made = pipe.turntable(portrait, worn, at, face, call.views, keep=call.keep, **options)
             return {f"{stem}_{round(360 * i / call.views):03d}.png": p for i, p in enumerate(made.images)}
 
-        return Job(stem, [portrait], _estimator_needed(portrait, face, pose), make)
+        given = _pictures(portrait, *worn.values(), face, pose)
+        return Job(stem, given, _estimator_needed(portrait, face, pose), make)
 
     return [job(stem, portrait) for stem, portrait in _readable(call.photos, problems)]
 
@@ -138,7 +139,16 @@ def _readable(paths: Sequence[str], problems: list[str]) -> Iterator[tuple[str, 
 
 
 def _garments(call: argparse.Namespace) -> dict[str, Image.Image]:
-    return {category: read_image(path) for category, path in call.garment}
+    worn = {category: read_image(path) for category, path in call.garment}
+    if len(worn) < len(call.garment):
+        raise ValueError("two garments of one category: give one --garment of each")
+    return worn
+
+
+def _pictures(*given: Any) -> list[Image.Image]:
+    """Those for the contact sheet."""
+    several = [p.picture if isinstance(p, _Photo) else p for p in given]
+    return [p for p in several if isinstance(p, Image.Image)]
 
 
 def _face(call: argparse.Namespace) -> Image.Image | None:
@@ -193,14 +203,29 @@ def count(text: str) -> int:
     return int(text)
 
 
+def views(text: str) -> int:
+    """A number of whole degrees."""
+    if count(text) > 360:
+        raise argparse.ArgumentTypeError(f"{text!r} must be 360 at most")
+    return int(text)
+
+
+def _example(command: str) -> str:
+    """The command's example in this module's docstring."""
+    calls = ["python -m " + rest.split("\n\n")[0].rstrip() for rest in (__doc__ or "").split("python -m ")]
+    return "example:\n\n    " + next(call for call in calls if call.startswith(f"python -m omfa {command}"))
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     common = _Parser(add_help=False)
     common.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
     common.add_argument("--contact-sheet", action="store_true", help="also contact_sheet.png: given | made")
     common.add_argument("--model", default="compact", help="a model that ships, a folder or a hub id (default compact)")
-    common.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    common.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default float32)")
+    devices = ("auto", "cpu", "cuda", "mps")
+    common.add_argument("--device", default="auto", choices=devices, help="where to compute (default: the best there)")
+    precision = "of the weights; on most CPUs the others are slower (default float32)"
+    common.add_argument("--dtype", default="float32", choices=DTYPES, help=precision)
     common.add_argument("--steps", type=count, help="of the sampler (default: the model's own)")
     common.add_argument("--guidance", type=float, help="1 or less turns it off (default: the model's own)")
     common.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture (default 0)")
@@ -208,38 +233,51 @@ def parser() -> argparse.ArgumentParser:
     person.add_argument("--face", metavar="PICTURE", help="head crop; default: the portrait's")
     person.add_argument("--pose", metavar="FILE", help="body parameters (.npz), or a photo of somebody in that pose")
     person.add_argument(
-        "--keep", default="others", choices=("others", "nothing"), help="clothes of the portrait not replaced"
+        "--keep", default="others", choices=("others", "nothing"), help="clothes not replaced (default others)"
+    )
+    worn = _Parser(add_help=False)
+    worn.add_argument(
+        "--garment",
+        type=garment,
+        action="append",
+        default=[],
+        metavar="CATEGORY=PICTURE",
+        help="a shop picture to put on, like upper=shirt.png; once for each",
     )
     whole = _Parser(prog="python -m omfa", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    off = commands.add_parser("try-off", parents=[common], help="garments off photos, as shop pictures")
-    off.add_argument("photos", nargs="+", metavar="PHOTO")
+    def command(name: str, does: str, *parents: _Parser) -> argparse.ArgumentParser:
+        layout = argparse.RawDescriptionHelpFormatter
+        words: dict[str, Any] = {"help": does, "description": f"{does[0].upper()}{does[1:]}.", "epilog": _example(name)}
+        return commands.add_parser(name, parents=[common, *parents], formatter_class=layout, **words)
+
+    off = command("try-off", "garments off photos, as shop pictures")
+    off.add_argument("photos", nargs="+", metavar="PHOTO", help="photos of dressed people")
     _categories(off)
     off.set_defaults(prepare=try_off)
 
-    on = commands.add_parser("try-on", parents=[common, person], help="garments onto people")
-    on.add_argument("--garment", type=garment, action="append", default=[], metavar="CATEGORY=PICTURE")
+    on = command("try-on", "garments onto people", person, worn)
     on.add_argument("--portrait", nargs="+", metavar="PHOTO", help="who shall wear them")
     on.add_argument("--pose-map", metavar="PICTURE", help="a rendered pose map, instead of --pose")
     on.set_defaults(prepare=try_on)
 
-    move = commands.add_parser("transfer", parents=[common, person], help="clothes of one person onto others")
+    move = command("transfer", "clothes of one person onto others", person)
     move.add_argument("source", metavar="SOURCE", help="photo of who wears them")
     move.add_argument("targets", nargs="+", metavar="TARGET", help="photo of who shall")
     _categories(move)
     move.set_defaults(prepare=transfer)
 
-    turn = commands.add_parser("turntable", parents=[common, person], help="a person from all sides")
-    turn.add_argument("photos", nargs="+", metavar="PHOTO")
-    turn.add_argument("--garment", type=garment, action="append", default=[], metavar="CATEGORY=PICTURE")
-    turn.add_argument("--views", type=count, default=8, help="pictures over the full turn (default 8)")
+    turn = command("turntable", "a person from all sides", person, worn)
+    turn.add_argument("photos", nargs="+", metavar="PHOTO", help="photos of the people to turn")
+    turn.add_argument("--views", type=views, default=8, help="pictures over the full turn (default 8)")
     turn.set_defaults(prepare=turntable)
     return whole
 
 
 def _categories(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--category", nargs="+", default=["upper"], choices=tuple(Category), help="(default upper)")
+    names = [c.value for c in Category]
+    command.add_argument("--category", nargs="+", default=["upper"], choices=names, help="garments (default upper)")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -257,10 +295,8 @@ def main(args: Sequence[str] | None = None) -> int:
             pipe.pose_estimator = _estimator()
         _writable(call.out)
     except (ValueError, OSError) as e:
-        for line in [*problems, str(e)]:
-            print(f"{call.command}: {line}", file=sys.stderr)
-        return 2
-    rows: list[tuple[str, list[Image.Image]]] = []
+        return _tell(call.command, [*problems, str(e)], 2)
+    rows: list[tuple[str, list[Image.Image | None]]] = []
     pipe.set_progress_bar_config(disable=None, leave=False)
     for job in tqdm(jobs, unit="input", disable=None if len(jobs) > 1 else True):
         options = {"num_inference_steps": call.steps, "guidance_scale": call.guidance}
@@ -272,22 +308,30 @@ def main(args: Sequence[str] | None = None) -> int:
         except (ValueError, OSError) as e:
             problems.append(f"{job.name}: {e}")
             continue
-        rows.append((", ".join(made), [*job.given, *made.values()]))
+        rows.append((", ".join(made), [*job.given, None, *made.values()]))
         print("\n".join(str(call.out / name) for name in made))
     if call.contact_sheet and rows:
         try:
             print(_save(contact_sheet(rows), call.out / "contact_sheet.png"))
         except ValueError as e:
             problems.append(str(e))
-    for line in problems:
-        print(f"{call.command}: {line}", file=sys.stderr)
-    return (1 if rows else 2) if problems else 0
+    if not rows:
+        with suppress(OSError):
+            call.out.rmdir()  # unless something is in it
+    return _tell(call.command, problems, 1 if rows else 2) if problems else 0
+
+
+def _tell(command: str, problems: Sequence[str], code: int) -> int:
+    """A line a problem; the exit code again."""
+    for problem in problems:
+        print(f"{command}: {' '.join(problem.splitlines())}", file=sys.stderr)
+    return code
 
 
 def _check(call: argparse.Namespace, jobs: Sequence[Job], problems: list[str]) -> None:
     """What can be refused before any model is loaded."""
     if not jobs:
-        raise ValueError(f"none of {len(problems)} inputs can be used")
+        raise ValueError(problems.pop() if len(problems) == 1 else f"none of {len(problems)} inputs can be used")
     names = [job.name for job in jobs]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:

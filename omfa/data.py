@@ -136,8 +136,8 @@ class RecordsDataset(Dataset[Example]):
         jitter: largest shift (of the side) and scaling of person and pose map together, e.g. 0.05.
         latents: folder that ``omfa.encode`` made of these records; None reads the pictures.
         timesteps: the only ones to draw, one named twice twice as often; None draws all 1,000 alike. A network in a
-            hurry learns those it will be sampled at: with 2 trailing steps 999 and 499. At 999, pure noise, it must
-            learn colours from what is given; a large area's show through all but the last noise levels.
+            hurry learns those it will be sampled at: with 2 trailing steps 999 and 499. The colours of large areas
+            show through most levels of noise; only near 999 must it take them from what is given.
         captions: whether the prompt ends with the record's caption.
 
     Raises:

@@ -28,6 +28,7 @@ from omfa.pipeline import OMFAPipeline
 from omfa.prepared import Record, read_records, record_files, resolve
 
 FRONT = 40.0  # degrees; beyond it half of a print is out of sight
+HONEST = "a model of a drawn world has never seen one: a colour at best"
 
 
 class Row(NamedTuple):
@@ -76,9 +77,11 @@ def looks(folder: Path) -> tuple[list[Look], list[Look]]:
     return found[0], found[1]
 
 
-def rows(pipe: OMFAPipeline, folder: Path, steps: int | None, seed: int, views: int = 6) -> Iterator[Row]:
+def rows(
+    pipe: OMFAPipeline, people: tuple[list[Look], list[Look]], steps: int | None, seed: int, views: int = 6
+) -> Iterator[Row]:
     """All rows, made one by one."""
-    (anna, anna_again, *_), (ben, *_) = looks(folder)
+    (anna, anna_again, *_), (ben, *_) = people
 
     def options() -> dict[str, Any]:
         return {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(seed)}
@@ -110,7 +113,7 @@ def rows(pipe: OMFAPipeline, folder: Path, steps: int | None, seed: int, views: 
     for path in packaged_photographs()[:1]:
         photo = read_image(path)
         made = pipe.try_off(photo, "upper", **options()).images
-        yield Row("real_photo", f"try-off of a real photograph ({path.stem}) | made", [photo], made, [])
+        yield Row("real_photo", f"try-off of a real photograph ({path.stem}); {HONEST} | made", [photo], made, [])
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -125,14 +128,18 @@ def main(args: Sequence[str] | None = None) -> int:
     diffusers_logging.disable_progress_bar()
     began = time.monotonic()
     try:
+        if not 0 <= call.seed < 2**63:
+            raise ValueError(f"--seed {call.seed} must be from 0 to 2^63 - 1")
         pipe = OMFAPipeline.from_pretrained(call.model)
         pipe.set_progress_bar_config(disable=True)
+        people = looks(call.records)
         call.out.mkdir(parents=True, exist_ok=True)
         done = []
-        for row in tqdm(rows(pipe, call.records, call.steps, call.seed), unit="row", disable=None):
+        for row in tqdm(rows(pipe, people, call.steps, call.seed), unit="row", disable=None):
             for i, picture in enumerate(row.made):
                 save_whole(picture, call.out / f"{row.name}_{i}.png")
-            done.append((row.caption, [*row.given, *row.made, *row.truth]))
+            truth = [None, *row.truth] if row.truth else []
+            done.append((row.caption, [*row.given, None, *row.made, *truth]))
         sheet = save_whole(contact_sheet(done), call.out / "contact_sheet.png")
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)

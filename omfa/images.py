@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ MAX_ASPECT = 20
 MIN_SIDE = 8
 MAX_BYTES = 200_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-LINE = 16  # pixels of a caption's line
+LINE, RULE = 16, 9  # pixels of a caption's line and of an upright rule
 # As Pillow registers them for FORMATS.
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
@@ -53,16 +54,44 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise ImageError(f"{name}: {width}x{height} is too narrow (over {MAX_ASPECT}:1); crop it first")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB from any mode: 16-bit scaled, transparency over white."""
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Upright 8-bit RGB from any mode, and nothing but pixels: 16-bit scaled, transparency over white."""
+    image.load()
+    with suppress(Exception):  # orientation in damaged EXIF: the picture can still be read
+        image = ImageOps.exif_transpose(image)
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
-        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        return Image.fromarray(np.nan_to_num(np.asarray(image)).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        deep = np.asarray(image).astype(np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ImageError(f"{name}: whole numbers from {deep.min()} to {deep.max()}; save it with 8 or 16 bits")
+        rgb = Image.fromarray((deep >> 8).astype(np.uint8)).convert("RGB")
+    elif image.mode == "F":
+        rgb = _from_array(np.asarray(image), name)
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+    rgb.info = {}
+    return rgb
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Whatever a decoder raises, as an :class:`ImageError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an unreadable tag in a picture that can be read
+            yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture this can read; give one of {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as e:
+        raise ImageError(f"{name}: {e}; scale it down first") from None
+    except MemoryError:
+        raise ImageError(f"{name}: too large for this machine's memory; scale it down first") from None
+    except Exception as e:  # decoders raise almost anything on damaged files
+        raise ImageError(f"{name}: damaged or cut short ({type(e).__name__}: {e}); save it again") from None
 
 
 def decode(data: bytes, name: str = "picture") -> Image.Image:
@@ -76,23 +105,10 @@ def decode(data: bytes, name: str = "picture") -> Image.Image:
     """
     if not data:
         raise ImageError(f"{name}: the file is empty; give a JPEG or PNG picture")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an unreadable tag in a picture that can be read
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(*image.size, name)
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture this can read; give one of {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError as e:
-        raise ImageError(f"{name}: {e}; scale it down first") from None
-    except MemoryError:
-        raise ImageError(f"{name}: too large for this machine's memory; scale it down first") from None
-    except Exception as e:  # decoders raise almost anything on damaged files
-        raise ImageError(f"{name}: damaged or cut short ({type(e).__name__}: {e}); save it again") from None
+    with _refusing(name):
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(*image.size, name)
+        return _to_rgb(image, name)
 
 
 def read_image(source: Picture, name: str = "picture") -> Image.Image:
@@ -123,8 +139,9 @@ def read_image(source: Picture, name: str = "picture") -> Image.Image:
                 raise
             raise ImageError(f"{path}: can't be read ({getattr(e, 'strerror', None) or e})") from None
     if isinstance(source, Image.Image):
-        _check_size(*source.size, name)
-        return _to_rgb(ImageOps.exif_transpose(source))
+        with _refusing(name):
+            _check_size(*source.size, name)
+            return _to_rgb(source, name)
     if isinstance(source, Tensor):
         array = source.detach().float().cpu() if source.is_floating_point() else source.cpu()
         if array.ndim == 4 and array.shape[0] == 1:
@@ -157,7 +174,7 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     if array.dtype != np.uint8:
         raise ImageError(f"{name}: an array of {array.dtype}; give uint8, or floats in [0, 1]")
     _check_size(array.shape[1], array.shape[0], name)
-    return _to_rgb(Image.fromarray(array))
+    return _to_rgb(Image.fromarray(array), name)
 
 
 def decode_trusted(data: bytes, name: str) -> Tensor:
@@ -239,28 +256,37 @@ def load(source: Picture, size: Sequence[int], fill: Fill = "edge", name: str = 
     return fit(pixels_to_tensor(np.asarray(read_image(source, name))), size, fill)
 
 
-def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], cell: Sequence[int] = (256, 192)) -> Image.Image:
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[Image.Image | None]]], cell: Sequence[int] = (256, 192)
+) -> Image.Image:
     """Pictures in rows on white, each scaled to fit a cell and centred; a caption above every row that has one.
 
     Args:
-        rows: (caption or "", pictures).
+        rows: (caption or "", pictures); None among them draws an upright line, as between given and made.
         cell: (height, width) of a cell in pixels.
     """
     height, width = cell
     lines = [LINE if caption else 0 for caption, _ in rows]
-    size = (width * max((len(p) for _, p in rows), default=1), sum(lines) + height * len(rows))
+    widths = [sum(RULE if p is None else width for p in pictures) for _, pictures in rows]
+    size = (max(widths, default=width), sum(lines) + height * len(rows))
     sheet = Image.new("RGB", size, "white")
     pen, top = ImageDraw.Draw(sheet), 0
     for line, (caption, pictures) in zip(lines, rows, strict=True):
         if caption:
             pen.text((4, top + 2), caption, fill="black")
-        for x, picture in enumerate(pictures):
+        at = 0
+        for picture in pictures:
+            if picture is None:
+                pen.line([(at + RULE // 2, top + line), (at + RULE // 2, top + line + height - 1)], fill="black")
+                at += RULE
+                continue
             scale = min(width / picture.width, height / picture.height)
             fitted = picture.convert("RGB").resize(
                 (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS
             )
             left, down = (width - fitted.width) // 2, (height - fitted.height) // 2
-            sheet.paste(fitted, (x * width + left, top + line + down))
+            sheet.paste(fitted, (at + left, top + line + down))
+            at += width
         top += line + height
     return sheet
 

@@ -267,7 +267,7 @@ class VAEModule(pl.LightningModule):
     """Trains the compact model's own VAE: absolute error of pixels and of their differences, and a little KL.
 
     Args:
-        vae: arguments of diffusers' ``AutoencoderKL``.
+        vae: arguments of diffusers' ``AutoencoderKL``, such as :func:`start_as_averages` can use.
         learning_rate: AdamW's, after warm-up.
         kl_weight: of the KL divergence per latent number.
         edge_weight: of the error of horizontal and vertical differences; keeps stripes and outlines sharp.
@@ -341,7 +341,7 @@ def even_out(vae: AutoencoderKL, mean: Tensor, covariance: Tensor) -> None:
     Noise hides what is small first and squared errors overlook it. In latents as they come brightness has ten times the
     variance of hue, so a network learns hues late and takes noise for them. Here each eigenvalue of the covariance
     becomes its square root: half-way to white latents, which would make as much of the finest detail as of everything
-    else. The log-variances become weighted means of what they were.
+    else. Log-variances are turned nearly: weighted means of the old ones, plus the log of the stretch.
 
     Args:
         vae: changed in place, its ``scaling_factor`` too.
@@ -353,16 +353,18 @@ def even_out(vae: AutoencoderKL, mean: Tensor, covariance: Tensor) -> None:
     """
     if vae.quant_conv is None or vae.post_quant_conv is None:
         raise ValueError("the VAE needs use_quant_conv and use_post_quant_conv")
-    values, vectors = torch.linalg.eigh(covariance)
+    into, out, c = vae.quant_conv, vae.post_quant_conv, len(mean)
+    mean, (values, vectors) = mean.double(), torch.linalg.eigh(covariance.double())
     values = values.clamp(min=values.max() * 1e-6)
     turn, back = (vectors @ torch.diag(values**power) @ vectors.T for power in (-0.25, 0.25))
-    squares = turn.square()
-    into, out, c = vae.quant_conv, vae.post_quant_conv, len(mean)
-    both = torch.block_diag(turn, squares / squares.sum(1, keepdim=True))
-    into.weight.copy_(torch.einsum("ij,jkhw->ikhw", both, into.weight))
-    into.bias.copy_(both @ (into.bias - F.pad(mean, (0, c))) + F.pad(squares.sum(1).log(), (c, 0)))
-    out.bias.add_(out.weight[..., 0, 0] @ mean)
-    out.weight.copy_(torch.einsum("ijhw,jk->ikhw", out.weight, back))
+    stretch = turn.square()
+    both = torch.block_diag(turn, stretch / stretch.sum(1, keepdim=True))
+    weight, bias = into.weight.double(), into.bias.double()
+    into.weight.copy_(torch.einsum("ij,jkhw->ikhw", both, weight))
+    into.bias.copy_(both @ (bias - F.pad(mean, (0, c))) + F.pad(stretch.sum(1).log(), (c, 0)))
+    weight, bias = out.weight.double(), out.bias.double()
+    out.bias.copy_(bias + weight[..., 0, 0] @ mean)
+    out.weight.copy_(torch.einsum("ijhw,jk->ikhw", weight, back))
     vae.register_to_config(scaling_factor=float(values.sqrt().mean().rsqrt()))
 
 
@@ -376,14 +378,19 @@ def start_as_averages(vae: AutoencoderKL) -> AutoencoderKL:
     its scale the same for every picture. All other channels start at random.
 
     Args:
-        vae: of at least 8 channels everywhere, 3 or more latent channels, ``norm_num_groups=1``; changed in place.
+        vae: of at least 8 channels everywhere, 3 or more latent channels, ``norm_num_groups=1``, with quant
+            convolutions; changed in place.
 
     Raises:
         ValueError: another VAE.
     """
     config = vae.config
-    if min(config.block_out_channels) < 8 or config.latent_channels < 3 or config.norm_num_groups != 1:
-        raise ValueError("the VAE needs 8 or more channels in every block, 3 or more latents, and norm_num_groups 1")
+    quant = vae.quant_conv is not None and vae.post_quant_conv is not None
+    if min(config.block_out_channels) < 8 or config.latent_channels < 3 or config.norm_num_groups != 1 or not quant:
+        raise ValueError(
+            "the VAE needs 8 or more channels in every block, 3 or more latents, norm_num_groups 1, and both quant "
+            "convolutions"
+        )
     encoder, decoder, trunk, level = vae.encoder, vae.decoder, 8, 8.0
     for part in (encoder, decoder):
         for name, module in part.named_modules():
@@ -407,9 +414,8 @@ def start_as_averages(vae: AutoencoderKL) -> AutoencoderKL:
     encoder.conv_out.weight[config.latent_channels :] = 0
     encoder.conv_out.bias[config.latent_channels :] = -6  # log-variance: little noise, to begin with
     for conv in (vae.quant_conv, vae.post_quant_conv):
-        if conv is not None:
-            conv.weight.copy_(torch.eye(conv.weight.shape[0])[..., None, None])
-            conv.bias.zero_()
+        conv.weight.copy_(torch.eye(conv.weight.shape[0])[..., None, None])
+        conv.bias.zero_()
     return vae
 
 

@@ -11,10 +11,12 @@ thin wrappers. ``B`` batch, ``C`` latent channels, ``H W`` pixels, ``h w`` laten
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -172,6 +174,7 @@ class OMFAPipeline(DiffusionPipeline):
         self.vae_scale_factor = vae_factor(vae)
         self.canvas = _canvas(vae, unet, person_size, garment_slots)
         self.pose_estimator: PoseEstimator | None = None
+        self._interrupt = False
         self.origin: dict[str, str | None] = {"base": None, "vae": None}  # hub ids of what training began with
         self.texts = TextEncoders(
             (tokenizer, tokenizer_2), (text_encoder, text_encoder_2), [] if prompts is None else [prompts]
@@ -184,10 +187,16 @@ class OMFAPipeline(DiffusionPipeline):
         Only safetensors are read. ``kwargs`` go to diffusers (``dtype``, ``cache_dir``, ``token``, ...).
 
         Raises:
-            ValueError: no such shipped model or folder.
+            ValueError: no such shipped model or folder, or one that can't be loaded.
         """
         kwargs.setdefault("use_safetensors", True)
-        return super().from_pretrained(cls._where(pretrained_model_name_or_path), **kwargs)
+        where = cls._where(pretrained_model_name_or_path)
+        try:
+            return super().from_pretrained(where, **kwargs)
+        except Exception as e:  # loaders raise almost anything
+            first = next(iter(str(e).splitlines()), "")
+            cure = "export or fetch it again" if Path(where).exists() else "check name and network, or give a folder"
+            raise ValueError(f"{where!r} can't be loaded ({type(e).__name__}: {first}); {cure}") from e
 
     @staticmethod
     def _where(model: str | Path) -> str:
@@ -270,9 +279,8 @@ class OMFAPipeline(DiffusionPipeline):
             raise ValueError(f"callback_on_step_end_tensor_inputs may only hold {self._callback_tensor_inputs}")
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.default_guidance if guidance_scale is None else guidance_scale
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"num_inference_steps is {steps}; give a whole number, 1 or more")
         generator = list(generator) if isinstance(generator, tuple) else generator
+        _check_sampler(steps, scale, eta, generator)
         request = self._check(targets, person, garments, face, pose, caption)
         if isinstance(generator, list) and len(generator) != request.batch:
             raise ValueError(f"{len(generator)} generators for {request.batch} pictures; give one, or one per picture")
@@ -288,8 +296,8 @@ class OMFAPipeline(DiffusionPipeline):
         shape = guide.known.shape
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif latents.shape != shape:
-            raise ValueError(f"latents are {tuple(latents.shape)}; this call needs {tuple(shape)}")
+        elif latents.shape != shape or not latents.isfinite().all():
+            raise ValueError(f"latents are {tuple(latents.shape)}; this call needs finite ones of {tuple(shape)}")
         self.scheduler.set_timesteps(steps, device=device)
         x = start(self.scheduler, latents.to(device, torch.float32), guide.target)
         accepted = inspect.signature(self.scheduler.step).parameters
@@ -312,7 +320,9 @@ class OMFAPipeline(DiffusionPipeline):
                 x = step(self.scheduler, prediction.float(), t, x, guide.target, **options)
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, i, t, {"latents": x}) or {}
-                    x = torch.where(guide.target, changed.get("latents", x), 0.0)
+                    if (new := changed.get("latents", x)).shape != x.shape:
+                        raise ValueError(f"the callback returned latents {tuple(new.shape)}; {tuple(x.shape)} it got")
+                    x = torch.where(guide.target, new, 0.0)
                 bar.update()
 
         # 5. Decode the targets; hand back what was given as it came.
@@ -324,6 +334,11 @@ class OMFAPipeline(DiffusionPipeline):
         )
         self.maybe_free_model_hooks()
         return output if return_dict else cast(Any, output.to_tuple())
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has asked to stop (``pipe._interrupt = True``)."""
+        return self._interrupt
 
     def predict(self, latents: Tensor, t: Tensor, guide: Guide) -> Tensor:
         """One forward pass of the network, the same in training and sampling.
@@ -406,7 +421,7 @@ class OMFAPipeline(DiffusionPipeline):
             pose: not needed.
             options: of the general call.
         """
-        names = [categories] if isinstance(categories, str) else list(categories)
+        names = [categories] if isinstance(categories, str) else list(categories or ())
         return self(targets=names, person=person, pose=pose, **options)
 
     def try_on(
@@ -433,7 +448,7 @@ class OMFAPipeline(DiffusionPipeline):
         """
         if keep not in ("others", None):
             raise ValueError(f"keep={keep!r} must be 'others' or None")
-        worn: dict[str, Any] = {str(c): g for c, g in (garments or {}).items()}
+        worn = _worn(garments)
         if portrait is not None and (pose is None or face is None):
             looks = [self._estimate(p) for p in images.as_list(portrait)]
             pose = [look.params for look in looks] if pose is None else pose
@@ -473,7 +488,7 @@ class OMFAPipeline(DiffusionPipeline):
         self,
         portrait: Picture | None = None,
         garments: Mapping[str, Picture] | None = None,
-        pose: BodyParameters | None = None,
+        pose: BodyParameters | str | os.PathLike[str] | None = None,
         face: Picture | None = None,
         views: int = 8,
         keep: Literal["others"] | None = "others",
@@ -485,16 +500,26 @@ class OMFAPipeline(DiffusionPipeline):
         Args:
             portrait: photo of the person, or None to go by ``face`` and ``pose``.
             garments: category to garment picture; none keeps what the portrait wears.
-            pose: body parameters to turn; None estimates the portrait's. A flat pose map can't be turned.
+            pose: body parameters (or their ``.npz``) to turn; None estimates the portrait's. A flat pose map can't be
+                turned.
             face: head crop; None takes the portrait's.
-            views: number of pictures.
+            views: number of pictures; made in one batch.
             keep: as in :meth:`try_on`.
             generator: seeds the noise, which all views share.
             options: of the general call.
+
+        Raises:
+            ValueError: several people, or no pose that can be turned.
         """
         if views < 1:
             raise ValueError(f"views={views} must be 1 or more")
-        worn: dict[str, Any] = {str(c): g for c, g in (garments or {}).items()}
+        worn = _worn(garments)
+        if any(len(images.as_list(p)) > 1 for p in (portrait, face, *worn.values())):
+            raise ValueError("a turntable shows one person: give one picture of each, and call again for the next")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError("a turntable takes one generator: all views share their noise")
+        if isinstance(pose, str | os.PathLike) and str(pose).endswith(".npz"):
+            pose = BodyParameters.load(Path(pose))
         if portrait is not None and (pose is None or face is None):
             look = self._estimate(portrait)
             pose, face = pose or look.params, face if face is not None else look.face
@@ -538,13 +563,11 @@ class OMFAPipeline(DiffusionPipeline):
         caption: str | None,
     ) -> _Request:
         """The request behind a call, everything checked and every picture read."""
-        wanted = [targets] if isinstance(targets, str) else [str(t) for t in targets or ()]
+        wanted = [targets] if isinstance(targets, str) or not isinstance(targets, Collection) else list(targets)
         unknown = set(wanted) - {PERSON, *Category}
         if unknown or not wanted:
             raise ValueError(f"targets {wanted} must be some of 'person', {', '.join(map(repr, map(str, Category)))}")
-        if garments is not None and (not isinstance(garments, Mapping) or set(garments) - set(Category)):
-            raise ValueError(f"garments must map 'upper', 'lower' or 'dress' to a picture; got {_keys(garments)}")
-        worn = {Category(c): g for c, g in (garments or {}).items() if g is not None}
+        worn = {Category(c): g for c, g in _worn(garments).items() if g is not None}
         new = [Category(t) for t in wanted if t != PERSON]
         both = set(new) & set(worn)
         if both or (PERSON in wanted and person is not None):
@@ -616,6 +639,18 @@ class OMFAPipeline(DiffusionPipeline):
         return OMFAPipelineOutput(images=first, person=person, garments=garments)
 
 
+def _check_sampler(steps: Any, scale: Any, eta: Any, generator: Any) -> None:
+    """ValueError for numbers no scheduler can use."""
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
+        raise ValueError(f"num_inference_steps is {steps!r}; give a whole number, 1 or more")
+    for name, value in (("guidance_scale", scale), ("eta", eta)):
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r}; give a finite number")
+    several = generator if isinstance(generator, list) else [generator]
+    if generator is not None and not all(isinstance(g, torch.Generator) for g in several):
+        raise ValueError(f"generator is {generator!r}; give a torch.Generator, or a list of one per picture")
+
+
 def _repeated(pictures: Pictures, batch: int) -> Pictures:
     """One picture as a batch of the same; several stay as they are."""
     several = images.as_list(pictures)
@@ -634,8 +669,12 @@ def _as(pictures: list[Image.Image], output_type: OutputType) -> Any:
     return torch.stack(tensors) if alike else tensors
 
 
-def _keys(garments: Any) -> str:
-    return ", ".join(map(repr, garments)) if isinstance(garments, Mapping) else type(garments).__name__
+def _worn(garments: Any) -> dict[str, Any]:
+    """Category to picture, of what was given as garments."""
+    if not isinstance(garments, Mapping | None) or set(garments or ()) - set(Category):
+        got = ", ".join(map(repr, garments)) if isinstance(garments, Mapping) else type(garments).__name__
+        raise ValueError(f"garments must map 'upper', 'lower' or 'dress' to a picture; got {got}")
+    return {str(c): g for c, g in (garments or {}).items()}
 
 
 def _pose_picture(pose: Pose) -> Image.Image:
@@ -670,6 +709,8 @@ def compact_pipeline(
     garment_slots: int = 2,
     token_dim: int = 256,
     unconditional_on: str = "canvas",
+    default_steps: int = STEPS,
+    default_guidance: float = GUIDANCE,
 ) -> OMFAPipeline:
     """A new compact model: slot tokens, v-prediction, zero terminal SNR.
 
@@ -682,7 +723,8 @@ def compact_pipeline(
         person_size: (height, width) in pixels.
         garment_slots: 1 or 2.
         token_dim: width of a new model's slot token.
-        unconditional_on: see :class:`OMFAPipeline`.
+        unconditional_on, default_steps, default_guidance: see :class:`OMFAPipeline`. A model that is trained at few
+            ``timesteps`` (:class:`omfa.data.RecordsDataset`) is to be sampled in as few steps.
 
     Raises:
         ValueError: no VAE or model there, or sizes that don't fit.
@@ -716,8 +758,8 @@ def compact_pipeline(
         "person_size": list(person_size),
         "garment_slots": garment_slots,
         "unconditional_on": unconditional_on,
-        "default_steps": 2,  # the best in the card's table: what a young network adds later is stains
-        "default_guidance": 2.0,  # 1.5 scores higher, but pales clothes until they look like skin
+        "default_steps": default_steps,
+        "default_guidance": default_guidance,
     }
     return OMFAPipeline(codec, network, scheduler, tokens, **sizes)
 

@@ -82,12 +82,34 @@ def test_missing_folder_and_fifo(tmp_path: Path) -> None:
         (Image.new("LA", (10, 10), (77, 255)), 77),
         (Image.new("1", (10, 10), 1), 255),
         (Image.new("P", (10, 10), 0), 0),
-        (Image.new("F", (10, 10), 77.0), 77),
+        (Image.new("F", (10, 10), 77 / 255), 77),
     ],
 )
 def test_every_mode_becomes_rgb(image: Image.Image, expected: int) -> None:
     out = images.read_image(image)
     assert out.mode == "RGB" and (np.asarray(out) == expected).all()
+
+
+@pytest.mark.parametrize("value", [77.0, -1.0, float("nan")])
+def test_floats_out_of_range_are_refused(value: float) -> None:
+    with pytest.raises(ImageError, match=r"floats in \[0, 1\]|finite values"):
+        images.read_image(Image.new("F", (10, 10), value))
+    with pytest.raises(ImageError, match="8 or 16 bits"):
+        images.read_image(Image.new("I", (10, 10), 70_000))
+
+
+def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.jpg", exif=b"Exif\0\0" + b"\xff" * 200)
+    read = images.read_image(tmp_path / "a.jpg")
+    assert images.read_image(read).size == (20, 10) and not read.info
+    assert images.read_image(Image.open(tmp_path / "a.jpg")).size == (20, 10)
+
+
+def test_damaged_pil_pictures_are_refused_as_files_are(tmp_path: Path) -> None:
+    data = as_bytes(Image.fromarray(noise(60, 60)), "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ImageError, match="photo: damaged or cut short"):
+        images.read_image(Image.open(tmp_path / "cut.jpg"), "photo")
 
 
 def test_cmyk_jpeg_and_exif_turn(tmp_path: Path) -> None:
@@ -171,7 +193,7 @@ def test_mutated_files_never_crash() -> None:
         if rng.random() < 0.3:
             data = data[: rng.integers(len(data))]
         try:
-            assert images.decode(bytes(data)).mode == "RGB"
+            assert images.read_image(images.decode(bytes(data))).mode == "RGB"
         except ImageError as e:
             assert "\n" not in str(e)
 

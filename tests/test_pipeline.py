@@ -241,6 +241,37 @@ def test_a_turntable_is_seeded_with_any_scheduler() -> None:
     assert a.shape[0] == 2 and (a == b).all() and (a[0] != a[1]).any()
 
 
+def test_a_turntable_shows_one_person(compact: OMFAPipeline, tmp_path: Path) -> None:
+    standing = place(load_body(), NAMED_POSES["standing"], image_size=figures.SIZE)
+    standing.save(tmp_path / "pose.npz")
+    call = {"garments": {"upper": shirt()}, "pose": tmp_path / "pose.npz", "views": 2, **FAST}
+    assert len(compact.turntable(None, generator=gen(3), **call).images) == 2
+    with pytest.raises(ValueError, match="one person"):
+        compact.turntable(None, **call | {"garments": {"upper": [shirt(), shirt()]}})
+    with pytest.raises(ValueError, match="one generator"):
+        compact.turntable(None, generator=[gen(0), gen(1)], **call)
+    with pytest.raises(ValueError, match="must map"):
+        compact.turntable(None, **call | {"garments": shirt()})
+
+
+def test_numbers_of_numpy_are_numbers(compact: OMFAPipeline) -> None:
+    call = {"targets": ["upper"], "person": person("ann"), "output_type": "latent"}
+    a, b = (
+        compact(**call, generator=gen(0), num_inference_steps=steps, guidance_scale=scale).images
+        for steps, scale in ((2, 1.5), (np.int64(2), np.float32(1.5)))
+    )
+    assert torch.equal(a, b)
+
+
+def test_latents_that_cannot_be_are_refused(compact: OMFAPipeline) -> None:
+    call = {"targets": ["upper"], "person": person("ann"), "output_type": "latent", **FAST}
+    like = compact(**call).images
+    with pytest.raises(ValueError, match="finite"):
+        compact(**call, latents=torch.full_like(like, torch.nan))
+    with pytest.raises(ValueError, match="callback returned latents"):
+        compact(**call, callback_on_step_end=lambda *_: {"latents": torch.zeros(1)})
+
+
 def test_one_source_for_several_portraits(compact: OMFAPipeline) -> None:
     call = {"pose": pose(), "face": face("ben"), "generator": [gen(0), gen(1)], **FAST}
     assert len(compact.transfer(person("ann"), [person("ben"), person("ann")], "upper", **call).images) == 2
@@ -255,6 +286,12 @@ def test_one_source_for_several_portraits(compact: OMFAPipeline) -> None:
         ({"targets": ["upper"], "person": []}, "empty list"),
         ({"targets": None, "person": "P"}, "targets"),
         ({"targets": ["upper"], "person": "P", "num_inference_steps": 2.5}, "whole number"),
+        ({"targets": ["upper"], "person": "P", "num_inference_steps": True}, "whole number"),
+        ({"targets": ["upper"], "person": "P", "guidance_scale": float("inf")}, "finite number"),
+        ({"targets": ["upper"], "person": "P", "guidance_scale": "2"}, "finite number"),
+        ({"targets": ["upper"], "person": "P", "eta": float("nan")}, "finite number"),
+        ({"targets": ["upper"], "person": "P", "generator": 0}, "torch.Generator"),
+        ({"targets": 5, "person": "P"}, "targets"),
         ({"targets": ["person"]}, "always dressed"),
         ({"targets": ["person"], "face": "FACE"}, "always dressed"),
         ({"targets": ["upper"]}, "needs person="),
@@ -265,7 +302,7 @@ def test_one_source_for_several_portraits(compact: OMFAPipeline) -> None:
         ({"targets": ["upper"], "person": "P", "garments": {"upper": "G"}}, "at once"),
         ({"targets": ["dress", "upper"], "person": "P"}, "takes the place"),
         ({"targets": ["upper"], "person": ["P", "P", "P"], "face": ["F", "F"]}, "in a batch of 3"),
-        ({"targets": ["upper"], "person": "P", "generator": [None, None]}, "2 generators"),
+        ({"targets": ["upper"], "person": "P", "generator": [gen(0), gen(1)]}, "2 generators"),
         ({"targets": ["upper"], "person": "P", "num_inference_steps": 0}, "1 or more"),
         ({"targets": ["upper"], "person": "P", "output_type": "gif"}, "output_type"),
         ({"targets": ["upper"], "person": "missing.png"}, "missing.png"),
