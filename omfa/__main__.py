@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -33,6 +33,8 @@ from tqdm import tqdm
 
 from omfa.body import BodyParameters
 from omfa.components import Category
+from omfa.doors import Parser as _Parser
+from omfa.doors import count
 from omfa.images import ImageError, contact_sheet, read_image, save_whole
 from omfa.pipeline import OMFAPipeline
 
@@ -180,27 +182,12 @@ def _estimator_needed(portrait: Image.Image | None, face: Any, pose: Any) -> boo
 # ---------------------------------------------------------------------------------------------------- the call
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what was wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """One line, and exit code 2."""
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
-
-
 def garment(text: str) -> tuple[str, str]:
     """``upper=shirt.png`` -> ("upper", "shirt.png")."""
     category, _, path = text.partition("=")
     if category not in set(Category) or not path:
         raise argparse.ArgumentTypeError(f"{text!r} must be like upper=shirt.png ({', '.join(Category)})")
     return category, path
-
-
-def count(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
-    return int(text)
 
 
 def views(text: str) -> int:

@@ -68,8 +68,8 @@ def build_module(config: Path) -> Any:
         raise ValueError(f"{config} names no model ({said}): give the run folder as omfa.fit wrote it") from None
     try:
         return parser.instantiate(settings).model
-    except TypeError as e:  # arguments that the class does not take
-        raise ValueError(f"{config}: its model can't be built ({shorten(str(e), 300)})") from None
+    except ValueError as e:
+        raise ValueError(f"{config}: its model can't be built: {innermost(e)}") from None
 
 
 def cast_files(folder: Path, dtype: torch.dtype) -> None:
