@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,8 +32,7 @@ from tqdm import tqdm
 
 from omfa.body import BodyParameters
 from omfa.components import Category
-from omfa.doors import Parser as _Parser
-from omfa.doors import count
+from omfa.doors import Parser, check_writable, count
 from omfa.images import ImageError, contact_sheet, read_image, save_whole
 from omfa.pipeline import OMFAPipeline
 
@@ -205,7 +203,7 @@ def _example(command: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    common = _Parser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
     common.add_argument("--contact-sheet", action="store_true", help="also contact_sheet.png: given | made")
     common.add_argument("--model", default="compact", help="a model that ships, a folder or a hub id (default compact)")
@@ -216,13 +214,13 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--steps", type=count, help="of the sampler (default: the model's own)")
     common.add_argument("--guidance", type=float, help="1 or less turns it off (default: the model's own)")
     common.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture (default 0)")
-    person = _Parser(add_help=False)
+    person = Parser(add_help=False)
     person.add_argument("--face", metavar="PICTURE", help="head crop; default: the portrait's")
     person.add_argument("--pose", metavar="FILE", help="body parameters (.npz), or a photo of somebody in that pose")
     person.add_argument(
         "--keep", default="others", choices=("others", "nothing"), help="clothes not replaced (default others)"
     )
-    worn = _Parser(add_help=False)
+    worn = Parser(add_help=False)
     worn.add_argument(
         "--garment",
         type=garment,
@@ -231,10 +229,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="CATEGORY=PICTURE",
         help="a shop picture to put on, like upper=shirt.png; once for each",
     )
-    whole = _Parser(prog="python -m omfa", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    whole = Parser(prog="python -m omfa", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
-    def command(name: str, does: str, *parents: _Parser) -> argparse.ArgumentParser:
+    def command(name: str, does: str, *parents: Parser) -> argparse.ArgumentParser:
         layout = argparse.RawDescriptionHelpFormatter
         words: dict[str, Any] = {"help": does, "description": f"{does[0].upper()}{does[1:]}.", "epilog": _example(name)}
         return commands.add_parser(name, parents=[common, *parents], formatter_class=layout, **words)
@@ -280,7 +278,7 @@ def main(args: Sequence[str] | None = None) -> int:
         pipe = OMFAPipeline.from_pretrained(call.model, dtype=DTYPES[call.dtype]).to(device)
         if any(job.needs_estimator for job in jobs):
             pipe.pose_estimator = _estimator()
-        _writable(call.out)
+        check_writable(call.out, "-o")
     except (ValueError, OSError) as e:
         return _tell(call.command, [*problems, str(e)], 2)
     rows: list[tuple[str, list[Image.Image | None]]] = []
@@ -337,16 +335,6 @@ def _device(name: str) -> str:
     if not there[name]:
         raise ValueError(f"--device {name}: there is none here; give one of {', '.join(d for d in there if there[d])}")
     return name
-
-
-def _writable(folder: Path) -> None:
-    """Make the folder and see that a file can be written there; ValueError says why not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(4096))
-    except OSError as e:
-        raise ValueError(f"{folder} can't be written to ({e.strerror}): give another -o") from None
 
 
 def _save(picture: Image.Image, path: Path) -> Path:

@@ -9,7 +9,6 @@ of two people's clothes, a turntable; and one real photograph, if scikit-image i
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from omfa.body import BodyParameters
 from omfa.data import packaged_photographs
+from omfa.doors import Parser, check_writable, count
 from omfa.images import contact_sheet, read_image, save_whole
 from omfa.pipeline import OMFAPipeline
 from omfa.prepared import Record, read_records, record_files, resolve
@@ -118,11 +118,11 @@ def rows(
 
 def main(args: Sequence[str] | None = None) -> int:
     """Make the pictures; 0 all well, 2 the call or its input was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m omfa.demo", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m omfa.demo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="compact", help="a shipped name, a folder or a hub id (default compact)")
     parser.add_argument("--records", type=Path, required=True, help="a records folder with body parameters")
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
-    parser.add_argument("--steps", type=int, help="of the sampler (default: the model's own)")
+    parser.add_argument("--steps", type=count, help="of the sampler (default: the model's own)")
     parser.add_argument("--seed", type=int, default=0)
     call = parser.parse_args(args)
     diffusers_logging.disable_progress_bar()
@@ -133,7 +133,7 @@ def main(args: Sequence[str] | None = None) -> int:
         pipe = OMFAPipeline.from_pretrained(call.model)
         pipe.set_progress_bar_config(disable=True)
         people = looks(call.records)
-        call.out.mkdir(parents=True, exist_ok=True)
+        check_writable(call.out)
         done = []
         for row in tqdm(rows(pipe, people, call.steps, call.seed), unit="row", disable=None):
             for i, picture in enumerate(row.made):

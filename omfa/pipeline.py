@@ -256,7 +256,7 @@ class OMFAPipeline(DiffusionPipeline):
             num_inference_steps: steps of the scheduler; None takes the model's ``default_steps``.
             guidance_scale: classifier-free guidance; 1 or less turns it off (half the work). None takes the model's
                 ``default_guidance``.
-            generator: one generator, or one per sample (then a sample does not depend on its batch).
+            generator: one generator, or one per sample (then a sample depends on its batch by rounding alone).
             eta: DDIM's noise, for schedulers that take it.
             latents: start noise (B, C, h, w), standard normal; None draws it.
             output_type: "pil", "np", "pt" or "latent".
