@@ -320,11 +320,11 @@ class VAEModule(pl.LightningModule):
         """Go on with the rates of the config."""
         follow_config(checkpoint, self, self.learning_rate, 0.0, self.warmup_steps, self.decay_from)
 
-    def measure(self, latents: Tensor, weight: float = 0.01) -> None:
+    def measure(self, latents: Tensor) -> None:
         """Follow mean and covariance of latents (B, C, h, w)."""
         cells = rearrange(latents, "b c h w -> (b h w) c")
-        self.latent_mean.lerp_(cells.mean(0), weight)
-        self.latent_products.lerp_(cells.T @ cells / len(cells), weight)
+        self.latent_mean.lerp_(cells.mean(0), 0.01)
+        self.latent_products.lerp_(cells.T @ cells / len(cells), 0.01)
 
     def save(self, folder: Path) -> None:
         """Write a plain diffusers folder, its latents evened out and, by ``scaling_factor``, of variance 1."""

@@ -221,7 +221,7 @@ def vae_run(root: Path) -> VAEModule:
     kinds = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
     torch.manual_seed(0)
     module = VAEModule({**sizes, **kinds})
-    module.measure(torch.randn(2, 4, 8, 8) * 3, weight=1)
+    module.measure(torch.randn(2, 4, 8, 8) * 30)
     model = {"class_path": "omfa.module.VAEModule", "init_args": {"vae": {**sizes, **kinds}}}
     root.mkdir()
     (root / "config.yaml").write_text(yaml.safe_dump({"model": model}))
