@@ -13,15 +13,15 @@ from data_prep.run import ENGINES, positive
 
 # Stage to its module (imported only when chosen, so that --help is fast) and what it does.
 _ALL = {
-    "synthetic": ("synthetic", "dressed people and their garments, rendered from nothing"),
-    "vitonhd": ("adapters", "the VITON-HD data set to records"),
-    "dresscode": ("adapters", "the DressCode data set to records"),
-    "deepfashion-mm": ("adapters", "the DeepFashion-MultiModal data set to records"),
-    "folder": ("adapters", "a folder of photos, with garments and pairs if there are any, to records"),
-    "pose-maps": ("pose_maps", "photos to body parameters and pose maps"),
-    "render": ("render", "body parameters to pose maps"),
+    "synthetic": ("wardrobe.synthetic", "dressed people and their garments, rendered from nothing"),
+    "vitonhd": ("data_sets", "the VITON-HD data set to records"),
+    "dresscode": ("data_sets", "the DressCode data set to records"),
+    "deepfashion-mm": ("data_sets", "the DeepFashion-MultiModal data set to records"),
+    "folder": ("data_sets", "a folder of photos, with garments and pairs if there are any, to records"),
+    "pose-maps": ("poses.pose_maps", "photos to body parameters and pose maps"),
+    "render": ("poses.render", "body parameters to pose maps"),
     "faces": ("faces", "a head crop for every record"),
-    "parse": ("parsing", "a map of body parts and clothes for every picture"),
+    "parse": ("parse", "a map of body parts and clothes for every picture"),
     "garments": ("garments", "garments cut out of dressed people"),
     "leaks": ("leaks", "near-duplicates between and inside splits"),
     "shards": ("shards", "records to WebDataset shards"),

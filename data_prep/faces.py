@@ -16,14 +16,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.landmarks import Box, find_faces, require
+from data_prep.poses.landmarks import Box, find_faces, require
+from data_prep.poses.render import existing_file, shared_body
 from data_prep.records import as_line, carry, record_items
-from data_prep.render import existing_file, shared_body
 from data_prep.run import Outcome, add_source, run_stage, write_image
-from omfa.body import KEY_VERTICES, Body, BodyParameters, project
+from omfa.bodies.body import KEY_VERTICES, Body, BodyParameters, project
+from omfa.bodies.pose_render import head_box
 from omfa.images import read_image
-from omfa.pose_render import head_box
-from omfa.prepared import FaceRef, Record, resolve
+from omfa.records.prepared import FaceRef, Record, resolve
 
 Array = NDArray[Any]
 

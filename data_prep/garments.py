@@ -27,7 +27,7 @@ from data_prep.records import as_line, carry, parts_path
 from data_prep.run import Outcome, add_source, run_stage, write_image
 from omfa.components import Category
 from omfa.images import read_image
-from omfa.prepared import GarmentRef, Record, iter_records, resolve
+from omfa.records.prepared import GarmentRef, Record, iter_records, resolve
 
 HIDDEN = 128  # grey of what can't be seen: neither cloth nor the white ground
 MIN_AREA = 0.02  # of the picture: less is a sliver, not a garment

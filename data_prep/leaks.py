@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from data_prep.records import as_line, carry, record_items
 from data_prep.run import Outcome, add_source, run_stage, write_bytes
 from omfa.images import read_image
-from omfa.prepared import METADATA, Record, resolve
+from omfa.records.prepared import METADATA, Record, resolve
 
 LEAKS = "leaks.jsonl"
 COARSE, FINE = 14, 72  # bits of 64 and of 256 in which the hashes of candidates may differ

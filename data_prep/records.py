@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from omfa.prepared import Record, iter_records, record_files, resolve
+from omfa.records.prepared import Record, iter_records, record_files, resolve
 
 PARTS = "parts"  # key of the provenance: path of the part map (data_prep.parts), relative to the folder
 MASKS = "masks"  # key of the provenance: paths of the exact masks that the synthetic wardrobe writes, by name

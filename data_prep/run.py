@@ -41,7 +41,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from omfa.prepared import METADATA
+from omfa.records.prepared import METADATA
 
 FAILURES = "failures.jsonl"
 JOURNAL = ".journal.sqlite"

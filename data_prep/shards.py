@@ -16,9 +16,9 @@ from uuid import uuid4
 
 from data_prep.records import MASKS, PARTS, provenance_files
 from data_prep.run import Outcome, add_source, positive, run_stage
-from omfa.body import BodyParameters
-from omfa.prepared import GarmentRef, Record, iter_records, record_files, resolve
-from omfa.shards import member
+from omfa.bodies.body import BodyParameters
+from omfa.records.prepared import GarmentRef, Record, iter_records, record_files, resolve
+from omfa.records.shards import member
 
 PER_SHARD = 1000
 
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> Outcome:
-    """Pack a records folder; the items are shards. ``omfa.shards`` and WebDataset read them."""
+    """Pack a records folder; the items are shards. ``omfa.records.shards`` and WebDataset read them."""
     work = partial(write_shard, source=args.records)
     items = packs(args.records, args.per_shard, args.limit)
     return run_stage("shards", items, work, args.out, workers=args.workers, engine=args.engine)

@@ -30,9 +30,9 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from tqdm import tqdm
 
-from omfa.body import BodyParameters
+from omfa.bodies.body import BodyParameters
 from omfa.components import Category
-from omfa.doors import Parser, check_writable, count
+from omfa.files import Parser, check_writable, count
 from omfa.images import ImageError, contact_sheet, read_image, save_whole
 from omfa.pipeline import OMFAPipeline
 
@@ -347,7 +347,7 @@ def _save(picture: Image.Image, path: Path) -> Path:
 
 def _estimator() -> Any:
     """The pose estimator of data_prep; ValueError with the cure where its tools are missing."""
-    from data_prep.pose_fit import photo_estimator
+    from data_prep.poses.fitting import photo_estimator
 
     return photo_estimator()
 

@@ -20,12 +20,12 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from tqdm import tqdm
 
-from omfa.body import BodyParameters
-from omfa.data import packaged_photographs
-from omfa.doors import Parser, check_writable, count
+from omfa.bodies.body import BodyParameters
+from omfa.files import Parser, check_writable, count
 from omfa.images import contact_sheet, read_image, save_whole
 from omfa.pipeline import OMFAPipeline
-from omfa.prepared import Record, read_records, record_files, resolve
+from omfa.records.prepared import Record, read_records, record_files, resolve
+from omfa.training.examples import packaged_photographs
 
 FRONT = 40.0  # degrees; beyond it half of a print is out of sight
 HONEST = "a model of a drawn world has never seen one: a colour at best"

@@ -31,13 +31,13 @@ from tqdm import tqdm
 
 from omfa.backbone import fingerprint, posterior, vae_factor
 from omfa.canvas import FACE, PERSON, Canvas
-from omfa.data import encoded_file, pictures_of, read_encoding, read_fitted
-from omfa.doors import Parser, check_writable, count, find_device, unwritable, whole, write_json
+from omfa.files import Parser, check_writable, count, find_device, unwritable, whole, write_json
 from omfa.images import ImageError
-from omfa.prepared import Record, RecordError
 from omfa.prompts import KEPT_PHRASES, PromptFiles, Prompts, TextEncoders, phrases, save_whole
+from omfa.records.prepared import Record, RecordError
+from omfa.records.shards import Source, open_records
 from omfa.sdxl import BASE, CAPTIONS, PROMPTS, load_prompts, load_vae, text_encoders
-from omfa.shards import Source, open_records
+from omfa.training.examples import encoded_file, pictures_of, read_encoding, read_fitted
 
 MADE_FROM = "made_from"  # in the metadata of a file of latents
 

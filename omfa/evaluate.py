@@ -33,13 +33,22 @@ import torch
 from tqdm import tqdm
 
 from omfa.components import TaskKind
-from omfa.doors import Parser, check_writable, count, find_device, whole, write_json
-from omfa.features import NEEDS, MissingWeights, find_weights, load_network, sha256
-from omfa.pattern_kind import WEIGHTS
-from omfa.prepared import RecordError, read_records
-from omfa.protocols import METRICS, NOT_DONE, PROTOCOLS, Pairing, Protocol, find_protocol
-from omfa.results import HOW, RESULTS, RUN, VALUES, VERSION, Results, compare, read_json, summarise
-from omfa.scoring import SCORING, Item, Scorer, label_files, make_items, needed_networks, prediction_files, select
+from omfa.evaluation.learned_metrics import NEEDS, MissingWeights, find_weights, load_network, sha256
+from omfa.evaluation.pattern_kind import WEIGHTS
+from omfa.evaluation.protocols import METRICS, NOT_DONE, PROTOCOLS, Pairing, Protocol, find_protocol
+from omfa.evaluation.results import HOW, RESULTS, RUN, VALUES, VERSION, Results, compare, read_json, summarise
+from omfa.evaluation.scoring import (
+    SCORING,
+    Item,
+    Scorer,
+    label_files,
+    make_items,
+    needed_networks,
+    prediction_files,
+    select,
+)
+from omfa.files import Parser, check_writable, count, find_device, whole, write_json
+from omfa.records.prepared import RecordError, read_records
 
 PREDICTIONS = "predictions.json"
 SPEED = ("seconds", "peak_memory_mb", "flops", "steps", "guidance", "seed", "device")
@@ -384,7 +393,7 @@ def command_run(args: argparse.Namespace) -> int:
 
 def command_compare(args: argparse.Namespace) -> int:
     """``compare``."""
-    from omfa.report import comparison_text
+    from omfa.evaluation.report import comparison_text
 
     found = compare([Results(Path(p)) for p in args.results])
     print(comparison_text(found))
@@ -395,7 +404,7 @@ def command_compare(args: argparse.Namespace) -> int:
 
 def command_report(args: argparse.Namespace) -> int:
     """``report``."""
-    from omfa.report import write_report
+    from omfa.evaluation.report import write_report
 
     for path in write_report([Results(Path(p)) for p in args.results], Path(args.out), args.pictures):
         print(path)

@@ -22,10 +22,11 @@ from pytorch_lightning import LightningModule
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from omfa.callbacks import aside, load_weights
-from omfa.doors import Parser, unwritable
+from omfa.files import Parser, unwritable
 from omfa.fit import checkpoint_to_resume, innermost
-from omfa.model_card import write_card
+from omfa.training.callbacks import aside, load_weights
+from omfa.training.configs import load_yaml
+from omfa.training.model_card import write_card
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,7 +60,7 @@ def build_module(config: Path) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     try:
-        told = yaml.safe_load(config.read_text(encoding="utf-8"))
+        told = load_yaml(config.read_text(encoding="utf-8"))
         if not isinstance(told, dict) or not isinstance(told.get("model"), dict):
             raise ValueError("it has no 'model' with a class_path")
         settings = parser.parse_object({"model": told["model"]})

@@ -23,7 +23,10 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
-from omfa.callbacks import (
+from omfa.files import check_writable
+from omfa.images import ImageError
+from omfa.records.prepared import RecordError
+from omfa.training.callbacks import (
     SafeCheckpointIO,
     SamplePictures,
     SaveModel,
@@ -34,12 +37,10 @@ from omfa.callbacks import (
     save_model,
     step_of,
 )
-from omfa.doors import check_writable
-from omfa.guards import BadLoss, Checkpoints, LossGuard
-from omfa.images import ImageError
-from omfa.prepared import RecordError
+from omfa.training.configs import follow_moves
+from omfa.training.guards import BadLoss, Checkpoints, LossGuard
+from omfa.training.zero import ZeRO
 from omfa.tuning import Mismatch
-from omfa.zero import ZeRO
 
 
 class OneLine(LightningArgumentParser):
@@ -89,7 +90,8 @@ def check_strategy(trainer: pl.Trainer) -> pl.Trainer:
     if isinstance(strategy, DeepSpeedStrategy) and not isinstance(strategy, ZeRO):
         raise ValueError(
             "Lightning's own DeepSpeed strategy keeps checkpoints as folders of pickles; write "
-            "trainer.strategy: {class_path: omfa.zero.ZeRO, init_args: {stage: 2}}, the same with plain checkpoints"
+            "trainer.strategy: {class_path: omfa.training.zero.ZeRO, init_args: {stage: 2}}, the same with plain "
+            "checkpoints"
         )
     if isinstance(strategy, ZeRO):
         if trainer.precision in ("16-mixed", "16-true"):
@@ -155,6 +157,7 @@ def unreadable(words: Sequence[str]) -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Train; 0 all well (or stopped by SIGTERM), 1 the loss blew up, 2 the call or its input was wrong."""
+    follow_moves()
     try:
         cli = FitCLI(
             pl.LightningModule,

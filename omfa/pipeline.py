@@ -30,7 +30,8 @@ from torch import Tensor
 
 from omfa import images
 from omfa.backbone import canvas_multiple, decode, encode, input_channels, vae_factor
-from omfa.body import BodyParameters, load_body, turned
+from omfa.bodies.body import BodyParameters, load_body, turned
+from omfa.bodies.pose_render import render_pose_map
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.components import Category, Component, State, Task, TaskKind
 from omfa.conditioning import (
@@ -46,7 +47,6 @@ from omfa.conditioning import (
 )
 from omfa.images import Box, Picture
 from omfa.partial_diffusion import check_scheduler, network_latents, start, step
-from omfa.pose_render import render_pose_map
 from omfa.prompts import Prompts, TextEncoders
 from omfa.tuning import TUNED
 
@@ -724,7 +724,7 @@ def compact_pipeline(
         garment_slots: 1 or 2.
         token_dim: width of a new model's slot token.
         unconditional_on, default_steps, default_guidance: see :class:`OMFAPipeline`. A model that is trained at few
-            ``timesteps`` (:class:`omfa.data.RecordsDataset`) is to be sampled in as few steps.
+            ``timesteps`` (:class:`omfa.training.examples.RecordsDataset`) is to be sampled in as few steps.
 
     Raises:
         ValueError: no VAE or model there, or sizes that don't fit.

@@ -34,12 +34,12 @@ from diffusers.utils import logging as diffusers_logging
 from tqdm import tqdm
 
 from omfa.components import TaskKind
-from omfa.data import seeded
-from omfa.doors import Parser, Unwritable, check_writable, count, find_device, unwritable, whole, write_json
+from omfa.evaluation.results import read_json
+from omfa.evaluation.scoring import Item, make_items, prediction_files, select
+from omfa.files import Parser, Unwritable, check_writable, count, find_device, unwritable, whole, write_json
 from omfa.pipeline import MODELS, OMFAPipeline
-from omfa.prepared import METADATA, Record, RecordError, read_records, resolve
-from omfa.results import read_json
-from omfa.scoring import Item, make_items, prediction_files, select
+from omfa.records.prepared import METADATA, Record, RecordError, read_records, resolve
+from omfa.training.examples import seeded
 
 VERSION = 1
 PREDICTIONS, TIMINGS = "predictions.json", "timings.jsonl"

@@ -32,15 +32,15 @@ from tqdm import tqdm
 from omfa import evaluate, predict
 from omfa.backbone import decode, encode
 from omfa.components import Category, TaskKind
-from omfa.data import read_fitted
-from omfa.doors import Parser, check_writable, count, whole, write_json
+from omfa.evaluation.protocols import METRICS, find_protocol
+from omfa.evaluation.results import FEWEST, Results, read_json
+from omfa.evaluation.scoring import Item
+from omfa.files import Parser, check_writable, count, whole, write_json
 from omfa.images import read_image, tensor_to_pixels
 from omfa.pipeline import OMFAPipeline
-from omfa.prepared import METADATA, Record, RecordError, record_files
-from omfa.protocols import METRICS, find_protocol
-from omfa.results import FEWEST, Results, read_json
-from omfa.scoring import Item
-from omfa.shards import Source, open_records
+from omfa.records.prepared import METADATA, Record, RecordError, record_files
+from omfa.records.shards import Source, open_records
+from omfa.training.examples import read_fitted
 
 THUMBNAIL = (32, 24)  # pixels; coarse enough that a shift of a hand's breadth does not matter
 COLUMNS = {

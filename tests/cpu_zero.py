@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
-from omfa.zero import ZeRO
+from omfa.training.zero import ZeRO
 
 
 class CPUZeRO(ZeRO):

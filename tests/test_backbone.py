@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from omfa.backbone import canvas_multiple, decode, encode, input_channels, vae_factor, widen_unet
-from omfa.module import VAEModule, even_out
+from omfa.training.module import VAEModule, even_out
 from tests.conftest import UNET, VAE
 
 

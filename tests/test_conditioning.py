@@ -9,9 +9,9 @@ import torch
 
 from omfa.components import Category, State, TaskKind
 from omfa.conditioning import Drops, Guide, Layout, SlotTokens, choose, stack
-from omfa.data import RecordsDataset, TaskWeights, collate, seeded
-from omfa.module import OMFAModule
 from omfa.pipeline import OMFAPipeline
+from omfa.training.examples import RecordsDataset, TaskWeights, collate, seeded
+from omfa.training.module import OMFAModule
 from tests.test_pipeline import face, gen, person, pose, shirt
 
 TRY_ON = Layout(

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from omfa import encode
-from omfa.data import RecordsDataset, collate, encoded_file
-from omfa.module import OMFAModule
 from omfa.pipeline import OMFAPipeline
-from omfa.prepared import RecordError
+from omfa.records.prepared import RecordError
+from omfa.training.examples import RecordsDataset, collate, encoded_file
+from omfa.training.module import OMFAModule
 from tests.conftest import SIZE, full_disk, make_compact
 
 SIZE_TEXT = f"{SIZE[0]}x{SIZE[1]}"

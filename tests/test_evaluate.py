@@ -16,13 +16,13 @@ import torch
 
 from omfa import evaluate, predict
 from omfa.components import TaskKind
-from omfa.prepared import GarmentRef, Record, read_records, write_records
-from omfa.protocols import METRICS, PROTOCOLS, Protocol
-from omfa.report import histogram, latex, markdown, page, pictured, write_report
-from omfa.results import Results, compare
-from omfa.scoring import Item, beside, make_items, read_prediction, truth_masks
+from omfa.evaluation.protocols import METRICS, PROTOCOLS, Protocol
+from omfa.evaluation.report import histogram, latex, markdown, page, pictured, write_report
+from omfa.evaluation.results import Results, compare
+from omfa.evaluation.scoring import Item, beside, make_items, read_prediction, truth_masks
+from omfa.records.prepared import GarmentRef, Record, read_records, write_records
 from tests.conftest import full_disk
-from tests.metrics_golden import picture
+from tests.evaluation.metrics_golden import picture
 
 SIZE = (192, 176)
 COUNT = 20  # two portions

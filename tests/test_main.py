@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import omfa.__main__ as door
-from omfa.body import load_body, make_pose, place
+from omfa.bodies.body import load_body, make_pose, place
 from omfa.images import RULE, contact_sheet, read_image
 from tests.conftest import SIZE, make_compact
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 
-from omfa.body import NAMED_POSES, load_body, place
+from omfa.bodies.body import NAMED_POSES, load_body, place
 from omfa.images import ImageError
 from omfa.partial_diffusion import SCHEDULERS
 from omfa.pipeline import OMFAPipeline

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from omfa import encode, export
-from omfa.callbacks import last_checkpoint
 from omfa.fit import main as fit
 from omfa.pipeline import OMFAPipeline
 from omfa.sdxl import load_small, text_encoders
+from omfa.training.callbacks import last_checkpoint
 from tests import ranks
 from tests.conftest import SIZE, encode_call, make_sdxl_folder
 from tests.test_scale import needs_deepspeed
@@ -92,7 +92,7 @@ def test_deepspeed_recipes_parse(name: str, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     shown = yaml.safe_load(printed[printed.index("seed_everything:") :])
     assert stop.value.code == 0
-    assert shown["trainer"]["strategy"]["class_path"] == "omfa.zero.ZeRO"
+    assert shown["trainer"]["strategy"]["class_path"] == "omfa.training.zero.ZeRO"
     assert shown["trainer"]["strategy"]["init_args"]["stage"] == int(name[-1])
     assert shown["data"]["init_args"]["folder"] == "data/deepfashion" and shown["data"]["init_args"]["batch_size"] == 1
     assert shown["model"]["init_args"]["learning_rate"] == 1e-5
@@ -215,7 +215,10 @@ def test_deepspeed_recipes_run(
 def test_sample_pictures_on_the_way(base: Path, latents: Path, records: Path, tmp_path: Path) -> None:
     """Frozen weights in bfloat16, nothing but latents loaded: the callback brings VAE and autocast along."""
     swap = tiny(base, latents, records, tmp_path, max_steps=1, accumulate_grad_batches=1)
-    pictures = {"class_path": "omfa.callbacks.SamplePictures", "init_args": {"every": 1, "records": 1, "steps": 2}}
+    pictures = {
+        "class_path": "omfa.training.callbacks.SamplePictures",
+        "init_args": {"every": 1, "records": 1, "steps": 2},
+    }
     swap["trainer"]["callbacks"] = [pictures]  # type: ignore[index]
     assert fit(recipe(["one_24gb_lora"], swap, tmp_path / "tiny.yaml")) == 0
     assert np.asarray(Image.open(tmp_path / "samples" / "step=0000001.png")).std() > 5

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from omfa import encode
 from omfa.backbone import posterior
-from omfa.data import RecordsDataset, collate
-from omfa.module import OMFAModule
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import PromptFiles, phrases
 from omfa.sdxl import BASE, CLASSES, INPAINTING, sdxl_pipeline, text_encoders
+from omfa.training.examples import RecordsDataset, collate
+from omfa.training.module import OMFAModule
 from omfa.tuning import choose_trained
 from tests.conftest import SIZE, encode_call, make_sdxl_folder
 from tests.test_pipeline import FAST, face, gen, pose, shirt

@@ -12,8 +12,8 @@ import torch
 from omfa import yardsticks
 from omfa.components import Category
 from omfa.images import read_trusted, tensor_to_pixels
-from omfa.prepared import read_records
-from omfa.shards import RecordFolder
+from omfa.records.prepared import read_records
+from omfa.records.shards import RecordFolder
 from tests.conftest import SIZE, make_compact
 
 

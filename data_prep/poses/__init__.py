@@ -1,0 +1,1 @@
+"""From photos and parameter files to posed bodies and pose maps."""

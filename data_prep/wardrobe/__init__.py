@@ -1,0 +1,1 @@
+"""The synthetic wardrobe: dressed people with the truth known exactly."""

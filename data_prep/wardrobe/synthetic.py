@@ -1,0 +1,387 @@
+"""The synthetic wardrobe: any number of records of dressed people, with exact ground truth, rendered from nothing.
+
+``make_outfit(seed, index, size)`` is the whole world as a pure function: one person in one outfit, in several poses,
+with the garments' shop pictures, a portrait, pose maps, parameters and masks. Writing files is a thin layer above it.
+Everyone is always dressed: an upper and a lower garment, or a dress, and shoes.
+
+Legend: H W pixels, n points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.run import Outcome, run_stage, write_image
+from data_prep.wardrobe.dressing import Dressed, dress, garment_layer, layers_of, pose_body, stool
+from data_prep.wardrobe.garment_meshes import Posed, make_garment, tailor
+from data_prep.wardrobe.heads import Person, draw_person
+from data_prep.wardrobe.looks import BACKGROUND, PROP
+from data_prep.wardrobe.outfits import Outfit, Worn, caption, draw_outfit
+from data_prep.wardrobe.scene import STUDIO, background, draw_light, render
+from omfa.bodies.body import NAMED_POSES, BodyParameters, camera, clamp_pose, look_at, mirror_pose, rotation_vector
+from omfa.bodies.pose_render import render_pose_map
+from omfa.records.prepared import FaceRef, GarmentRef, PoseRef, Record
+
+Array = NDArray[Any]
+
+VIEWS = 4  # pictures of each outfit
+OUTFITS = 2  # outfits of each person
+TEST_EVERY = 10  # every tenth person is held out
+
+
+# ---------------------------------------------------------------------------------------------------- poses
+
+
+def draw_pose(rng: np.random.Generator) -> tuple[str, Array]:
+    """A plausible pose in the model frame: a named pose, loosened, or arms and legs drawn freely.
+
+    Returns:
+        A word for it and the (55, 3) pose, inside the joints' limits.
+    """
+    odds = {
+        "standing": 0.26, "contrapposto": 0.10, "walking": 0.12, "hands_on_hips": 0.06, "hand_on_hip": 0.07,
+        "a_pose": 0.06, "waving": 0.03, "arms_raised": 0.03, "arms_crossed": 0.03, "sitting": 0.05, "lunge": 0.02,
+        "free": 0.17,
+    }  # fmt: skip
+    odds = {k: p for k, p in odds.items() if k == "free" or k in NAMED_POSES}
+    p = np.array(list(odds.values()))
+    name = str(rng.choice(list(odds), p=p / p.sum()))
+    pose = NAMED_POSES["standing" if name == "free" else name].astype(np.float64).copy()
+    if name == "free":
+        for side, (shoulder, elbow) in ((1, (16, 18)), (-1, (17, 19))):
+            pose[shoulder] = np.radians(
+                [rng.uniform(-20, 20), side * rng.uniform(-35, 15), side * rng.uniform(-72, 30)]
+            )
+            pose[elbow] = np.radians([rng.uniform(-20, 20), side * rng.uniform(-100, 0), 0])
+        pose[1] = np.radians([rng.uniform(-22, 10), 0, rng.uniform(-2, 8)])
+        pose[2] = np.radians([rng.uniform(-22, 10), 0, rng.uniform(-8, 2)])
+        pose[4], pose[5] = np.radians([rng.uniform(0, 25), 0, 0]), np.radians([rng.uniform(0, 25), 0, 0])
+    if rng.random() < 0.5:
+        pose = mirror_pose(pose).astype(np.float64)
+    loose = np.zeros((55, 3))
+    loose[[3, 6, 9]] = rng.normal(0, 2.5, (3, 3))
+    loose[[12, 15]] = rng.normal(0, (4, 7, 3), (2, 3))
+    loose[[16, 17]] = rng.normal(0, 5, (2, 3))
+    loose[[18, 19]] = rng.normal(0, (4, 6, 0), (2, 3))
+    loose[[1, 2]] = rng.normal(0, (3, 3, 1.5), (2, 3))
+    loose[[4, 5]] = np.abs(rng.normal(0, (3, 0, 0), (2, 3)))
+    return name, clamp_pose(pose + np.radians(loose))
+
+
+def draw_yaw(rng: np.random.Generator, view: int) -> float:
+    """Degrees in (-180, 180]: the first view near the front, the others spread over the full turn."""
+    draw = rng.random()
+    if view == 0:
+        yaw = rng.normal(0, 16)
+    elif draw < 0.45:
+        yaw = rng.normal(0, 28)
+    elif draw < 0.70:
+        yaw = rng.normal(0, 65)
+    else:
+        yaw = rng.uniform(-180, 180)
+    return float(round(180 - (180 - yaw) % 360, 2))
+
+
+# ---------------------------------------------------------------------------------------------------- pictures
+
+
+def _project(points: Array, K: Array) -> Array:
+    return points[..., :2] / points[..., 2:] * [K[0, 0], K[1, 1]] + K[:2, 2]
+
+
+def _frame(points: Array, K: Array, size: tuple[int, int], rows: tuple[float, float], margin: float) -> Array:
+    """(3,) translation that centres points (n, 3), seen from afar, and fits them between rows of the picture.
+
+    Args:
+        points: camera frame, root at the origin.
+        K: (3, 3).
+        size: (H, W).
+        rows: lowest and highest y (metres, downwards) to show.
+        margin: share of the picture left free on each side.
+    """
+    height, width = size
+    tall, wide = rows[1] - rows[0], np.ptp(points[:, 0])
+    near = float(points[:, 2].min())
+    distance = max(tall * K[1, 1] / (height * (1 - 2 * margin)), wide * K[0, 0] / (width * (1 - 1.2 * margin)))
+    return -np.array([(points[:, 0].max() + points[:, 0].min()) / 2, (rows[0] + rows[1]) / 2, near * 0.5 - distance])
+
+
+def shop_picture(worn: Worn, size: tuple[int, int]) -> tuple[Array, Array]:
+    """A garment alone, from the front, arms a little out, on white, cut for the template body.
+
+    Returns:
+        (H, W, 3) uint8 and its mask (H, W) bool.
+    """
+    t = tailor()
+    nobody = np.zeros_like(t.template)
+    garment = make_garment(worn.cut, nobody, worn.phase)
+    pose = NAMED_POSES["a_pose"].astype(np.float64).copy()
+    pose[16], pose[17] = np.radians([0, 0, -52]), np.radians([0, 0, 52])
+    pose[18], pose[19] = np.radians([0, -6, 0]), np.radians([0, 6, 0])
+    pose[0] = rotation_vector(look_at(0, 4))
+    K = camera(size, 14.0)
+    posed = pose_body(nobody, t.joints, pose)
+    points = garment.posed(posed)
+    points += _frame(points, K, size, (points[:, 1].min(), points[:, 1].max()), 0.06).astype(np.float32)
+    picture = render([garment_layer(garment, points, np.arange(len(garment.faces)), worn)], K, size, STUDIO)
+    return picture.over(1.0), picture.cover > 0.5
+
+
+def face_size(width: int) -> int:
+    """Side of the face crop: half the picture's width, rounded up to a multiple of 32."""
+    return -(-width // 64) * 32
+
+
+def portrait(dressed: Dressed, rng: np.random.Generator, side: int) -> Array:
+    """(side, side, 3) uint8 head and shoulders, near the front, of its own pose, light and background."""
+    pose = NAMED_POSES["standing"].astype(np.float64).copy()
+    pose[[12, 15]] += np.radians(rng.normal(0, (3, 5, 2), (2, 3)))
+    pose[0] = rotation_vector(look_at(float(np.clip(rng.normal(0, 14), -35, 35)), float(rng.uniform(-3, 6))))
+    expression = np.clip(rng.normal(0, 0.5, 10), -1, 1).astype(np.float32)
+    K = camera((side, side), 12.0)
+    posed = pose_body(dressed.shape, dressed.joints, pose, expression)
+    head = posed.joints[15] + posed.transforms[15, :, :3] @ np.array([0, 0.045, 0.03])
+    layers = layers_of(dressed, posed.moved(np.array([0, 0, K[1, 1] * 0.40 / side]) - head))  # 40 cm fill the picture
+    shown = [layer for name, layer in layers.items() if name not in ("lower", "shoes")]
+    return render(shown, K, (side, side), draw_light(rng)).over(background(rng, (side, side), None))
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One picture of a dressed person: person (H, W, 3), labels and parts (H, W), all uint8; joints (55, 3)."""
+
+    person: Array
+    labels: Array
+    parts: Array
+    params: BodyParameters
+    joints: Array
+    words: dict[str, Any]
+
+
+def make_view(dressed: Dressed, rng: np.random.Generator, view: int, size: tuple[int, int]) -> View:
+    """A dressed person in a pose, before a camera, in a place, all drawn from ``rng``."""
+    name, pose = draw_pose(rng)
+    yaw, pitch = draw_yaw(rng, view), float(round(rng.normal(3, 3), 2))
+    turn = look_at(yaw, pitch)
+    pose[0] = rotation_vector(turn)
+    expression = np.clip(rng.normal(0, 0.4, 10), -1, 1).astype(np.float32)
+    K = camera(size, float(rng.uniform(16, 26)))
+    posed = pose_body(dressed.shape, dressed.joints, pose, expression)
+
+    y = posed.vertices[:, 1]
+    full = name in ("sitting", "lunge") or rng.random() < 0.68
+    knees = float(posed.joints[[4, 5], 1].max()) + rng.uniform(-0.14, 0.16)
+    transl = _frame(
+        posed.vertices, K, size, (y.min() - 0.03, y.max() + 0.02 if full else knees), rng.uniform(0.035, 0.075)
+    )
+    transl[0] += rng.uniform(-0.03, 0.03) * K[0, 2] / K[0, 0] * transl[2]
+    posed = posed.moved(transl)
+
+    up = turn @ np.array([0, 1.0, 0])
+    ground = float((posed.vertices @ up).min())
+    layers = list(layers_of(dressed, posed).values())
+    if name == "sitting":
+        layers.append(stool(posed, up, ground))
+    picture = render(layers, K, size, draw_light(rng))
+    place = background(rng, size, _shadows(posed, up, ground, K))
+    body = tailor().body
+    betas = np.array(dressed.person.betas, np.float32)
+    params = BodyParameters(body.name, body.hash, betas, expression, pose, transl, K, size)
+    words = {"view": view, "pose": name, "framing": "full" if full else "three-quarter", "yaw": yaw, "pitch": pitch}
+    return View(picture.over(place), picture.labels, picture.parts, params, posed.joints, words)
+
+
+def _shadows(posed: Posed, up: Array, ground: float, K: Array) -> Array:
+    """(3, 3) x, y and reach in pixels of the shadows on the floor: under each foot, and a wide one between them."""
+    soles = np.stack([posed.joints[[7 + s, 10 + s]].mean(0) for s in (0, 1)])
+    soles = soles - up * (soles @ up - ground)[:, None]
+    spots = np.concatenate([_project(soles, K), 0.14 * K[0, 0] / soles[:, 2:]], 1)
+    return np.concatenate([spots, spots.mean(0, keepdims=True) * [1, 1, 1.9]])
+
+
+# ---------------------------------------------------------------------------------------------------- samples
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One record in memory.
+
+    Args:
+        record: what ``metadata.jsonl`` says.
+        person: (H, W, 3) uint8.
+        face: (F, F, 3) uint8, F half the width rounded up to a multiple of 32.
+        garments: category to (H, W, 3) uint8 shop picture on white.
+        garment_masks: category to (H, W) bool, where the shop picture shows the garment.
+        pose_map: (H, W, 3) uint8.
+        params: body and camera.
+        labels: (H, W) uint8, indices into LABELS.
+        parts: (H, W) uint8, 0 or 1 + index into ``omfa.bodies.body.PARTS``, clothes counted to what they cover.
+        joints: (55, 3) float32 camera frame.
+    """
+
+    record: Record
+    person: Array
+    face: Array
+    garments: dict[str, Array]
+    garment_masks: dict[str, Array]
+    pose_map: Array
+    params: BodyParameters
+    labels: Array
+    parts: Array
+    joints: Array
+
+    @property
+    def person_mask(self) -> Array:
+        """(H, W) bool: person and clothes."""
+        return (self.labels > BACKGROUND) & (self.labels < PROP)
+
+
+def make_outfit(seed: int, index: int, size: tuple[int, int] = (256, 192), views: int = VIEWS) -> list[Sample]:
+    """One person in one outfit, in several pictures: a pure function of its arguments.
+
+    Args:
+        seed: of the world.
+        index: of the outfit; outfits ``2 k`` and ``2 k + 1`` are worn by person k.
+        size: (H, W) of the pictures.
+        views: pictures of the outfit; fewer are the first of more.
+
+    Returns:
+        ``views`` samples that share face and shop pictures.
+    """
+    person = draw_person(np.random.default_rng([seed, 1, index // OUTFITS]))
+    outfit = draw_outfit(np.random.default_rng([seed, 2, index]), person.skin)
+    dressed = dress(person, outfit)
+    other_day = np.random.default_rng([seed, 4, index])  # the portrait shows other clothes
+    face = portrait(dress(person, draw_outfit(other_day, person.skin)), other_day, face_size(size[1]))
+    shop = {w.category.value: shop_picture(w, size) for w in outfit.worn}
+    samples = []
+    for number in range(views):
+        view = make_view(dressed, np.random.default_rng([seed, 3, index, number]), number, size)
+        samples.append(
+            Sample(
+                record=_record(seed, index, person, outfit, view),
+                person=view.person,
+                face=face,
+                garments={category: picture for category, (picture, _) in shop.items()},
+                garment_masks={category: mask for category, (_, mask) in shop.items()},
+                pose_map=render_pose_map(tailor().body, view.params, engine="torch"),
+                params=view.params,
+                labels=view.labels,
+                parts=view.parts,
+                joints=view.joints,
+            )
+        )
+    return samples
+
+
+def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View) -> Record:
+    """What ``metadata.jsonl`` says of a view; paths as :func:`write_outfit` writes them."""
+    number = index // OUTFITS
+    worn_id = f"s{seed}-o{index}"
+    name = f"{worn_id}-v{view.words['view']}"
+    masks = {"labels": f"masks/{name}.png", "parts": f"masks/{name}-parts.png"}
+    masks |= {w.category.value: f"masks/{worn_id}-{w.category.value}.png" for w in outfit.worn}
+    return Record(
+        id=name,
+        split="test" if number % TEST_EVERY == TEST_EVERY - 1 else "train",
+        person_id=f"s{seed}-p{number}",
+        outfit_id=worn_id,
+        file_name=f"person/{name}.png",
+        face=FaceRef(f"face/{worn_id}.png", f"{worn_id}-portrait"),
+        garments=tuple(GarmentRef(w.category, f"garment/{worn_id}-{w.category.value}.png") for w in outfit.worn),
+        pose=PoseRef(f"pose/{name}.png", f"pose/{name}.npz"),
+        caption=caption(outfit),
+        view_yaw=view.words["yaw"],
+        provenance={
+            "stage": "synthetic", "seed": seed, "outfit": index, **view.words, "skin": person.names[0],
+            "hair": person.names[1], "masks": masks, "garments": {w.category.value: _said(w) for w in outfit.worn},
+        },
+    )  # fmt: skip
+
+
+def _said(worn: Worn) -> dict[str, Any]:
+    """A garment for the record's provenance."""
+    pattern = worn.pattern
+    said: dict[str, Any] = {"kind": worn.cut.kind, "pattern": pattern.kind, "colours": list(pattern.names)}
+    said |= {"rgb": [list(c) for c in pattern.colours], "cut": asdict(worn.cut)}
+    if pattern.kind == "print":
+        said |= {"motif": pattern.motif, "text": pattern.text}
+    return said
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def write_outfit(
+    item_id: str, index: int, out: Path, *, seed: int, size: tuple[int, int], records: int
+) -> list[dict[str, Any]]:
+    """Write one outfit's files; its lines of ``metadata.jsonl``.
+
+    Args:
+        item_id: the outfit's name.
+        index: of the outfit.
+        out: the records folder.
+        seed: of the world.
+        size: (H, W).
+        records: how many the whole call makes; the last outfit may have fewer views.
+    """
+    samples = make_outfit(seed, index, size, min(VIEWS, records - index * VIEWS))
+    first = samples[0]
+    assert first.record.face is not None
+    write_image(out / first.record.face.path, first.face)
+    for garment in first.record.garments:
+        category = garment.category.value
+        write_image(out / garment.path, first.garments[category])
+        write_image(out / f"masks/{item_id}-{category}.png", first.garment_masks[category].astype(np.uint8) * 255)
+    for s in samples:
+        write_image(out / s.record.file_name, s.person)
+        write_image(out / f"pose/{s.record.id}.png", s.pose_map)
+        write_image(out / f"masks/{s.record.id}.png", s.labels)
+        write_image(out / f"masks/{s.record.id}-parts.png", s.parts)
+        s.params.save(out / f"pose/{s.record.id}.npz")
+    return [json.loads(s.record.to_json()) for s in samples]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The stage's options."""
+    parser.add_argument(
+        "--records", type=_count, required=True, metavar="N", help=f"pictures to make; {VIEWS} of each outfit"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="of the world: another seed, other people (default 0)")
+    parser.add_argument(
+        "--size", type=_size, default=(256, 192), metavar="HxW", help="of the pictures (default 256x192)"
+    )
+
+
+def main(args: argparse.Namespace) -> Outcome:
+    """Make the records."""
+    items = [(f"s{args.seed}-o{i}", i) for i in range(-(-args.records // VIEWS))][: args.limit]
+    work = partial(write_outfit, seed=args.seed, size=args.size, records=args.records)
+    return run_stage("synthetic", items, work, args.out, workers=args.workers, engine=args.engine)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 10**7:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to 10,000,000")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to 4294967295")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and 32 <= int(height) <= 2048 and 32 <= int(width) <= 2048):
+        raise argparse.ArgumentTypeError(f"{text!r} must be HEIGHTxWIDTH in pixels, 32 to 2048 each, like 256x192")
+    return int(height), int(width)

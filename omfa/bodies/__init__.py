@@ -1,0 +1,1 @@
+"""A body and its pictures: parameters, the SMPL-X model, pose maps."""

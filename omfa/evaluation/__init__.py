@@ -1,0 +1,1 @@
+"""One evaluator for every try-on and try-off model."""

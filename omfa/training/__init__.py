@@ -1,0 +1,1 @@
+"""What training needs around the method: examples, modules, checkpoints, guards."""

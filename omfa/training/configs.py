@@ -1,0 +1,39 @@
+"""Configs of runs: where their classes live now, wherever they lived when the run was made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import get_loader, set_loader
+
+MOVED = {
+    "omfa.callbacks.EMA": "omfa.training.callbacks.EMA",
+    "omfa.callbacks.SamplePictures": "omfa.training.callbacks.SamplePictures",
+    "omfa.callbacks.SaveModel": "omfa.training.callbacks.SaveModel",
+    "omfa.data.PicturesDataModule": "omfa.training.examples.PicturesDataModule",
+    "omfa.data.RecordsDataModule": "omfa.training.examples.RecordsDataModule",
+    "omfa.guards.LossGuard": "omfa.training.guards.LossGuard",
+    "omfa.module.OMFAModule": "omfa.training.module.OMFAModule",
+    "omfa.module.VAEModule": "omfa.training.module.VAEModule",
+    "omfa.zero.ZeRO": "omfa.training.zero.ZeRO",
+}
+"""Class path in configs of before to the class path of today."""
+
+_plain_yaml = get_loader("yaml")
+
+
+def todays(value: Any) -> Any:
+    """A config's value with every class path that has moved brought up to date."""
+    if isinstance(value, dict):
+        return {k: MOVED.get(v, v) if k == "class_path" and isinstance(v, str) else todays(v) for k, v in value.items()}
+    return [todays(v) for v in value] if isinstance(value, list) else value
+
+
+def load_yaml(text: str) -> Any:
+    """What a config in YAML says, in today's class paths."""
+    return todays(_plain_yaml(text))
+
+
+def follow_moves() -> None:
+    """Have jsonargparse read every config by :func:`load_yaml`."""
+    set_loader("yaml", load_yaml)

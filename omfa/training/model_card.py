@@ -1,0 +1,112 @@
+"""The card that a run leaves beside its model: what it is, how it was made, and nothing of the machine it ran on."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from omfa.evaluation.report import markdown
+from omfa.evaluation.results import RESULTS, Results
+from omfa.records.prepared import RecordError
+from omfa.records.shards import open_records
+from omfa.tuning import LORA, TUNED
+
+EVALUATION = "evaluation"  # in the run folder: what ``omfa.evaluate run --out RUN/evaluation`` wrote
+LAST = 20  # logged values that a last loss is the mean of
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
+WEIGHTS_FROM = ("base", "vae")  # arguments that may hold hub ids
+
+
+def write_card(run: Path, folder: Path, step: int) -> Path:
+    """Write ``README.md`` beside a model.
+
+    Args:
+        run: the run folder: ``config.yaml``, TensorBoard's files, perhaps ``evaluation/``.
+        folder: the model's.
+        step: optimiser steps behind the weights.
+
+    Returns:
+        The card's path.
+    """
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    card = folder / "README.md"
+    card.write_text("\n\n".join(_sections(run, folder, config, step)) + "\n", encoding="utf-8")
+    return card
+
+
+def _sections(run: Path, folder: Path, config: dict[str, Any], step: int) -> Iterator[str]:
+    model = config["model"]["init_args"]
+    yield "---\nlibrary_name: diffusers\ntags: [virtual-try-on, virtual-try-off, image-to-image]\n---\n# OMFA model"
+    yield "Try-on and try-off by partial diffusion ([arXiv 2508.04559](https://arxiv.org/abs/2508.04559))."
+    yield _use(folder)
+    devices = config["trainer"]
+    facts = {
+        "steps": step,
+        "trained": model.get("train", "all"),
+        "records": data_fingerprint(config["data"]["init_args"]),
+        "examples a step": _examples_a_step(config),
+        "precision": devices.get("precision") or "32-true",
+    }
+    facts |= {f"last {name}": f"{value:.4g}" for name, value in last_losses(run, step).items()}
+    yield "## How it was made\n\n| | |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items())
+    shown = {key: public(config.get(key)) for key in ("seed_everything", "model", "data")}
+    yield "```yaml\n" + yaml.safe_dump(shown, sort_keys=False, width=100).strip() + "\n```"
+    if (run / EVALUATION / RESULTS).is_file():
+        yield f"## Metrics\n\n{markdown([Results(run / EVALUATION)]).strip()}"
+    yield (
+        "## Licence\n\nThe code is Apache-2.0. These weights carry the terms of the weights they began with and of the "
+        "data they were trained on (SDXL: CreativeML Open RAIL++-M; VITON-HD, DeepFashion-MultiModal: non-commercial). "
+        "Read both before passing them on, and put the result here."
+    )
+
+
+def _use(folder: Path) -> str:
+    if not (folder / TUNED).is_file():
+        code = "from omfa.pipeline import OMFAPipeline\n\npipe = OMFAPipeline.from_pretrained(FOLDER)"
+        return f"```python\n{code}\n```"
+    lora = (folder / LORA).is_file()
+    what = "LoRA matrices, which diffusers' `load_lora_weights` reads too," if lora else "Attention weights"
+    code = "from omfa.sdxl import load_small\n\npipe = load_small(FOLDER)  # base=... if it began with a local folder"
+    return f"{what} and `conv_in`, small files for the base it began with:\n\n```python\n{code}\n```"
+
+
+def _examples_a_step(config: dict[str, Any]) -> str:
+    trainer, batch = config["trainer"], config["data"]["init_args"].get("batch_size", 8)
+    devices, nodes, times = (trainer.get(k, 1) for k in ("devices", "num_nodes", "accumulate_grad_batches"))
+    return f"{batch} a device, {devices} device(s), {nodes} node(s), accumulated {times}x"
+
+
+def data_fingerprint(data: dict[str, Any]) -> str:
+    """How many records a run saw and 16 hex digits of their metadata, wherever they lie."""
+    try:
+        records = open_records(data["folder"]).records(data.get("split"))
+    except (RecordError, OSError, KeyError):
+        return "not at hand when this was written"
+    digest = hashlib.sha256("\n".join(sorted(r.to_json() for r in records)).encode()).hexdigest()
+    return f"{len(records)} of split {data.get('split')}, fingerprint {digest[:16]}"
+
+
+def last_losses(run: Path, step: int) -> dict[str, float]:
+    """Name to mean of the last values of every loss logged in the first ``step`` steps; empty without TensorBoard's."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    names = [n for n in events.Tags()["scalars"] if n.startswith("loss")]
+    losses = {n: [e.value for e in events.Scalars(n) if e.step < step][-LAST:] for n in names}  # the first is step 0
+    return {name: sum(values) / len(values) for name, values in losses.items() if values}
+
+
+def public(value: Any, key: str = "") -> Any:
+    """A setting as a stranger may see it: paths are left out, hub ids stay."""
+    if isinstance(value, dict):
+        return {k: public(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [public(v, key) for v in value]
+    if not isinstance(value, str) or not ({"/", "\\"} & set(value) or value[:1] in ("~", ".")):
+        return value
+    hub = key in WEIGHTS_FROM and HUB_ID.fullmatch(value) and not Path(value).exists()
+    return value if hub else "(a local path)"
