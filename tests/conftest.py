@@ -19,7 +19,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from omfa import encode
 from omfa.backbone import widen_unet
-from omfa.pipeline import OMFAPipeline, compact_pipeline
+from omfa.compact import compact_pipeline
+from omfa.pipeline import OMFAPipeline
 from tests import figures
 
 VAE = {
