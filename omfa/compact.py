@@ -22,6 +22,7 @@ def compact_pipeline(
     unconditional_on: str = "canvas",
     default_steps: int = STEPS,
     default_guidance: float = GUIDANCE,
+    join: str = "canvas",
 ) -> OMFAPipeline:
     """A new compact model: slot tokens, v-prediction, zero terminal SNR.
 
@@ -34,8 +35,8 @@ def compact_pipeline(
         person_size: (height, width) in pixels.
         garment_slots: 1 or 2.
         token_dim: width of a new model's slot token.
-        unconditional_on, default_steps, default_guidance: see :class:`OMFAPipeline`. A model that is trained at few
-            ``timesteps`` (:class:`omfa.training.examples.RecordsDataset`) is to be sampled in as few steps.
+        unconditional_on, default_steps, default_guidance, join: see :class:`OMFAPipeline`. A model that is trained at
+            few ``timesteps`` (:class:`omfa.training.examples.RecordsDataset`) is to be sampled in as few steps.
 
     Raises:
         ValueError: no VAE or model there, or sizes that don't fit.
@@ -71,6 +72,7 @@ def compact_pipeline(
         "unconditional_on": unconditional_on,
         "default_steps": default_steps,
         "default_guidance": default_guidance,
+        "join": join,
     }
     return OMFAPipeline(codec, network, scheduler, tokens, **sizes)
 

@@ -25,22 +25,17 @@ from torch import Tensor
 from omfa import images
 from omfa.backbone import canvas_multiple, decode, encode, input_channels, vae_factor
 from omfa.canvas import PERSON, Canvas
-from omfa.components import State, TaskKind
+from omfa.components import State
 from omfa.conditioning import (
-    Guide,
-    Layout,
     SlotTokens,
-    assemble,
-    guided,
-    size_ids,
-    stack,
-    unconditional,
 )
 from omfa.images import Box, OutputType
+from omfa.network import Network
 from omfa.partial_diffusion import check_scheduler
 from omfa.prompts import Prompts, TextEncoders
 from omfa.request import Pictures, Pose, Request, check_sampler, read_request
-from omfa.sampling import Predict, denoise
+from omfa.rows import cross_rows
+from omfa.sampling import denoise
 from omfa.tasks import OMFAPipelineOutput, PoseEstimator, Tasks
 from omfa.tuning import TUNED
 
@@ -48,7 +43,7 @@ MODELS = Path(str(files("omfa"))) / "models"
 STEPS, GUIDANCE = 50, 2.0  # the paper's
 
 
-class OMFAPipeline(Tasks, DiffusionPipeline):
+class OMFAPipeline(Network, Tasks, DiffusionPipeline):
     """Try-on and try-off with one partial-diffusion model (OMFA, arXiv 2508.04559).
 
     Args:
@@ -64,6 +59,7 @@ class OMFAPipeline(Tasks, DiffusionPipeline):
             All else is zero in it anyway, so a model that was trained so guides for less: a try-on by an SDXL with
             one garment slot for two thirds of the price.
         default_steps, default_guidance: what a call takes that names none.
+        join: how components meet in the network: "canvas" (the paper's) or "rows" (:mod:`omfa.rows`).
 
     Raises:
         ValueError: parts that don't fit together.
@@ -91,10 +87,15 @@ class OMFAPipeline(Tasks, DiffusionPipeline):
         unconditional_on: str = "canvas",
         default_steps: int = STEPS,
         default_guidance: float = GUIDANCE,
+        join: str = "canvas",
     ) -> None:
         super().__init__()
         if unconditional_on not in ("canvas", "targets"):
             raise ValueError(f"unconditional_on is {unconditional_on!r}; give 'canvas' or 'targets'")
+        if join not in ("canvas", "rows") or (join == "rows" and unconditional_on == "targets"):
+            raise ValueError(
+                f"join is {join!r}; give 'canvas', or 'rows' (whose unconditional pass runs over targets anyway)"
+            )
         if unet.config.in_channels != input_channels(vae.config.latent_channels):
             raise ValueError(
                 f"the UNet takes {unet.config.in_channels} channels, a canvas of {vae.config.latent_channels}-channel "
@@ -124,7 +125,10 @@ class OMFAPipeline(Tasks, DiffusionPipeline):
             unconditional_on=unconditional_on,
             default_steps=default_steps,
             default_guidance=default_guidance,
+            join=join,
         )
+        if join == "rows":
+            cross_rows(unet)
         self.vae_scale_factor = vae_factor(vae)
         self.canvas = _canvas(vae, unet, person_size, garment_slots)
         self.pose_estimator: PoseEstimator | None = None
@@ -241,16 +245,23 @@ class OMFAPipeline(Tasks, DiffusionPipeline):
         self._interrupt = False
         device = self._execution_device
 
-        # 2. Lay everything given on the canvas.
-        guide, boxes = self._encode(request, device)
+        # 2. Encode everything given; lay it on the canvas, or in rows.
+        known, pose, boxes = self._encode(request, device)
+        layouts = [request.layout] * request.batch
+        if self.config.join == "rows":
+            rows = self.row_guide(layouts, known, {} if pose is None else {PERSON: list(pose)}, device)
+            guide, predict = rows.targets.guide, self.guided_rows(rows, layouts, scale)
+        else:
+            guide = self.guide(layouts, known, pose, None, device)
+            predict = self.guided(guide, request.layout, scale)
 
         # 3. Noise on the targets, and steps of the scheduler until they are clean.
-        shape = guide.known.shape
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        shape, channels = guide.known.shape, guide.known.shape[1]
+        if latents is None:  # an example's targets in rows share its generator
+            joint_shape = (request.batch, len(guide.known) // request.batch * channels, *shape[2:])
+            latents = randn_tensor(joint_shape, generator=generator, device=device, dtype=torch.float32).view(shape)
         elif latents.shape != shape or not latents.isfinite().all():
             raise ValueError(f"latents are {tuple(latents.shape)}; this call needs finite ones of {tuple(shape)}")
-        predict = self.guided(guide, request.layout, scale)
         self.scheduler.set_timesteps(steps, device=device)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
 
@@ -277,96 +288,12 @@ class OMFAPipeline(Tasks, DiffusionPipeline):
         """Whether a callback has asked to stop (``pipe._interrupt = True``)."""
         return self._interrupt
 
-    def predict(self, latents: Tensor, t: Tensor, guide: Guide) -> Tensor:
-        """One forward pass of the network, the same in training and sampling.
-
-        Args:
-            latents: noised targets and clean given slots (B, C, h, w).
-            t: timestep, a scalar or (B,).
-            guide: for the same B.
-
-        Returns:
-            The prediction (B, C, h, w).
-        """
-        dtype = self.unet.dtype
-        added = guide.added()
-        return self.unet(
-            guide.network_input(latents).to(dtype),
-            t,
-            encoder_hidden_states=guide.context.to(dtype),
-            class_labels=None if guide.look is None else guide.look.to(dtype),
-            added_cond_kwargs=None if added is None else {k: v.to(dtype) for k, v in added.items()},
-            return_dict=False,
-        )[0]
-
-    def guided(self, guide: Guide, layout: Layout, scale: float) -> Predict:
-        """The guided prediction as a function of what the network sees (B, C, h, w) and t; unguided for 1 or less.
-
-        Args:
-            guide: what is given.
-            layout: of every example.
-            scale: of classifier-free guidance.
-        """
-        if scale <= 1:
-            return lambda seen, t: self.predict(seen, t, guide)
-        nothing = self.unconditional(guide)
-        if self.config.unconditional_on == "targets":
-            return lambda seen, t: guided(
-                torch.cat([self.predict_on_targets(seen, t, nothing, layout), self.predict(seen, t, guide)]), scale
-            )
-        both = stack(nothing, guide)  # the unconditional half sees nothing that is given
-
-        def predict(seen: Tensor, t: Tensor) -> Tensor:
-            return guided(self.predict(torch.cat([torch.where(guide.target, seen, 0.0), seen]), t, both), scale)
-
-        return predict
-
-    def predict_on_targets(self, latents: Tensor, t: Tensor, nothing: Guide, layout: Layout) -> Tensor:
-        """:meth:`predict` of an unconditional guide over the window of its targets, zero elsewhere.
-
-        Args:
-            latents: noised targets (B, C, h, w); all else is left out.
-            t: timestep, a scalar or (B,).
-            nothing: of :meth:`unconditional`.
-            layout: whose targets, the same for all B.
-        """
-        window = self.canvas.window(layout.slots(State.TARGET))
-        narrow = nothing.cut(window)
-        made = self.predict(torch.where(narrow.target, latents[..., *window], 0.0), t, narrow)
-        whole = made.new_zeros(latents.shape)
-        whole[..., *window] = made
-        return whole
-
-    def guide(
-        self,
-        layouts: Sequence[Layout],
-        latents: Mapping[str, Tensor],
-        pose: Tensor | None,
-        has_pose: Tensor | None,
-        device: torch.device | str,
-    ) -> Guide:
-        """What the network is given, the same in training and sampling; see :func:`omfa.conditioning.assemble`."""
-        context, pooled = self.context(layouts, device)
-        sizes = None if pooled is None else size_ids(self.config.person_size, len(layouts)).to(pooled)
-        channels = self.vae.config.latent_channels
-        looks = self.unet.config.class_embed_type is not None
-        return assemble(self.canvas, layouts, latents, channels, pose, has_pose, context, pooled, sizes, looks)
-
-    def unconditional(self, guide: Guide) -> Guide:
-        """The guide with everything given dropped, the same in training and sampling."""
-        null, _ = self.context([Layout(TaskKind.TRY_ON, {}, prompted=False)], guide.context.device)
-        return unconditional(guide, self.canvas, null)
-
-    def context(self, layouts: Sequence[Layout], device: torch.device | str) -> tuple[Tensor, Tensor | None]:
-        """Slot tokens or encoded prompts of each layout: context (B, N, D) and, for SDXL, pooled (B, P)."""
-        if self.slot_tokens is not None:
-            return self.slot_tokens(self.slot_tokens.rows(self.canvas, layouts).to(device)), None
-        return self.texts([layout.prompt() for layout in layouts], device)
-
     # ------------------------------------------------------------------------------------------- steps of the call
 
-    def _encode(self, request: Request, device: torch.device) -> tuple[Guide, list[Box] | None]:
-        """Everything given, encoded and laid on the canvas; and where each person lies in its padded picture."""
+    def _encode(
+        self, request: Request, device: torch.device
+    ) -> tuple[dict[str, Tensor], Tensor | None, list[Box] | None]:
+        """Latents of everything given, by slot; of the pose maps; and where each person lies in its padded picture."""
         factor = self.vae_scale_factor
 
         def pixels(slot: str, pictures: list[Image.Image]) -> tuple[Tensor, list[Box]]:
@@ -380,14 +307,16 @@ class OMFAPipeline(Tasks, DiffusionPipeline):
         if request.pose:
             pose_pixels, boxes = pixels(PERSON, request.pose)
             pose = encode(self.vae, pose_pixels)
-        return self.guide([request.layout] * request.batch, latents, pose, None, device), boxes
+        return latents, pose, boxes
 
     def _output(
         self, request: Request, joint: Tensor, boxes: list[Box] | None, output_type: OutputType
     ) -> OMFAPipelineOutput:
         """Pictures of every component: targets decoded and freed of their padding, given ones as they came."""
-        parts, made = self.canvas.split(joint), {}
-        for slot in sorted(request.layout.slots(State.TARGET)):
+        wanted, made = [slot for slot, state in request.layout.states.items() if state is State.TARGET], {}
+        in_rows = self.config.join == "rows"
+        parts = {s: joint[i :: len(wanted)] for i, s in enumerate(wanted)} if in_rows else self.canvas.split(joint)
+        for slot in sorted(wanted):
             pixels = images.tensor_to_pixels(decode(self.vae, parts[slot]))
             cut = boxes if slot == PERSON else None
             made[slot] = [Image.fromarray(p[cut[i].window] if cut else p) for i, p in enumerate(pixels)]

@@ -37,7 +37,8 @@ class OMFAPipelineOutput(BaseOutput):
     Args:
         images: the pictures generated for the first target (the person, if it is one): a list of B PIL pictures; for
             ``np`` an array (B, H, W, 3) and for ``pt`` a tensor (B, 3, H, W) in [0, 1] (lists where sizes differ); for
-            ``latent`` the whole canvas (B, C, h, w).
+            ``latent`` the whole canvas (B, C, h, w), or all target rows (B times targets, C, h, w), example by
+            example.
         person: the person pictures, generated or the caller's own; None where there is none.
         garments: category to garment pictures, generated or the caller's own.
     """
