@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from data_prep.run import Outcome, run_stage, write_image
 from data_prep.wardrobe.dressing import Dressed, dress, garment_layer, layers_of, pose_body, stool
-from data_prep.wardrobe.garment_meshes import Posed, make_garment, tailor
+from data_prep.wardrobe.garment_meshes import make_garment
 from data_prep.wardrobe.heads import Person, draw_person
 from data_prep.wardrobe.looks import BACKGROUND, PROP
+from data_prep.wardrobe.meshes import Wearer
 from data_prep.wardrobe.outfits import Outfit, Worn, caption, draw_outfit
 from data_prep.wardrobe.scene import STUDIO, background, draw_light, render
+from data_prep.wardrobe.tailor import tailor
 from omfa.bodies.named_poses import NAMED_POSES, clamp_pose, mirror_pose
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import camera, look_at, rotation_vector
@@ -201,7 +203,7 @@ def make_view(dressed: Dressed, rng: np.random.Generator, view: int, size: tuple
     return View(picture.over(place), picture.labels, picture.parts, params, posed.joints, words)
 
 
-def _shadows(posed: Posed, up: Array, ground: float, K: Array) -> Array:
+def _shadows(posed: Wearer, up: Array, ground: float, K: Array) -> Array:
     """(3, 3) x, y and reach in pixels of the shadows on the floor: under each foot, and a wide one between them."""
     soles = np.stack([posed.joints[[7 + s, 10 + s]].mean(0) for s in (0, 1)])
     soles = soles - up * (soles @ up - ground)[:, None]
