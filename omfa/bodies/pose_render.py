@@ -371,9 +371,9 @@ def render_pose_map(
         body: the body the parameters were made with.
         params: pose, shape and camera.
         style: ``parts_blend``: soft colours by part, place along the bone and side of the body, lightly shaded by a
-            light that turns with the body; ``surface``: each place at rest its own colour, unlit (:func:`rest_colours`);
-            ``normals``: camera-frame normals, red right, green up, blue towards the
-            camera, 0 to 255 for -1 to 1; ``parts``: one flat colour a part, in the order of PARTS, edges not smoothed.
+            light that turns with the body; ``surface``: each place at rest its own colour, unlit
+            (:func:`rest_colours`); ``normals``: camera-frame normals, red right, green up, blue towards the camera,
+            0 to 255 for -1 to 1; ``parts``: one flat colour a part, in the order of PARTS, edges not smoothed.
         supersample: 1 to 4; each pixel is the mean of this many squared samples.
         engine: see :func:`rasterise`.
 

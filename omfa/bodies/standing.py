@@ -47,9 +47,7 @@ def shop_pose(arms: float = ARMS, legs: float = 0.0, *, yaw: float = 0.0, pitch:
     return pose
 
 
-def framed(
-    points: Array, K: Array, size: tuple[int, int], rows: tuple[float, float], margin: float = MARGIN
-) -> Array:
+def framed(points: Array, K: Array, size: tuple[int, int], rows: tuple[float, float], margin: float = MARGIN) -> Array:
     """(3,) translation that centres points and fits them between rows of the picture.
 
     Args:

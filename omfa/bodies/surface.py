@@ -33,6 +33,8 @@ THICKNESS = 0.02  # metres that clothes may stand off the body before they hide 
 MARGIN = 0.015  # metres around whatever is in front where the picture is not trusted: clothes are wider than bodies
 STRETCH = 0.35  # the source must see a point at least this squarely, as a share of how squarely the target sees it
 GRAZING = 0.1  # cosine between normal and line of sight below which a picture shows nothing of use
+ASTRAY = 0.25  # metres on the body at rest: farther off, a pixel beside an arm shows the trunk, not the sleeve
+SEAM = 0.01  # metres; gaps narrower than this are closed
 SHARPNESS = 4  # of blending: weight = cosine to this power, so that the squarest view nearly wins alone
 _PLAIN = set(PARTS) - {"left_hand", "right_hand", "left_foot", "right_foot"}  # parts that clothes stand off from
 
@@ -51,6 +53,7 @@ class Seen:
         faces: (F, 3) int64.
         vertices: (V, 3) float32 camera frame, metres.
         normals: (V, 3) outward.
+        rest: (V, 3) the template.
         turns: (V, 3, 3) how the skin at rest is turned there, blended over joints (so not quite a rotation).
         loose: (V,) bool, where clothes may stand off: all but hands and feet.
         fragments: what each pixel shows.
@@ -61,6 +64,7 @@ class Seen:
     faces: Tensor
     vertices: Tensor
     normals: Tensor
+    rest: Tensor
     turns: Tensor
     loose: Tensor
     fragments: Fragments
@@ -149,6 +153,7 @@ def see(body: Body, params: BodyParameters, size: tuple[int, int] | None = None)
         faces,
         vertices,
         vertex_normals(vertices, faces),
+        body.model.v_template.float(),
         einsum(weights.float(), turns, "v j, j a b -> v a b"),
         torch.as_tensor(np.isin(np.array(PARTS)[vertex_parts(body)], list(_PLAIN)), device=vertices.device),
         fragments,
@@ -202,15 +207,29 @@ def draft(target: Seen, sources: Sequence[Source], reach: float = 0.2) -> Draft:
     colour = at.cosine.new_zeros(len(at.pixel), 3)
     known = torch.zeros_like(at.beside)
     for layer in sorted({s.layer for s in sources}):
-        found = [_look_up(s, at, target) for s in sources if s.layer == layer]
-        weight = sum(w for _, w in found)
-        mixed = sum(c * w[:, None] for c, w in found) / torch.clamp_min(weight, 1e-12)[:, None]
+        found = [_look_up(s, at, target, reach) for s in sources if s.layer == layer]
+        weight = torch.stack([w for _, w in found]).sum(0)
+        mixed = torch.stack([c * w[:, None] for c, w in found]).sum(0) / torch.clamp_min(weight, 1e-12)[:, None]
         new = ~known & (weight > 0)
         colour, known = torch.where(new[:, None], mixed, colour), known | new
     height, width = target.size
     picture, valid = colour.new_zeros(3, height * width), known.new_zeros(height * width)
     picture[:, at.pixel], valid[at.pixel] = colour.T * known, known
-    return Draft(picture.reshape(3, height, width), valid.reshape(height, width))
+    made = Draft(picture.reshape(3, height, width), valid.reshape(height, width))
+    return _closed(made, max(1, round(SEAM * target.pixels_per_metre / 2)))
+
+
+def _closed(made: Draft, radius: int) -> Draft:
+    """The draft without gaps of up to twice ``radius`` pixels between what is known: filled with the mean around."""
+    side = 2 * radius + 1
+
+    def grown(where: Tensor) -> Tensor:
+        return F.max_pool2d(where[None], side, 1, radius)[0]
+
+    valid = made.valid.float()
+    gap = (1 - grown(1 - grown(valid))).bool() & ~made.valid
+    around = F.avg_pool2d(torch.cat([made.picture * valid, valid[None]]), side, 1, radius)
+    return Draft(torch.where(gap, around[:3] / around[3:].clamp_min(1e-6), made.picture), made.valid | gap)
 
 
 class _Points(NamedTuple):
@@ -230,7 +249,7 @@ class _Points(NamedTuple):
 
 def _points(target: Seen, reach: float) -> _Points:
     """Every pixel on the target's body, and every one within reach of it."""
-    face, bary, depth = (x.flatten(0, 1) for x in target.fragments)
+    face, bary = target.fragments.face.flatten(), target.fragments.bary.flatten(0, 1)
     on = torch.nonzero(face >= 0)[:, 0]
     beside, nearest, away = _beside(target, reach)
     pixel, point = torch.cat([on, beside]), torch.cat([on, nearest])
@@ -243,19 +262,9 @@ def _points(target: Seen, reach: float) -> _Points:
 
 def _beside(target: Seen, reach: float) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels (M,) beside the body, the nearest pixel (M,) where clothes may begin, and metres (M, 3) from there."""
-    face, device = target.fragments.face, target.vertices.device
-    loose = (face >= 0) & target.loose[target.faces[face.clamp_min(0), 0]]
-    # cv2 finds for each pixel the number of the nearest zero; zeros are numbered in reading order
-    zero = (~loose).byte().cpu().numpy()
-    if reach <= 0 or zero.all():
-        none = face.new_zeros(0)
-        return none, none, target.vertices.new_zeros(0, 3)
-    _, number = cv2.distanceTransformWithLabels(zero, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    place = np.zeros(number.max() + 1, np.int64)
-    place[number[zero == 0]] = np.flatnonzero(zero == 0)
-    nearest = torch.from_numpy(place[number]).to(device).flatten()
-    pixel = torch.nonzero(face.flatten() < 0)[:, 0]
-    nearest, width = nearest[pixel], face.shape[1]
+    face, nearest, width = target.fragments.face.flatten(), _nearest(target), target.size[1]
+    pixel = torch.nonzero((face < 0) & (nearest >= 0))[:, 0]
+    nearest = nearest[pixel]
     x, y = pixel % width - nearest % width, pixel // width - nearest // width
     z = target.fragments.depth.flatten()[nearest]
     away = torch.stack([x * z / target.K[0, 0], y * z / target.K[1, 1], torch.zeros_like(z)], 1)
@@ -263,10 +272,26 @@ def _beside(target: Seen, reach: float) -> tuple[Tensor, Tensor, Tensor]:
     return pixel[near], nearest[near], away[near]
 
 
-def _look_up(source: Source, at: _Points, target: Seen) -> tuple[Tensor, Tensor]:
+def _nearest(seen: Seen) -> Tensor:
+    """(H W,) for pixels beside the body the nearest pixel where clothes may begin (-1: none), else the pixel itself."""
+    face = seen.fragments.face
+    loose = (face >= 0) & seen.loose[seen.faces[face.clamp_min(0), 0]]
+    own = torch.arange(face.numel(), device=face.device)
+    if not loose.any():
+        return torch.where(face.flatten() >= 0, own, -1)
+    zero = (~loose).byte().cpu().numpy()  # cv2 numbers the zeros and finds each pixel's nearest
+    _, number = cv2.distanceTransformWithLabels(zero, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    place = np.zeros(number.max() + 1, np.int64)
+    place[number[zero == 0]] = np.flatnonzero(zero == 0)
+    return torch.where(face.flatten() >= 0, own, torch.from_numpy(place[number]).to(face.device).flatten())
+
+
+def _look_up(source: Source, at: _Points, target: Seen, reach: float) -> tuple[Tensor, Tensor]:
     """(M, 3) what the source shows at the points, and (M,) how much that counts; 0: not at all."""
     seen, device = source.seen, target.vertices.device
-    normals, vertices, turns, K = (x.to(device) for x in (seen.normals, seen.vertices, seen.turns, seen.K))
+    normals, vertices, turns, rest, K = (
+        x.to(device) for x in (seen.normals, seen.vertices, seen.turns, seen.rest, seen.K)
+    )
     point = _mixed(vertices, at.corners, at.bary)
     cosine = _cosine(_mixed(normals, at.corners, at.bary), point)
     side = at.beside
@@ -288,12 +313,32 @@ def _look_up(source: Source, at: _Points, target: Seen) -> tuple[Tensor, Tensor]
 
     # Nothing in front, within the margin. A slanted surface is nearer a margin away: that is no obstacle.
     slant = (1 - cosine**2).clamp_min(0).sqrt() / cosine.abs().clamp_min(GRAZING)
-    front = _front(seen).to(device)
-    front = F.grid_sample(front[None, None], grid[None, None], mode="nearest", align_corners=False)[0, 0, 0]
-    open_ = (point[:, 2] > NEAR) & ((front == 0) | (point[:, 2] <= front + THICKNESS + 1.5 * MARGIN * slant))
-    squarely = torch.where(side, outlined & (cosine > -0.3), cosine > torch.clamp_min(STRETCH * at.cosine, GRAZING))
+    allowed = THICKNESS + torch.where(side, reach, 1.5 * MARGIN * slant)
+    front = _at(_front(seen).to(device), grid)
+    open_ = (point[:, 2] > NEAR) & ((front == 0) | (point[:, 2] <= front + allowed))
+    # A pixel beside the body must lie beside the same place there.
+    corner = _place_at(seen).to(device)
+    there = _at(corner, grid).long()
+    astray = (rest[there] - _mixed(rest, at.corners, at.bary)).norm(dim=1) > ASTRAY
+    squarely = torch.where(
+        side, outlined & ~astray & (cosine > -0.3), cosine > torch.clamp_min(STRETCH * at.cosine, GRAZING)
+    )
     weight = torch.where(side, cosine + 0.4, cosine).clamp_min(0) ** SHARPNESS
     return colour.clamp(-1, 1), weight * (open_ & squarely & (share > 0.5))
+
+
+def _at(values: Tensor, grid: Tensor) -> Tensor:
+    """(M,) values (H, W) at the nearest pixels; 0 outside."""
+    return F.grid_sample(values[None, None].double(), grid[None, None].double(), "nearest", align_corners=False)[
+        0, 0, 0
+    ]
+
+
+def _place_at(seen: Seen) -> Tensor:
+    """(H, W) a vertex of the face that each pixel shows, or the nearest one does."""
+    nearest = _nearest(seen).clamp_min(0)
+    face = seen.fragments.face.flatten()[nearest].clamp_min(0)
+    return seen.faces[face, 0].reshape(seen.size)
 
 
 def _front(seen: Seen) -> Tensor:
