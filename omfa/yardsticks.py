@@ -38,11 +38,12 @@ from omfa.evaluation.scoring import Item
 from omfa.files import Parser, check_writable, count, whole, write_json
 from omfa.images import read_image, tensor_to_pixels
 from omfa.pipeline import OMFAPipeline
-from omfa.records.prepared import METADATA, Record, RecordError, record_files
+from omfa.records.prepared import METADATA, Record, RecordError, record_pictures
 from omfa.records.shards import Source, open_records
 from omfa.training.examples import read_fitted
 
 THUMBNAIL = (32, 24)  # pixels; coarse enough that a shift of a hand's breadth does not matter
+GIVEN = ("face", "pose_map", *(c.value for c in Category))  # to a try-on, of what a record shows
 COLUMNS = {
     TaskKind.TRY_OFF: ("psnr_garment", "ssim_rgb_valid_garment", "palette_error", "pattern_agreement"),
     TaskKind.TRY_ON: (
@@ -56,7 +57,7 @@ def given(record: Record, category: Category | None) -> list[str]:
     """Names of the pictures that are given: the photo for a garment of ``category``, everything else for try-on."""
     if category is not None:
         return ["person"]
-    return [n for n in record_files(record) if n not in ("person", "pose_params")]
+    return [n for n in record_pictures(record) if n in GIVEN]
 
 
 def wanted(category: Category | None) -> str:
@@ -74,11 +75,11 @@ class Memory:
 
     def __init__(self, source: Source, records: Sequence[Record]) -> None:
         self.source, self.records = source, list(records)
-        names = ["person", "face", "pose_map", *(c.value for c in Category)]
+        names = ["person", *GIVEN]
         # name to (N, D); NaN where a record has no such picture
         self.thumbnails = {n: torch.full((len(records), 3 * THUMBNAIL[0] * THUMBNAIL[1]), torch.nan) for n in names}
         for i, record in enumerate(tqdm(self.records, desc="reading", unit="record", disable=None, leave=False)):
-            for name in record_files(record):
+            for name in record_pictures(record):
                 if name in self.thumbnails:
                     self.thumbnails[name][i] = read_fitted(source, record, name, THUMBNAIL).flatten()
 
@@ -99,7 +100,7 @@ class Memory:
         """The mean picture, (height, width) = ``size``."""
         total, pictures = torch.zeros(3, *size), 0
         for record in self.records:
-            if wanted(category) in record_files(record):
+            if wanted(category) in record_pictures(record):
                 total += read_fitted(self.source, record, wanted(category), size)
                 pictures += 1
         return picture(total / max(1, pictures))
@@ -200,7 +201,7 @@ def folders(
         return read_image(out / "omfa" / f"{after[item.key]}.png")
 
     def pose_map(item: Item) -> Image.Image:
-        if "pose_map" not in record_files(item.record):
+        if "pose_map" not in record_pictures(item.record):
             raise RecordError(f"{item.record.id}: no pose map; make it with 'python -m data_prep pose-maps'")
         return picture(on_a_wall(read_fitted(source, item.record, "pose_map", full)))
 

@@ -12,10 +12,11 @@ from diffusers import AutoencoderKL
 from omfa import images
 from omfa.backbone import decode, encode
 from omfa.pipeline import OMFAPipeline, compact_pipeline
-from omfa.records.prepared import Record, read_records, resolve, write_records
+from omfa.records.prepared import Record, read_records, resolve
 from omfa.training.examples import Drops, RecordsDataset, TaskWeights, collate
 from omfa.training.module import OMFAModule
 from tests.conftest import SIZE
+from tests.records.writing import write_records
 
 VAE = {
     "block_out_channels": [16, 32, 32, 64],
