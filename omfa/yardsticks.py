@@ -33,7 +33,7 @@ from omfa import evaluate, predict
 from omfa.backbone import decode, encode
 from omfa.components import Category, TaskKind
 from omfa.evaluation.protocols import METRICS, find_protocol
-from omfa.evaluation.results import FEWEST, Results, read_json
+from omfa.evaluation.results import FEWEST, Results, formatted, read_json
 from omfa.evaluation.scoring import Item
 from omfa.files import Parser, check_writable, count, whole, write_json
 from omfa.images import read_image, tensor_to_pixels
@@ -224,13 +224,8 @@ def table(task: TaskKind, results: dict[str, Results]) -> str:
         cells = []
         for metric in columns:
             row, kind = result.summary["metrics"].get(metric), METRICS[metric]
-            if row is None:
-                cells.append("-")
-                continue
-            sure = ""
-            if row["low"] is not None:
-                sure = f" ± {(row['high'] - row['low']) / 2 * kind.scale:.{kind.digits}f}"
-            cells.append(f"{row['value'] * kind.scale:.{kind.digits}f}{sure}")
+            half = None if row is None or row["low"] is None else (row["high"] - row["low"]) / 2
+            cells.append(formatted(kind, row)[0] + ("" if half is None else f" ± {kind.text(half)}"))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     persons = max(row["persons"] for r in results.values() for row in r.summary["metrics"].values())
     return "\n".join([*lines, "", f"±: half the 95 % interval over {persons} persons; none below {FEWEST} persons"])

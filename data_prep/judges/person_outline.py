@@ -1,4 +1,4 @@
-"""Train the network of ``omfa.evaluation.person_outline`` on records of the synthetic wardrobe.
+"""Train the outline network of ``omfa.evaluation.judges`` on records of the synthetic wardrobe.
 
     python -m data_prep.judges.person_outline --records data/wardrobe --out omfa/assets/person_outline.safetensors
 
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data_prep.judges.training import fit, save_half
-from omfa.evaluation.person_outline import HEIGHT, OutlineNet
+from omfa.evaluation.judges import HEIGHT, OutlineNet
 from omfa.records.labels import PERSON
 from omfa.records.prepared import Record, RecordError, read_records, resolve
 

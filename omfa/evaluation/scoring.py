@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from omfa.components import Category, TaskKind
 from omfa.evaluation import metrics
-from omfa.evaluation.metrics import masked_mean
-from omfa.evaluation.pattern_kind import pattern_kinds
-from omfa.evaluation.person_outline import person_outline
+from omfa.evaluation.judges import pattern_kinds, person_outline
+from omfa.evaluation.metrics import inner, masked_mean
 from omfa.evaluation.protocols import METRICS, PROTOCOLS, Filter, Pairing, Protocol
 from omfa.images import SUFFIXES, ImageError, read_image
 from omfa.records.labels import AREAS
@@ -176,9 +175,8 @@ class Scorer:
         """Metrics without a network, whole and inside the true areas."""
         found: dict[str, Tensor] = {"psnr": metrics.psnr(x, y)}
         ssim = metrics.ssim_rgb_full_map(x, y)
-        b = metrics.SSIM_BORDER
         found["ssim_rgb_full"] = masked_mean(ssim, None)
-        found["ssim_rgb_valid"] = masked_mean(ssim[..., b:-b, b:-b], None)
+        found["ssim_rgb_valid"] = masked_mean(inner(ssim), None)
         if "ssim_luma" in self.wanted:
             found["ssim_luma"] = metrics.ssim_luma(x, y)
         if "ms_ssim" in self.wanted and min(y.shape[-2:]) >= metrics.MS_SSIM_SMALLEST:
@@ -190,7 +188,7 @@ class Scorer:
             areas["garment"] = torch.stack(worn).amax(0)
         for area, mask in areas.items():
             found[f"psnr_{area}"] = metrics.psnr(x, y, mask)
-            found[f"ssim_rgb_valid_{area}"] = masked_mean(ssim[..., b:-b, b:-b], mask[..., b:-b, b:-b])
+            found[f"ssim_rgb_valid_{area}"] = masked_mean(inner(ssim), inner(mask))
         if "garment" in areas and "lpips_alex" in self.networks and "lpips_alex_garment" in self.wanted:
             found["lpips_alex_garment"] = self.networks["lpips_alex"](x, y, areas["garment"])
         if worn and "palette_error" in self.wanted:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from data_prep.judges import pattern_kind, person_outline
 from data_prep.judges.training import save_half
-from omfa.evaluation.person_outline import OutlineNet
+from omfa.evaluation.judges import OutlineNet
 
 
 def test_outlines_are_learned_and_kept(tmp_path: Path) -> None:

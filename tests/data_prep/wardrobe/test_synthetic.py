@@ -19,7 +19,7 @@ from data_prep.wardrobe.outfits import Outfit, caption, draw_outfit
 from data_prep.wardrobe.synthetic import Sample, draw_pose, draw_yaw, face_size, make_outfit, shop_picture
 from omfa.bodies.body import JOINT_LIMITS, NAMED_POSES, BodyParameters, load_body, project
 from omfa.components import Category
-from omfa.evaluation.pattern_kind import KINDS
+from omfa.evaluation.judges import KINDS
 from omfa.records.labels import LABEL_OF, Label
 from omfa.records.prepared import read_records, record_files
 
