@@ -33,8 +33,8 @@ from omfa.commands import Parser, count, find_device
 from omfa.files import check_writable, unwritable, write_json
 from omfa.images import ImageError
 from omfa.prompts import KEPT_PHRASES, PromptFiles, Prompts, TextEncoders, phrases, save_whole
-from omfa.records.latents import Hashes, encoded_file, pictures_of, read_encoding, write_latents
-from omfa.records.prepared import Record, RecordError
+from omfa.records.latents import Hashes, encoded_file, read_encoding, write_latents
+from omfa.records.prepared import Record, RecordError, record_pictures
 from omfa.records.shards import Source, open_records
 from omfa.records.stream import read_fitted
 from omfa.sdxl import BASE, CAPTIONS, PROMPTS, load_prompts, load_vae, text_encoders
@@ -47,7 +47,7 @@ def encode_records(
     """Posteriors of all pictures of some records: name in ``record_files`` to (2C, h, w) float16, a dict a record."""
     factor = vae_factor(vae)
     sizes = {slot.name: (slot.height * factor, slot.width * factor) for slot in canvas.slots}
-    files = [pictures_of(r) for r in records]
+    files = [record_pictures(r) for r in records]
     owner = {(n, path): r for r, named in zip(records, files, strict=True) for n, path in named.items()}
     done: dict[tuple[str, str], Tensor] = {}
     for faces in (False, True):  # two sizes, a batch of each; views of one outfit share their garments

@@ -1,7 +1,7 @@
 """Latents encoded ahead, as they lie on disk: a file a record, and a note on what made them.
 
 A file holds the posterior of each picture of a record, (2C, h, w) float16 (mean and log-variance) by its name in
-:func:`omfa.records.prepared.record_files`. ``C`` latent channels, ``h w`` latents of the picture.
+:func:`omfa.records.prepared.record_pictures`. ``C`` latent channels, ``h w`` latents of the picture.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from omfa.files import whole
-from omfa.records.prepared import Record, RecordError, record_files
+from omfa.records.prepared import Record, RecordError, record_pictures
 from omfa.records.shards import Source
 
 MADE_FROM = "made_from"  # in the metadata of a file of latents
@@ -28,11 +28,6 @@ def encoded_file(folder: Path, record_id: str) -> Path:
     return folder / hashlib.sha256(record_id.encode()).hexdigest()[:2] / f"{record_id}.safetensors"
 
 
-def pictures_of(record: Record) -> dict[str, str]:
-    """The pictures among :func:`omfa.records.prepared.record_files`, all of which ``omfa.encode`` encodes."""
-    return {name: path for name, path in record_files(record).items() if name != "pose_params"}
-
-
 def lacks(path: Path, record: Record) -> list[str]:
     """Names of a record's pictures that a file of latents does not hold; all where there is no whole file."""
     try:
@@ -40,7 +35,7 @@ def lacks(path: Path, record: Record) -> list[str]:
             there = set(file.keys())
     except (OSError, SafetensorError):
         there = set()
-    return [name for name in pictures_of(record) if name not in there]
+    return [name for name in record_pictures(record) if name not in there]
 
 
 def read_encoding(folder: Path) -> dict[str, Any]:
@@ -74,7 +69,7 @@ class Hashes:
             RecordError: a file that is not there.
         """
         digest = hashlib.sha256()
-        for name, path in sorted(pictures_of(record).items()):
+        for name, path in sorted(record_pictures(record).items()):
             if path not in self._known:
                 self._known[path] = hashlib.sha256(self.source.read(path)).digest()
             digest.update(name.encode() + b"\0" + self._known[path])
