@@ -28,19 +28,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from omfa import images
 from omfa.canvas import FACE, PERSON, Canvas
-from omfa.components import JOINT, TRY_OFF, TRY_ON, Category, Component, Task
+from omfa.components import JOINT, TRY_OFF, TRY_ON, Component, Task
 from omfa.conditioning import Drops, Layout
 from omfa.prompts import TextEncoders, phrases
-from omfa.records.prepared import Record, RecordError, record_files, record_pictures
-from omfa.records.shards import Source, open_records
+from omfa.records.prepared import Record, RecordError, record_pictures
+from omfa.records.shards import open_records
+from omfa.records.stream import read_fitted, seeded
 
 TRAIN_STEPS = 1000
-
-
-def seeded(*key: object) -> torch.Generator:
-    """A generator whose stream is a function of ``key`` alone, the same on every machine."""
-    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def draw_noise(states: Sequence[bytes], shape: Sequence[int]) -> Tensor:
@@ -257,13 +252,6 @@ class RecordsDataset(Dataset[Example]):
     def _names(self, layout: Layout) -> dict[str, str]:
         """Slot name to the name of its picture in :func:`omfa.records.prepared.record_files`."""
         return {PERSON: "person", FACE: "face"} | {slot: str(c) for slot, c in layout.categories.items()}
-
-
-def read_fitted(source: Source, record: Record, name: str, size: Sequence[int]) -> Tensor:
-    """A picture of :func:`omfa.records.prepared.record_files` fitted to ``size``: (3, *size). Garments padded white."""
-    path = record_files(record)[name]
-    fill: images.Fill = "white" if name in set(Category) else "edge"
-    return images.fit(images.decode_trusted(source.read(path), source.where(path)), size, fill)[0]
 
 
 def encoded_file(folder: Path, record_id: str) -> Path:

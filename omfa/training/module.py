@@ -23,7 +23,8 @@ from omfa.conditioning import Guide, choose
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import Prompts, phrases
 from omfa.records.prepared import RecordError
-from omfa.training.examples import Example, draw_noise, read_encoding, seeded
+from omfa.records.stream import seeded
+from omfa.training.examples import Example, draw_noise, read_encoding
 from omfa.tuning import Mismatch, Train, choose_trained, merge_lora, save_tuned
 
 

@@ -11,6 +11,7 @@ import torch
 
 from omfa.components import Category, State, TaskKind
 from omfa.pipeline import OMFAPipeline
+from omfa.records.stream import seeded
 from omfa.training.examples import (
     TRAIN_STEPS,
     Drops,
@@ -22,7 +23,6 @@ from omfa.training.examples import (
     collate,
     draw_noise,
     moved_together,
-    seeded,
 )
 
 
