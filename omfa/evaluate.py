@@ -20,11 +20,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from omfa.commands import Parser, count, find_device
 from omfa.evaluation.pairs import Selection
 from omfa.evaluation.protocols import METRICS, NOT_DONE, PROTOCOLS
 from omfa.evaluation.results import RESULTS, Results, compare, formatted
 from omfa.evaluation.runs import Run, gather, make_run, score_all
-from omfa.files import Parser, check_writable, count, find_device, write_json
+from omfa.files import check_writable, write_json
 from omfa.records.prepared import RecordError
 
 

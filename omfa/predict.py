@@ -18,11 +18,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from omfa.commands import Parser, count, find_device
 from omfa.components import TaskKind
 from omfa.evaluation.making import Job, run
 from omfa.evaluation.pairs import Selection, donors_from_file, make_items, unpaired_donors
 from omfa.evaluation.predictions import TellsOfWeights, find_class, wishes_of
-from omfa.files import Parser, count, find_device
 from omfa.records.prepared import RecordError, read_records
 
 CLASS_PATH, WEIGHTS = "omfa.judged.OMFAModel", "compact"

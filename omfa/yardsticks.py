@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omfa.backbone import decode, encode
+from omfa.commands import Parser, count, find_device
 from omfa.components import Category, TaskKind
 from omfa.evaluation.making import VERSION, Job, run
 from omfa.evaluation.pairs import ALL, Item, Selection, make_items
@@ -37,7 +38,7 @@ from omfa.evaluation.predictions import PREDICTIONS, weights_state
 from omfa.evaluation.protocols import METRICS, find_protocol
 from omfa.evaluation.results import FEWEST, Results, formatted, read_json
 from omfa.evaluation.runs import gather, make_run, score_all
-from omfa.files import Parser, check_writable, count, find_device, whole, write_json
+from omfa.files import check_writable, whole, write_json
 from omfa.images import read_image, tensor_to_pixels
 from omfa.judged import OMFAModel
 from omfa.pipeline import OMFAPipeline
