@@ -23,7 +23,6 @@ from data_prep.run import Outcome, run_stage, write_image
 from data_prep.wardrobe.dressing import Dressed, dress, garment_layer, layers_of, pose_body, stool
 from data_prep.wardrobe.garment_meshes import make_garment
 from data_prep.wardrobe.heads import Person, draw_person
-from data_prep.wardrobe.looks import BACKGROUND, PROP
 from data_prep.wardrobe.meshes import Wearer
 from data_prep.wardrobe.outfits import Outfit, Worn, caption, draw_outfit
 from data_prep.wardrobe.scene import STUDIO, background, draw_light, render
@@ -33,7 +32,8 @@ from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import camera, look_at, rotation_vector
 from omfa.bodies.pose_render import render_pose_map
 from omfa.bodies.standing import FOV, MARGIN, framed, shop_pose
-from omfa.records.prepared import FaceRef, GarmentRef, PoseRef, Record
+from omfa.records.labels import PERSON
+from omfa.records.prepared import FaceRef, GarmentRef, Maps, PortraitRef, PoseRef, Record
 
 Array = NDArray[Any]
 
@@ -227,7 +227,7 @@ class Sample:
         garment_params: category to the body that would stand in the shop picture.
         pose_map: (H, W, 3) uint8.
         params: body and camera.
-        labels: (H, W) uint8, indices into LABELS.
+        labels: (H, W) uint8, of :class:`omfa.records.labels.Label`.
         parts: (H, W) uint8, 0 or 1 + index into ``omfa.bodies.body.PARTS``, clothes counted to what they cover.
         joints: (55, 3) float32 camera frame.
         portrait: (H, W, 3) uint8, the same view of the same person in other clothes, or None.
@@ -251,7 +251,7 @@ class Sample:
     @property
     def person_mask(self) -> Array:
         """(H, W) bool: person and clothes."""
-        return (self.labels > BACKGROUND) & (self.labels < PROP)
+        return np.isin(self.labels, PERSON)
 
 
 def other_clothes(rng: np.random.Generator, outfit: Outfit, skin: tuple[float, ...]) -> tuple[Outfit, tuple[str, ...]]:
@@ -330,14 +330,7 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View, c
     number = index // OUTFITS
     worn_id = f"s{seed}-o{index}"
     name = f"{worn_id}-v{view.words['view']}"
-    masks = {"labels": f"masks/{name}.png", "parts": f"masks/{name}-parts.png"}
-    masks |= {w.category.value: f"masks/{worn_id}-{w.category.value}.png" for w in outfit.worn}
-    told: dict[str, Any] = {
-        "bodies": {w.category.value: f"garment/{worn_id}-{w.category.value}.npz" for w in outfit.worn}
-    }
-    if changed:
-        masks["portrait"] = f"masks/{name}-portrait.png"
-        told["portrait"] = {"path": f"portrait/{name}.png", "changed": list(changed)}
+    told = {"changed": list(changed), "portrait_labels": f"masks/{name}-portrait.png"} if changed else {}
     return Record(
         id=name,
         split="test" if number % TEST_EVERY == TEST_EVERY - 1 else "train",
@@ -345,14 +338,23 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View, c
         outfit_id=worn_id,
         file_name=f"person/{name}.png",
         face=FaceRef(f"face/{worn_id}.png", f"{worn_id}-portrait"),
-        garments=tuple(GarmentRef(w.category, f"garment/{worn_id}-{w.category.value}.png") for w in outfit.worn),
+        garments=tuple(
+            GarmentRef(
+                c,
+                f"garment/{worn_id}-{c}.png",
+                pose=f"garment/{worn_id}-{c}.npz",
+                mask=f"masks/{worn_id}-{c}.png",
+            )
+            for c in (w.category for w in outfit.worn)
+        ),
         pose=PoseRef(f"pose/{name}.png", f"pose/{name}.npz"),
+        portrait=PortraitRef(f"portrait/{name}.png") if changed else None,
+        maps=Maps(labels=f"masks/{name}.png", limbs=f"masks/{name}-parts.png"),
         caption=caption(outfit),
         view_yaw=view.words["yaw"],
         provenance={
             "stage": "synthetic", "seed": seed, "outfit": index, **view.words, "skin": person.names[0],
-            "hair": person.names[1], **told, "masks": masks,
-            "garments": {w.category.value: _said(w) for w in outfit.worn},
+            "hair": person.names[1], **told, "garments": {w.category.value: _said(w) for w in outfit.worn},
         },
     )  # fmt: skip
 
