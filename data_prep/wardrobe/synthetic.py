@@ -329,8 +329,8 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View, c
     """
     number = index // OUTFITS
     worn_id = f"s{seed}-o{index}"
-    name = f"{worn_id}-v{view.words['view']}"
-    told = {"changed": list(changed), "portrait_labels": f"masks/{name}-portrait.png"} if changed else {}
+    name, shop = f"{worn_id}-v{view.words['view']}", f"garment/{worn_id}"
+    told = {"changed": list(changed)} if changed else {}
     return Record(
         id=name,
         split="test" if number % TEST_EVERY == TEST_EVERY - 1 else "train",
@@ -339,17 +339,12 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View, c
         file_name=f"person/{name}.png",
         face=FaceRef(f"face/{worn_id}.png", f"{worn_id}-portrait"),
         garments=tuple(
-            GarmentRef(
-                c,
-                f"garment/{worn_id}-{c}.png",
-                pose=f"garment/{worn_id}-{c}.npz",
-                mask=f"masks/{worn_id}-{c}.png",
-            )
+            GarmentRef(c, f"{shop}-{c}.png", pose=f"{shop}-{c}.npz", mask=f"masks/{worn_id}-{c}.png")
             for c in (w.category for w in outfit.worn)
         ),
         pose=PoseRef(f"pose/{name}.png", f"pose/{name}.npz"),
-        portrait=PortraitRef(f"portrait/{name}.png") if changed else None,
         maps=Maps(labels=f"masks/{name}.png", limbs=f"masks/{name}-parts.png"),
+        portrait=PortraitRef(f"portrait/{name}.png") if changed else None,
         caption=caption(outfit),
         view_yaw=view.words["yaw"],
         provenance={
