@@ -71,11 +71,12 @@ def official_weights(unet: UNet2DConditionModel, adapter: ImageAdapter) -> dict[
     return {f"unet.{k}": v for k, v in unet.state_dict().items()} | adapter.state_dict()
 
 
-@torch.no_grad()
 def load_official(
     weights: Mapping[str, Tensor], unet: UNet2DConditionModel, adapter: ImageAdapter, path: str | Path
 ) -> None:
-    """Copy a published file's weights into the networks, all of them and nothing else.
+    """Give the networks a published file's weights in float32, all of them and nothing else.
+
+    The networks may be on the meta device: no time is lost on weights that are not kept.
 
     Raises:
         ValueError: names or shapes that differ; ``path`` is named.
@@ -88,5 +89,6 @@ def load_official(
             f"{path}: {len(differ)} weights don't fit, like {differ[0]} (in the file {there}, here {here}); "
             "get the published file again"
         )
-    for name, value in own.items():
-        value.copy_(weights[name])
+    inside = {name.removeprefix("unet."): weights[name] for name in own if name.startswith("unet.")}
+    for part, values in ((unet, inside), (adapter, {name: weights[name] for name in adapter.state_dict()})):
+        part.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in values.items()}, assign=True)

@@ -158,7 +158,7 @@ def test_a_file_of_another_version_or_size_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as error:
             load_official(made, make_unet(version, unet_config()), make_adapter(version), tmp_path)
         assert "missing" in one_line(error, tmp_path)
-    with pytest.raises(ValueError, match="weights don't fit, like proj.weight"):
+    with pytest.raises(ValueError, match=r"weights don't fit, like proj\.weight"):
         load_official(made, make_unet("v2", unet_config()), make_adapter("v2", tokens=64), tmp_path)
     with pytest.raises(ValueError, match="no version of TryOffDiff"):
         version_of(make_unet("mgt", unet_config()), make_adapter("v1"))
