@@ -385,4 +385,4 @@ def _taken_off(version: Version, path: Path, category: str | None) -> list[str]:
     named = [category] if category else [c for c in CLASSES if c in path.stem]
     if len(named) != 1:
         raise ValueError(f"{path}: takes one category off, and its name doesn't say which; give category='upper', say")
-    return named
+    return [str(c) for c in named]

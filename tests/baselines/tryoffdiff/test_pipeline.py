@@ -178,7 +178,7 @@ def test_quirks_are_named_one_by_one() -> None:
     preserving = tiny(noise="preserving")
     with watched(preserving.unet) as seen:
         preserving.try_off(PHOTOS[0], generator=seeds(1), num_inference_steps=3, quirks=False)
-    assert all(0.5 < s["x"].std() < 2 for s in seen)
+    assert 0.9 < seen[0]["x"].std() < 1.1
 
 
 def test_pictures_are_cut_to_the_photo_and_a_callback_is_heard() -> None:
@@ -264,7 +264,7 @@ def test_what_is_missing_is_named_with_its_cure(published: Path) -> None:
         with pytest.raises(ValueError, match=said) as error:
             official(published, **{"name": "tryoffdiffv2_multi", **options})  # type: ignore[arg-type]
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="hf download rizavelioglu/tryoffdiff x.pth"):
+    with pytest.raises(ValueError, match=r"hf download rizavelioglu/tryoffdiff x\.pth"):
         TryOffDiffPipeline.from_pretrained("rizavelioglu/tryoffdiff/x.pth")
     with pytest.raises(ValueError, match="no model folder"):
         TryOffDiffPipeline.from_pretrained(published)
