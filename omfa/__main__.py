@@ -30,7 +30,7 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from tqdm import tqdm
 
-from omfa.bodies.body import BodyParameters
+from omfa.bodies.parameters import BodyParameters
 from omfa.commands import Parser, count, find_device
 from omfa.components import Category
 from omfa.files import check_writable
@@ -338,7 +338,7 @@ def _save(picture: Image.Image, path: Path) -> Path:
 
 def _estimator() -> Any:
     """The pose estimator of data_prep; ValueError with the cure where its tools are missing."""
-    from data_prep.poses.fitting import photo_estimator
+    from data_prep.poses.photo import photo_estimator
 
     return photo_estimator()
 

@@ -3,7 +3,7 @@
 Plain ``.npz`` and ``.json`` only. Several of these tools write pickles, which can run anything: those are refused, with
 the lines that turn them into ``.npz`` where the tool itself is installed.
 
-Everything is brought into one convention (:class:`omfa.bodies.body.BodyParameters`): camera frame with y down,
+Everything is brought into one convention (:class:`omfa.bodies.parameters.BodyParameters`): camera frame with y down,
 axis-angle, flat hands. The numbers of SMPL and SMPL-X mean another posture on another body: with the body they were
 made with at hand they are converted, without it they are taken as they are and marked approximate.
 """
@@ -21,24 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.poses.fitting import FOCAL, Fit
-from data_prep.poses.render import shared_body
-from omfa.bodies.body import (
-    BETAS,
-    EXPRESSION,
-    JOINTS,
-    NAMED_POSES,
-    Body,
-    BodyParameters,
-    approximate_parameters,
-    convert_parameters,
-    load_body,
-    place,
-    project,
-    read_npz,
-    rotation,
-    rotation_vector,
-)
+from data_prep.poses.evidence import FOCAL
+from data_prep.poses.fitting import Fit
+from omfa.bodies.body import Body, load_body
+from omfa.bodies.convert import approximate_parameters, convert_parameters
+from omfa.bodies.named_poses import NAMED_POSES
+from omfa.bodies.parameters import BETAS, EXPRESSION, JOINTS, BodyParameters, read_npz
+from omfa.bodies.placing import place, project, rotation, rotation_vector
 
 Array = NDArray[Any]
 
@@ -109,9 +98,9 @@ class Imported:
         path = self._find(item_id, person)
         made_with = made_with_body(self.made_with) if self.made_with else None
         params = on_body(
-            read_parameters(path, self.kind, (rgb.shape[0], rgb.shape[1]), made_with), shared_body(self.body), made_with
+            read_parameters(path, self.kind, (rgb.shape[0], rgb.shape[1]), made_with), load_body(self.body), made_with
         )
-        joints = shared_body(self.body).posed(params).joints[0].cpu().numpy()
+        joints = load_body(self.body).posed(params).joints[0].cpu().numpy()
         return Fit(params, project(joints, params.K), np.ones(JOINTS), {}, estimator=self.kind)
 
     def _find(self, item_id: str, person: int) -> Path:
