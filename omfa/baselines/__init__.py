@@ -1,0 +1,1 @@
+"""Published try-on and try-off systems, written anew so that their weights load; none knows another, or the canvas."""
