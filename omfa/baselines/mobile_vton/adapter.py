@@ -72,7 +72,9 @@ class Resampler(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, in_width) -> (B, Q, out_width)."""
         x, queries = self.proj_in(x), self.latents.expand(len(x), -1, -1)
-        for look, feed_forward in self.layers:
+        for layer in self.layers:
+            assert isinstance(layer, nn.ModuleList)
+            look, feed_forward = layer
             queries = queries + look(x, queries)
             queries = queries + feed_forward(queries)
         return self.norm_out(self.proj_out(queries))

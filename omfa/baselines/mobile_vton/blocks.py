@@ -31,7 +31,17 @@ class SepConv2d(nn.Module):
         self.pw_conv = nn.Conv2d(channels, out, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Both halves."""
         return self.pw_conv(self.dw_conv(x))
+
+
+def activation(name: str) -> nn.Module:
+    """An activation by its published name: silu, swish, hardswish, mish, gelu or relu.
+
+    Raises:
+        ValueError: another one.
+    """
+    return nn.Hardswish() if name == "hardswish" else get_activation(name)
 
 
 def conv3x3(kind: str, channels: int, out: int, bias: bool = False) -> nn.Module:
@@ -55,6 +65,7 @@ class Downsample(nn.Module):
         self.conv = SepConv2d(channels, channels, stride=2, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h / 2, w / 2), rounded up."""
         return self.conv(x)
 
 
@@ -66,6 +77,7 @@ class Upsample(nn.Module):
         self.conv = conv3x3(conv, channels, out or channels, bias=True)
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """(B, C, h, w) -> (B, out, *size)."""
         size = size or (2 * x.shape[-2], 2 * x.shape[-1])
         return self.conv(F.interpolate(x, list(size), mode="nearest"))
 
@@ -100,9 +112,10 @@ class Resnet(nn.Module):
         self.norm2 = nn.GroupNorm(groups, middle, eps)
         self.conv2 = SepConv2d(middle, out)
         self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
-        self.act, self.dropout = get_activation(act), nn.Dropout(dropout)
+        self.act, self.dropout = activation(act), nn.Dropout(dropout)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Latents and the time's embedding to latents."""
         h = self.conv1(self.act(self.norm1(x)))
         h = h + self.time_emb_proj(self.act(time))[:, :, None, None]
         return self.conv_shortcut(x) + self.conv2(self.dropout(self.act(self.norm2(h))))

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.activations import get_activation
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from omfa.baselines.mobile_vton.blocks import SepConv2d, Upsample, conv3x3
+from omfa.baselines.mobile_vton.blocks import SepConv2d, Upsample, activation, conv3x3
 
 
 class DecoderSepConv2d(nn.Module):
@@ -23,10 +22,11 @@ class DecoderSepConv2d(nn.Module):
         super().__init__()
         self.dw_conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.act = get_activation(act)
+        self.act = activation(act)
         self.pw_conv = nn.Conv2d(channels, out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, out, h, w)."""
         return self.pw_conv(self.act(self.norm(self.dw_conv(x))))
 
 
@@ -41,6 +41,7 @@ class DecoderResnet(nn.Module):
         self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Both convolutions, added to the input."""
         return self.conv_shortcut(x) + self.conv2(self.conv1(x))
 
 
@@ -48,16 +49,14 @@ class _Level(nn.Module):
     def __init__(self, resnets: Sequence[nn.Module], upsampler: nn.Module | None) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
-        if upsampler is not None:
-            self.upsamplers = nn.ModuleList([upsampler])
+        self.upsamplers = None if upsampler is None else nn.ModuleList([upsampler])
 
 
 class _Mid(nn.Module):
     def __init__(self, resnets: Sequence[nn.Module], attention: nn.Module | None) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
-        if attention is not None:
-            self.attentions = nn.ModuleList([attention])
+        self.attentions = None if attention is None else nn.ModuleList([attention])
 
 
 class SmallDecoder(ModelMixin, ConfigMixin):
@@ -121,6 +120,7 @@ class SmallDecoder(ModelMixin, ConfigMixin):
             return DecoderResnet(width, width, resnet_middle_expansion or 1, norm_num_groups, act_fn)
 
         self.conv_in = conv3x3(conv_in_module, in_channels, widths[0])
+        self.mid_block = None
         if use_mid_block:
             attention = Attention(
                 widths[0],
@@ -141,22 +141,23 @@ class SmallDecoder(ModelMixin, ConfigMixin):
             for i, (width, layers) in enumerate(zip(widths, layers_per_blocks, strict=True))
         )
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[-1], eps=1e-6)
-        self.conv_act = get_activation(act_fn)
+        self.conv_act = activation(act_fn)
         self.conv_out = conv3x3(conv_out_module, widths[-1], out_channels)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> (B, out_channels, H, W)."""
         x = self.conv_in(latents)
-        if hasattr(self, "mid_block"):
+        if self.mid_block is not None:
             first, *more = self.mid_block.resnets
             x = first(x)
-            if hasattr(self.mid_block, "attentions"):
+            if self.mid_block.attentions is not None:
                 x = self.mid_block.attentions[0](x)
             for resnet in more:
                 x = resnet(x)
         for level in self.up_blocks:
+            assert isinstance(level, _Level)
             for resnet in level.resnets:
                 x = resnet(x)
-            if hasattr(level, "upsamplers"):
+            if level.upsamplers is not None:
                 x = level.upsamplers[0](x)
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))

@@ -6,7 +6,7 @@ own. ``B`` batch, ``C`` latent channels, ``h w`` latents, ``N_s`` tokens of stag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.activations import get_activation
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from omfa.baselines.mobile_vton.adapter import Resampler
-from omfa.baselines.mobile_vton.blocks import Downsample, Resnet, Table, Transformer2D, Upsample, conv3x3
+from omfa.baselines.mobile_vton.blocks import Downsample, Resnet, Table, Transformer2D, Upsample, activation, conv3x3
 from omfa.baselines.mobile_vton.rope import tables
 
 PIXELS_PER_LATENT = 8
@@ -45,7 +44,7 @@ class _Stage(nn.Module):
     Args:
         widths: channels in and out of each resnet.
         depth: transformer blocks behind each resnet; 0 for none.
-        scale: the module that changes the size, by its published name, or None.
+        resnet, transformer: their other arguments.
     """
 
     def __init__(
@@ -53,15 +52,14 @@ class _Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(Resnet(*width, **resnet) for width in widths)
-        if depth:
-            self.attentions = nn.ModuleList(Transformer2D(out, depth, **transformer) for _, out in widths)
+        transformers = [Transformer2D(out, depth, **transformer) for _, out in widths if depth]
+        self.attentions = nn.ModuleList(transformers) if depth else None
+        self.downsamplers: nn.ModuleList | None = None
+        self.upsamplers: nn.ModuleList | None = None
 
-    def look(self, i: int, x: Tensor, context: Tensor, table: Table | None, garment: Iterable[Tensor]) -> Any:
+    def look(self, i: int, x: Tensor, context: Tensor, table: Table | None, garment: Iterator[Tensor]) -> Any:
         """The transformer behind resnet ``i``, if there is one, with the next features from ``garment``."""
-        if not hasattr(self, "attentions"):
-            return x, []
-        transformer = self.attentions[i]
-        return transformer(x, context, table, list(islice(garment, transformer.features)))
+        return (x, []) if self.attentions is None else _look(self.attentions[i], x, context, table, garment)
 
 
 class _Mid(nn.Module):
@@ -186,7 +184,8 @@ class LightUNet(ModelMixin, ConfigMixin):
 
         self.conv_in = conv3x3(conv_in_module, in_channels, widths[0])
         self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(widths[0], time_width, act_fn="silu")
+        self.time_embedding = TimestepEmbedding(widths[0], time_width)
+        self.time_embedding.act = activation(act_fn)
 
         looks = _each("down_block_use_self_attention", down_block_use_self_attention, stages)
         shared_heads = _each("down_block_kv_heads", down_block_kv_heads, stages)
@@ -228,7 +227,7 @@ class LightUNet(ModelMixin, ConfigMixin):
             self.up_blocks.append(stage)
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[0], norm_eps)
-        self.conv_act = get_activation(act_fn)
+        self.conv_act = activation(act_fn)
         self.conv_out = conv3x3(conv_out_module, widths[0], out_channels)
         if encoder_hid_dim_type is not None:
             sizes = {"in_width": 768 if encoder_type == "dinov2_base" else 1536, "out_width": cross_attention_dim}
@@ -295,18 +294,17 @@ class LightUNet(ModelMixin, ConfigMixin):
         x = self.conv_in(sample)
         skips = [x]
         for s, stage in enumerate(self.down_blocks):
+            assert isinstance(stage, _Stage)
             for i, resnet in enumerate(stage.resnets):
                 x, features = stage.look(i, resnet(x, time), context, table[s], given)
                 made += features
                 skips.append(x)
-            if hasattr(stage, "downsamplers"):
+            if stage.downsamplers is not None:
                 x = stage.downsamplers[0](x)
                 skips.append(x)
 
         first, *more = self.mid_block.resnets
-        x, features = self.mid_block.attentions[0](
-            first(x, time), context, table[-1], list(islice(given, self.mid_block.attentions[0].features))
-        )
+        x, features = _look(self.mid_block.attentions[0], first(x, time), context, table[-1], given)
         for resnet in more:
             x = resnet(x, time)
         # With one resnet the published network hands the middle's features out twice, so those of the way up are
@@ -314,13 +312,20 @@ class LightUNet(ModelMixin, ConfigMixin):
         made += features if more else [*features, *features]
 
         for i, stage in enumerate(self.up_blocks):
+            assert isinstance(stage, _Stage)
             for j, resnet in enumerate(stage.resnets):
                 x = resnet(torch.cat([x, skips.pop()], 1), time)
                 x, features = stage.look(j, x, context, table[-1 - i], given)
                 made += features
-            if hasattr(stage, "upsamplers"):
+            if stage.upsamplers is not None:
                 x = stage.upsamplers[0](x, skips[-1].shape[-2:])
         return LightUNetOutput(self.conv_out(self.conv_act(self.conv_norm_out(x))), tuple(made))
+
+
+def _look(transformer: nn.Module, x: Tensor, context: Tensor, table: Table | None, garment: Iterator[Tensor]) -> Any:
+    """A transformer with as many of the next garment features as it has places for them."""
+    assert isinstance(transformer, Transformer2D)
+    return transformer(x, context, table, list(islice(garment, transformer.features)))
 
 
 def _each(name: str, value: Any, stages: int) -> list[Any]:
