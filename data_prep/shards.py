@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from data_prep.records import MASKS, PARTS, provenance_files
 from data_prep.run import Outcome, add_source, positive, run_stage
-from omfa.bodies.body import BodyParameters
+from omfa.bodies.parameters import BodyParameters
 from omfa.records.prepared import GarmentRef, Record, iter_records, record_files, resolve
 from omfa.records.shards import member
 

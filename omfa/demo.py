@@ -20,8 +20,9 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from tqdm import tqdm
 
-from omfa.bodies.body import BodyParameters
-from omfa.files import Parser, check_writable, count
+from omfa.bodies.parameters import BodyParameters
+from omfa.commands import Parser, count
+from omfa.files import check_writable
 from omfa.images import contact_sheet, read_image, save_whole
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import Record, read_records, record_files, resolve
