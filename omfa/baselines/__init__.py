@@ -1,0 +1,1 @@
+"""Published systems beside OMFA, each a folder of its own: networks, pipeline, training. None knows another."""
