@@ -31,8 +31,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from omfa.bodies.body import BodyParameters
+from omfa.commands import Parser, count, find_device
 from omfa.components import Category
-from omfa.files import Parser, check_writable, count
+from omfa.files import check_writable
 from omfa.images import ImageError, contact_sheet, read_image, save_whole
 from omfa.pipeline import OMFAPipeline
 
@@ -274,7 +275,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         jobs = call.prepare(call, problems)
         _check(call, jobs, problems)
-        device = _device(call.device)
+        device = find_device(call.device)
         pipe = OMFAPipeline.from_pretrained(call.model, dtype=DTYPES[call.dtype]).to(device)
         if any(job.needs_estimator for job in jobs):
             pipe.pose_estimator = _estimator()
@@ -325,16 +326,6 @@ def _check(call: argparse.Namespace, jobs: Sequence[Job], problems: list[str]) -
         raise ValueError("people are always dressed: give --garment upper=PICTURE, or --portrait PHOTO, or both")
     if not 0 <= call.seed < 2**63:
         raise ValueError(f"--seed {call.seed} must be from 0 to 2^63 - 1")
-
-
-def _device(name: str) -> str:
-    """The best one for "auto"; ValueError for one that is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return next(d for d in ("cuda", "mps", "cpu") if there[d])
-    if not there[name]:
-        raise ValueError(f"--device {name}: there is none here; give one of {', '.join(d for d in there if there[d])}")
-    return name
 
 
 def _save(picture: Image.Image, path: Path) -> Path:

@@ -173,9 +173,18 @@ class Canvas:
         """
         codes = torch.zeros(channels, *self.size)
         for i, slot in enumerate(self.slots[1:], 1):
-            y, x = torch.meshgrid(torch.linspace(-1, 1, slot.height), torch.linspace(-1, 1, slot.width), indexing="ij")
-            angle = 2 * math.pi * i / len(self.slots)
-            which = [torch.full_like(y, math.cos(angle)), torch.full_like(y, math.sin(angle))]
-            where = [torch.sin(math.pi / 2 * 2 ** (k // 2) * (x if k % 2 else y)) for k in range(channels - 2)]
-            codes[:, *slot.window] = torch.stack(which + where)
+            codes[:, *slot.window] = code_plane(i / len(self.slots), slot.height, slot.width, channels)
         return codes
+
+
+def code_plane(turn: float, height: int, width: int, channels: int) -> Tensor:
+    """A fixed code: which slot it is, as a fraction of a turn (2 channels), and where in it one is (the rest).
+
+    Returns:
+        (channels, height, width) float32 in [-1, 1].
+    """
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    angle = 2 * math.pi * turn
+    which = [torch.full_like(y, math.cos(angle)), torch.full_like(y, math.sin(angle))]
+    where = [torch.sin(math.pi / 2 * 2 ** (k // 2) * (x if k % 2 else y)) for k in range(channels - 2)]
+    return torch.stack(which + where)

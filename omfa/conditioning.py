@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor
 
 from omfa.canvas import Canvas
-from omfa.components import Category, Component, State, TaskKind
+from omfa.components import Category, State, TaskKind
 
 CELLS = (4, 3)  # rows, columns
 GARMENT_WORDS = {
@@ -279,19 +279,17 @@ class SlotTokens(ModelMixin, ConfigMixin):
 
     def rows(self, canvas: Canvas, layouts: Sequence[Layout]) -> Tensor:
         """Row numbers, (B, number of slots) int64; all zero (the null row) for a layout without a prompt."""
-        table = torch.zeros(len(layouts), len(canvas.slots), dtype=torch.long)
-        for b, layout in enumerate(layouts):
-            for n, slot in enumerate(canvas.slots):
-                state = layout.states.get(slot.name, State.ABSENT)
-                if not layout.prompted:
-                    continue
-                if state is State.ABSENT:
-                    table[b, n] = 1 + 2 * len(self._KINDS) + self._ABSENT.index(slot.component)
-                else:
-                    garment = slot.component is Component.GARMENT
-                    kind = f"garment:{layout.categories[slot.name]}" if garment else slot.component.value
-                    table[b, n] = 1 + 2 * self._KINDS.index(kind) + (state is State.GIVEN)
-        return table
+        return torch.tensor([[self.number(layout, slot.name) for slot in canvas.slots] for layout in layouts])
+
+    def number(self, layout: Layout, slot: str) -> int:
+        """Row number of a slot's token; 0, the null row, for a layout without a prompt."""
+        if not layout.prompted:
+            return 0
+        state = layout.states.get(slot, State.ABSENT)
+        if state is State.ABSENT:
+            return 1 + 2 * len(self._KINDS) + self._ABSENT.index(slot.partition("_")[0])
+        kind = f"garment:{layout.categories[slot]}" if slot in layout.categories else slot
+        return 1 + 2 * self._KINDS.index(kind) + (state is State.GIVEN)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Row numbers (B, N) -> context (B, N, dim)."""

@@ -21,7 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from omfa.bodies.body import BodyParameters
-from omfa.files import Parser, check_writable, count
+from omfa.commands import Parser, count
+from omfa.files import check_writable
 from omfa.images import contact_sheet, read_image, save_whole
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import Record, read_records, record_files, resolve

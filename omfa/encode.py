@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 from omfa.backbone import fingerprint, posterior, vae_factor
 from omfa.canvas import FACE, PERSON, Canvas
-from omfa.files import Parser, check_writable, count, find_device, unwritable, whole, write_json
+from omfa.commands import Parser, count, find_device
+from omfa.files import check_writable, unwritable, whole, write_json
 from omfa.images import ImageError
 from omfa.prompts import KEPT_PHRASES, PromptFiles, Prompts, TextEncoders, phrases, save_whole
 from omfa.records.prepared import Record, RecordError

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from omfa.commands import Parser, count, find_device
 from omfa.components import TaskKind
 from omfa.evaluation.learned_metrics import NEEDS, MissingWeights, find_weights, load_network, sha256
 from omfa.evaluation.pattern_kind import WEIGHTS
@@ -47,7 +48,7 @@ from omfa.evaluation.scoring import (
     prediction_files,
     select,
 )
-from omfa.files import Parser, check_writable, count, find_device, whole, write_json
+from omfa.files import check_writable, whole, write_json
 from omfa.records.prepared import RecordError, read_records
 
 PREDICTIONS = "predictions.json"

@@ -22,7 +22,8 @@ from pytorch_lightning import LightningModule
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from omfa.files import Parser, unwritable
+from omfa.commands import Parser
+from omfa.files import unwritable
 from omfa.fit import checkpoint_to_resume, innermost
 from omfa.training.callbacks import aside, load_weights
 from omfa.training.configs import load_yaml

@@ -25,6 +25,7 @@ from torch import Tensor
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 """What the API takes for a picture: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W)."""
 Fill = Literal["edge", "white"]
+OutputType = Literal["pil", "np", "pt", "latent"]
 
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
@@ -312,3 +313,15 @@ def as_list(pictures: Picture | Sequence[Picture] | None) -> list[Any]:
     if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
         return list(pictures)
     return [pictures]
+
+
+def as_output(pictures: list[Image.Image], output_type: OutputType) -> Any:
+    """Pictures (PIL, "pil") in the form the caller asked for; arrays and tensors are stacked where sizes agree."""
+    if output_type == "pil":
+        return pictures
+    arrays = [np.asarray(p).astype(np.float32) / 255 for p in pictures]
+    alike = len({a.shape for a in arrays}) == 1
+    if output_type == "np":
+        return np.stack(arrays) if alike else arrays
+    tensors = [torch.from_numpy(a).permute(2, 0, 1) for a in arrays]
+    return torch.stack(tensors) if alike else tensors

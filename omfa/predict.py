@@ -33,10 +33,11 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from tqdm import tqdm
 
+from omfa.commands import Parser, count, find_device
 from omfa.components import TaskKind
 from omfa.evaluation.results import read_json
 from omfa.evaluation.scoring import Item, make_items, prediction_files, select
-from omfa.files import Parser, Unwritable, check_writable, count, find_device, unwritable, whole, write_json
+from omfa.files import Unwritable, check_writable, unwritable, whole, write_json
 from omfa.pipeline import MODELS, OMFAPipeline
 from omfa.records.prepared import METADATA, Record, RecordError, read_records, resolve
 from omfa.training.examples import seeded

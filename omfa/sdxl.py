@@ -37,6 +37,7 @@ def sdxl_pipeline(
     garment_slots: int = 1,
     variant: str | None = None,
     unconditional_on: str = "canvas",
+    join: str = "canvas",
 ) -> OMFAPipeline:
     """SDXL (4 channels) or SDXL-inpainting (9) widened for the canvas, as the start of training.
 
@@ -53,7 +54,7 @@ def sdxl_pipeline(
         person_size: (height, width) in pixels.
         garment_slots: 1 (the paper's) or 2.
         variant: "fp16" to read the half-precision files.
-        unconditional_on: see :class:`omfa.pipeline.OMFAPipeline`.
+        unconditional_on, join: see :class:`omfa.pipeline.OMFAPipeline`.
 
     Raises:
         ValueError: weights that are not there; says how to get them.
@@ -73,6 +74,7 @@ def sdxl_pipeline(
         "person_size": list(person_size),
         "garment_slots": garment_slots,
         "unconditional_on": unconditional_on,
+        "join": join,
     }
     pipe = OMFAPipeline(codec, widen_unet(unet), scheduler, **parts, **sizes)
     pipe.origin = {"base": _hub_id(base), "vae": _hub_id(vae)}

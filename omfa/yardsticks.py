@@ -31,11 +31,12 @@ from tqdm import tqdm
 
 from omfa import evaluate, predict
 from omfa.backbone import decode, encode
+from omfa.commands import Parser, count
 from omfa.components import Category, TaskKind
 from omfa.evaluation.protocols import METRICS, find_protocol
 from omfa.evaluation.results import FEWEST, Results, read_json
 from omfa.evaluation.scoring import Item
-from omfa.files import Parser, check_writable, count, whole, write_json
+from omfa.files import check_writable, whole, write_json
 from omfa.images import read_image, tensor_to_pixels
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import METADATA, Record, RecordError, record_files

@@ -19,7 +19,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from omfa import encode
 from omfa.backbone import widen_unet
-from omfa.pipeline import OMFAPipeline, compact_pipeline
+from omfa.compact import compact_pipeline
+from omfa.pipeline import OMFAPipeline
 from tests import figures
 
 VAE = {
@@ -66,10 +67,10 @@ def full_disk(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def make_compact(seed: int = 0, garment_slots: int = 2) -> OMFAPipeline:
+def make_compact(seed: int = 0, garment_slots: int = 2, join: str = "canvas") -> OMFAPipeline:
     """A tiny compact pipeline, random weights (``conv_out`` and ``conv_in`` included), silent."""
     torch.manual_seed(seed)
-    pipe = compact_pipeline(VAE, UNET, SIZE, garment_slots, token_dim=32)
+    pipe = compact_pipeline(VAE, UNET, SIZE, garment_slots, token_dim=32, join=join)
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.eval()
     return pipe
@@ -127,7 +128,7 @@ def make_sdxl_folder(folder: Path, seed: int = 0, in_channels: int = 4) -> Path:
     return folder
 
 
-def make_sdxl(folder: Path, seed: int = 0) -> OMFAPipeline:
+def make_sdxl(folder: Path, seed: int = 0, join: str = "canvas") -> OMFAPipeline:
     """A tiny SDXL-shaped pipeline, widened from 4 channels."""
     parts = make_sdxl_parts(folder, seed)
     widen_unet(parts["unet"])
@@ -139,7 +140,7 @@ def make_sdxl(folder: Path, seed: int = 0) -> OMFAPipeline:
         clip_sample=False,
         timestep_spacing="trailing",
     )
-    pipe = OMFAPipeline(**parts, scheduler=scheduler, person_size=SIZE, garment_slots=2)
+    pipe = OMFAPipeline(**parts, scheduler=scheduler, person_size=SIZE, garment_slots=2, join=join)
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.eval()
     return pipe

@@ -15,6 +15,7 @@ MOVED = {
     "omfa.guards.LossGuard": "omfa.training.guards.LossGuard",
     "omfa.module.OMFAModule": "omfa.training.module.OMFAModule",
     "omfa.module.VAEModule": "omfa.training.module.VAEModule",
+    "omfa.pipeline.compact_pipeline": "omfa.compact.compact_pipeline",
     "omfa.zero.ZeRO": "omfa.training.zero.ZeRO",
 }
 """Class path in configs of before to the class path of today."""

@@ -31,7 +31,7 @@ class OMFAModule(pl.LightningModule):
     """Trains a pipeline's UNet (and slot tokens) by partial diffusion; VAE and text encoders stay frozen.
 
     Args:
-        pipeline: what to train: ``omfa.pipeline.compact_pipeline`` or ``omfa.sdxl.sdxl_pipeline`` in a config.
+        pipeline: what to train: ``omfa.compact.compact_pipeline`` or ``omfa.sdxl.sdxl_pipeline`` in a config.
         learning_rate: AdamW's, after warm-up.
         weight_decay: AdamW's.
         warmup_steps: steps of linear warm-up.

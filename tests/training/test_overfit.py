@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL
 
 from omfa import images
 from omfa.backbone import decode, encode
-from omfa.pipeline import OMFAPipeline, compact_pipeline
+from omfa.compact import compact_pipeline
+from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import Record, read_records, resolve, write_records
 from omfa.training.examples import Drops, RecordsDataset, TaskWeights, collate
 from omfa.training.module import OMFAModule

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from omfa import encode, evaluate, export, predict, yardsticks
-from omfa.files import Unwritable, check_writable, find_device, whole, write_json
+from omfa.commands import find_device
+from omfa.files import Unwritable, check_writable, whole, write_json
 from tests.conftest import full_disk
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], list[str]]] = {

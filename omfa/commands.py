@@ -1,0 +1,38 @@
+"""What the commands share: wrong calls said in one line, numbers checked, devices that are there."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+import torch
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what was wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line, and exit code 2."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
+    return int(text)
+
+
+def find_device(name: str) -> str:
+    """A device that is there: "cpu", "cuda", "cuda:1", "mps"; for "auto" the first of cuda, mps, cpu.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if name == "auto":
+        return next(d for d in ("cuda", "mps", "cpu") if there[d])
+    kind, _, number = name.partition(":")
+    if not (number or "0").isdecimal() or int(number or 0) >= there.get(kind, 0):
+        raise ValueError(f"--device {name}: there is none here; give one of {', '.join(d for d in there if there[d])}")
+    return name

@@ -1,0 +1,335 @@
+"""Rows: each component is a row of the batch, and what is given runs through the network once.
+
+On a canvas, convolutions, norms and attention mix given and target parts, so every step computes the garments anew.
+Here only self-attention crosses rows: a target row reads itself, the other targets of its example and all its given
+rows; a given row reads itself alone, at t = 0. So the keys and values of given rows, the :class:`Memory`, are the same
+at every step and in every draw of the noise. The same network, the same channels and weights as the canvas's.
+
+This project's own step beyond the paper, kin to the cached references of FastFit and OminiControl2. Memory travels as
+an argument, never as state of a module.
+
+Legend: ``B`` examples, ``R`` given rows of one size, ``T`` target rows, ``N`` rows one target reads, ``H`` heads,
+``L`` tokens of a row at some layer, ``D`` channels of a head, ``C`` latent channels, ``h w`` latents of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from einops import rearrange
+from torch import Tensor
+
+from omfa.canvas import FACE, PERSON, Canvas, code_plane
+from omfa.components import Category, State
+from omfa.conditioning import CELLS, Guide, Layout
+
+Pair = tuple[Tensor, Tensor]
+"""Keys and values (R or T, H, L, D) of one layer."""
+
+
+class Crossing(Protocol):
+    """What self-attention reads besides a row itself; passed as ``cross_attention_kwargs={"rows": ...}``."""
+
+    def join(self, layer: str, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values to attend to (rows, H, S, D), and which of them count (rows, S) bool; None for all."""
+        ...
+
+
+@dataclass
+class Memory:
+    """Keys and values of given rows of one size, filled in by one pass of the network.
+
+    Args:
+        owner: (R,) int64, the example each row belongs to.
+    """
+
+    owner: Tensor
+    layers: dict[str, Pair] = field(default_factory=dict)
+
+    def join(self, layer: str, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keep them; a given row reads itself alone."""
+        self.layers.setdefault(layer, (keys, values))  # recomputed activations (checkpointing) are not kept twice
+        return keys, values, None
+
+
+class Recall:
+    """What target rows read: themselves, the other targets of their group, and the Memory of their example.
+
+    Everything is gathered here, once for all steps; rows that an example lacks are masked exactly.
+
+    Args:
+        memories: of the given rows, one for each size; none for the unconditional pass.
+        owner: (T,) int64, the example each target row belongs to; -1 for one that reads no Memory.
+        group: (T,) int64, the same number for targets of one example under one draw of the noise.
+    """
+
+    def __init__(self, memories: Sequence[Memory], owner: Tensor, group: Tensor) -> None:
+        peers = _index(group, group)
+        self._peers = peers if peers.shape[1] > 1 else None  # None: every target is alone, and reads itself
+        self._memory: dict[str, list[Pair]] = {}
+        self._there: dict[str, list[Tensor]] = {}
+        for memory in memories:
+            index = _index(owner, memory.owner)
+            for layer, pair in memory.layers.items() if index.shape[1] else ():
+                self._memory.setdefault(layer, []).append((_gathered(pair[0], index), _gathered(pair[1], index)))
+                tokens = pair[0].shape[2]
+                self._there.setdefault(layer, []).append((index >= 0).repeat_interleave(tokens, 1))
+
+    def join(self, layer: str, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Own and peers' keys and values first, then the Memory's."""
+        there = [keys.new_ones(len(keys), keys.shape[2], dtype=torch.bool)]
+        if self._peers is not None:
+            there = [(self._peers >= 0).repeat_interleave(keys.shape[2], 1)]
+            keys, values = _gathered(keys, self._peers), _gathered(values, self._peers)
+        remembered = self._memory.get(layer, [])
+        keys = torch.cat([keys, *(k for k, _ in remembered)], 2)
+        values = torch.cat([values, *(v for _, v in remembered)], 2)
+        mask = torch.cat([*there, *self._there.get(layer, [])], 1)
+        return keys, values, None if bool(mask.all()) else mask
+
+
+def _index(wanted: Tensor, owner: Tensor) -> Tensor:
+    """For each of ``wanted`` (T,) the positions in ``owner`` (R,) that hold the same number: (T, N), -1 where none."""
+    same = wanted[:, None] == owner[None, :]
+    most = int(same.sum(1).max()) if same.numel() else 0
+    order = torch.where(same, torch.arange(same.shape[1], device=same.device), same.shape[1])
+    first = order.sort(1).values[:, :most]
+    return torch.where(first < same.shape[1], first, -1)
+
+
+def _gathered(rows: Tensor, index: Tensor) -> Tensor:
+    """(R, H, L, D) by (T, N) to (T, H, N L, D); rows that are not there come as zeros."""
+    found = rows[index.clamp(min=0)] * (index >= 0)[..., None, None, None].to(rows.dtype)
+    return rearrange(found, "t n h l d -> t h (n l) d")
+
+
+class RowAttention:
+    """diffusers' attention processor that lets self-attention cross rows; cross-attention stays as it is.
+
+    Args:
+        layer: name of the attention layer, under which its keys and values are kept.
+    """
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        rows: Crossing | None = None,
+    ) -> Tensor:
+        """(rows, L, channels) to the same."""
+        if rows is None or encoder_hidden_states is not None:
+            return AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        query, keys, values = (
+            rearrange(to(hidden_states), "b l (h d) -> b h l d", h=attn.heads)
+            for to in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        keys, values, mask = rows.join(self.layer, keys, values)
+        out = rearrange(attend(query, keys, values, mask), "b h l d -> b l (h d)")
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V, (B, H, L, D).
+
+    In training on a CPU by plain products, since the fused kernel's backward pass is slow there; fused elsewhere.
+
+    Args:
+        query: (B, H, L, D).
+        keys, values: (B, H, S, D).
+        mask: (B, S) bool, False for what must not be read; None reads all.
+    """
+    wide = None if mask is None else mask[:, None, None, :]
+    if query.device.type == "cpu" and query.requires_grad:
+        scores = query @ keys.mT * query.shape[-1] ** -0.5
+        scores = scores if wide is None else scores.masked_fill(~wide, -torch.inf)
+        return scores.softmax(-1) @ values
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=wide)
+
+
+def cross_rows(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Give every attention layer of a network a :class:`RowAttention`, in place; without rows it computes as before."""
+    unet.set_attn_processor({name: RowAttention(name) for name in unet.attn_processors})
+    return unet
+
+
+# ------------------------------------------------------------------------------------------------ what a row is given
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one size.
+
+    Args:
+        guide: what the network is given, R rows.
+        owner: (R,) int64, the example of each.
+        slots: slot name of each.
+    """
+
+    guide: Guide
+    owner: Tensor
+    slots: tuple[str, ...]
+
+    def repeated(self, draws: int) -> Rows:
+        """Every row ``draws`` times over: all rows, then all again."""
+        return Rows(
+            self.guide.map(lambda x: x.repeat(draws, *[1] * (x.ndim - 1))), self.owner.repeat(draws), self.slots * draws
+        )
+
+
+@dataclass(frozen=True)
+class RowGuide:
+    """All rows of a batch of examples: the targets, all of one size, and the given ones by size."""
+
+    targets: Rows
+    given: tuple[Rows, ...]
+
+
+def row_size(canvas: Canvas, slot: str) -> tuple[int, int]:
+    """(height, width) in latents: the face slot's for a face, the person's for everything else."""
+    return (canvas[FACE].height, canvas[FACE].width) if slot == FACE else canvas.person
+
+
+def kind_slot(canvas: Canvas, layout: Layout, slot: str) -> str:
+    """The canvas's slot for what a row holds, whose code and place in :func:`omfa.conditioning.look` the row takes."""
+    if slot in layout.categories:
+        return "garment_2" if layout.categories[slot] is Category.LOWER and canvas.garments > 1 else "garment_1"
+    return FACE if slot == FACE else PERSON
+
+
+def layer_of(layout: Layout, slot: str) -> int:
+    """How many garments of the same category are worn under this one."""
+    same = [s for s, c in layout.categories.items() if c == layout.categories.get(slot)]
+    return same.index(slot) if slot in same else 0
+
+
+def row_code(canvas: Canvas, layout: Layout, slot: str, channels: int) -> Tensor:
+    """The pose plane of a row without a body of its own: zero for people, else the slot's code. (C, h, w)."""
+    kind, (height, width) = kind_slot(canvas, layout, slot), row_size(canvas, slot)
+    if kind == PERSON:
+        return torch.zeros(channels, height, width)
+    names = [s.name for s in canvas.slots]
+    turn = (names.index(kind) + layer_of(layout, slot) / 4) / len(names)
+    return code_plane(turn, height, width, channels)
+
+
+Words = Callable[[Sequence[tuple[int, str]]], tuple[Tensor, Tensor | None]]
+"""Example and slot of R rows to their context (R, N, D) and pooled embedding (R, P) or None."""
+
+
+def lay_rows(
+    canvas: Canvas,
+    layouts: Sequence[Layout],
+    latents: Mapping[str, Tensor],
+    planes: Mapping[str, Sequence[Tensor | None]],
+    drafts: Mapping[str, Sequence[Tensor | None]],
+    words: Words,
+    channels: int,
+    time_ids: Tensor | None = None,
+    with_look: bool = False,
+) -> RowGuide:
+    """Everything given and all targets, as rows.
+
+    Args:
+        canvas: sizes of person and face.
+        layouts: one per example; garment slots may have any names, in the order they are worn.
+        latents: slot name to (B, C, h, w), clean; only GIVEN slots are looked at.
+        planes: slot name to each example's pose latents (C, h, w), None where it has none: a pose or surface map.
+        drafts: slot name to each example's latents (C, h, w) of a target's draft, None where it has none.
+        words: of the rows.
+        channels: C.
+        time_ids: (1, 6) for SDXL, or None.
+        with_look: whether the network takes a look at the given latents' mean colours.
+
+    Raises:
+        ValueError: no target.
+    """
+    here = [(b, slot, state) for b, layout in enumerate(layouts) for slot, state in layout.states.items()]
+
+    def known_of(b: int, slot: str) -> Tensor | None:
+        if layouts[b].states[slot] is State.GIVEN:
+            return latents[slot][b]
+        return drafts[slot][b] if slot in drafts else None
+
+    def rows(some: Sequence[tuple[int, str]], target: bool) -> Rows:
+        context, pooled = words(some)
+        device, size = context.device, row_size(canvas, some[0][1])
+        known = torch.zeros(len(some), channels, *size, device=device)
+        pose: list[Tensor] = []
+        looks: list[Tensor] = []
+        for row, (b, slot) in enumerate(some):
+            seen = layouts[b].states if target else [slot]  # a given row knows of itself alone
+            if with_look:
+                looks.append(_look(canvas, layouts[b], {s: known_of(b, s) for s in seen}, channels))
+            if (there := known_of(b, slot)) is not None:
+                known[row] = there
+            plane = planes[slot][b] if slot in planes else None
+            pose.append((row_code(canvas, layouts[b], slot, channels) if plane is None else plane).to(known))
+        owner = torch.tensor([b for b, _ in some], device=device)
+        mask = known.new_full((len(some), 1, *size), float(target))
+        guide = Guide(
+            target=mask.bool(),
+            mask=mask,
+            known=known,
+            pose=torch.stack(pose),
+            context=context,
+            pooled=pooled,
+            time_ids=None if time_ids is None else time_ids.to(known).expand(len(some), -1),
+            look=torch.stack(looks).to(known) if with_look else None,
+        )
+        return Rows(guide, owner, tuple(slot for _, slot in some))
+
+    targets = [(b, slot) for b, slot, state in here if state is State.TARGET]
+    if not targets:
+        raise ValueError("no slot is a target")
+    by_size: dict[tuple[int, int], list[tuple[int, str]]] = {}
+    for b, slot, state in here:
+        if state is State.GIVEN:
+            by_size.setdefault(row_size(canvas, slot), []).append((b, slot))
+    return RowGuide(rows(targets, True), tuple(rows(some, False) for some in by_size.values()))
+
+
+def _look(canvas: Canvas, layout: Layout, known: Mapping[str, Tensor | None], channels: int) -> Tensor:
+    """Some rows at one glance, as :func:`omfa.conditioning.look`: the mean of those that share a slot of the canvas."""
+    cells = torch.zeros(len(canvas.slots), channels, *CELLS)
+    for i, place in enumerate(canvas.slots):
+        here = [z for slot, z in known.items() if z is not None and kind_slot(canvas, layout, slot) == place.name]
+        if here:
+            cells[i] = torch.stack([F.adaptive_avg_pool2d(z.float(), CELLS) for z in here]).mean(0)
+    return rearrange(cells, "n c y x -> (n y x c)")
+
+
+def without_anything(rows: Rows, canvas: Canvas, layouts: Sequence[Layout], context: Tensor) -> Rows:
+    """Target rows with everything given dropped: no latents, no mask channel, no pose, the null prompt, no Memory.
+
+    Training draws it for whole examples, guidance samples with it: one function, the same tensors.
+
+    Args:
+        rows: targets.
+        canvas: sizes.
+        layouts: of all examples.
+        context: the null context (1, N, D).
+    """
+    guide, channels = rows.guide, rows.guide.known.shape[1]
+    code = [row_code(canvas, layouts[b], s, channels) for b, s in zip(rows.owner.tolist(), rows.slots, strict=True)]
+    nothing = replace(
+        guide,
+        mask=torch.zeros_like(guide.mask),
+        known=torch.zeros_like(guide.known),
+        pose=torch.stack(code).to(guide.pose),
+        context=context.to(guide.context).expand_as(guide.context),
+        pooled=None if guide.pooled is None else torch.zeros_like(guide.pooled),
+        look=None if guide.look is None else torch.zeros_like(guide.look),
+    )
+    return replace(rows, guide=nothing)

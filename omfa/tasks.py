@@ -1,0 +1,213 @@
+"""What people ask for: try-off, try-on, transfer, turntable; each a few words around the pipeline's general call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+from omfa import images
+from omfa.bodies.body import BodyParameters, turned
+from omfa.canvas import Canvas
+from omfa.components import Category
+from omfa.images import Picture
+from omfa.request import Pictures, Pose, worn_garments
+
+
+class Estimate(NamedTuple):
+    """What a pose estimator says of a photo: body parameters for its camera, and a head crop (None: no face seen)."""
+
+    params: BodyParameters
+    face: Image.Image | None
+
+
+PoseEstimator = Callable[[Image.Image], Estimate]
+
+
+@dataclass
+class OMFAPipelineOutput(BaseOutput):
+    """What a call made, and what it was given.
+
+    Args:
+        images: the pictures generated for the first target (the person, if it is one): a list of B PIL pictures; for
+            ``np`` an array (B, H, W, 3) and for ``pt`` a tensor (B, 3, H, W) in [0, 1] (lists where sizes differ); for
+            ``latent`` the whole canvas (B, C, h, w), or all target rows (B times targets, C, h, w), example by
+            example.
+        person: the person pictures, generated or the caller's own; None where there is none.
+        garments: category to garment pictures, generated or the caller's own.
+    """
+
+    images: Any
+    person: Any = None
+    garments: Any = None
+
+
+class Tasks:
+    """The everyday calls of :class:`omfa.pipeline.OMFAPipeline`."""
+
+    canvas: Canvas
+    pose_estimator: PoseEstimator | None
+    __call__: Callable[..., OMFAPipelineOutput]
+
+    def try_off(
+        self,
+        person: Pictures,
+        categories: str | Collection[str] = "upper",
+        pose: Pose | Sequence[Pose] | None = None,
+        **options: Any,
+    ) -> OMFAPipelineOutput:
+        """Take garments off a photo, as shop pictures. One photo is enough.
+
+        Args:
+            person: photo of a dressed person, or B of them.
+            categories: which garments: "upper", "lower", "dress", or several.
+            pose: not needed.
+            options: of the general call.
+        """
+        names = [categories] if isinstance(categories, str) else list(categories or ())
+        return self(targets=names, person=person, pose=pose, **options)
+
+    def try_on(
+        self,
+        portrait: Pictures | None = None,
+        garments: Mapping[str, Pictures] | None = None,
+        pose: Pose | Sequence[Pose] | None = None,
+        face: Pictures | None = None,
+        keep: Literal["others"] | None = "others",
+        **options: Any,
+    ) -> OMFAPipelineOutput:
+        """Put garments on a person.
+
+        Args:
+            portrait: photo of the person, or B of them; None to go by ``face`` and ``pose`` alone.
+            garments: category to garment picture; none keeps what the portrait wears.
+            pose: pose map or body parameters to take; None takes the portrait's.
+            face: head crop; None takes the portrait's.
+            keep: "others" fills the garment slots left open by try-off from the portrait; None leaves them open.
+            options: of the general call.
+
+        Raises:
+            ValueError: a pose or face is to be taken from the portrait and the pipeline has no ``pose_estimator``.
+        """
+        if keep not in ("others", None):
+            raise ValueError(f"keep={keep!r} must be 'others' or None")
+        worn = worn_garments(garments)
+        if portrait is not None and (pose is None or face is None):
+            looks = [self._estimate(p) for p in images.as_list(portrait)]
+            pose = [look.params for look in looks] if pose is None else pose
+            heads = [look.face for look in looks if look.face is not None]
+            face = heads if face is None and len(heads) == len(looks) else face
+        if portrait is not None and keep == "others":
+            left = self._left_open(worn)
+            if left:
+                several = options.get("generator")
+                batch = len(several) if isinstance(several, list | tuple) else 1
+                worn |= self.try_off(_repeated(portrait, batch), left, **_shared(options)).garments
+        return self(targets=["person"], garments=worn, face=face, pose=pose, **options)
+
+    def transfer(
+        self,
+        source: Pictures,
+        target: Pictures,
+        categories: str | Collection[str] = "upper",
+        pose: Pose | Sequence[Pose] | None = None,
+        face: Pictures | None = None,
+        keep: Literal["others"] | None = "others",
+        **options: Any,
+    ) -> OMFAPipelineOutput:
+        """Take garments off one person and put them on another.
+
+        Args:
+            source: photo of who wears the garments.
+            target: photo of who shall wear them.
+            categories: which garments.
+            pose, face, keep, options: as in :meth:`try_on`.
+        """
+        batch = max(len(images.as_list(source)), len(images.as_list(target)))
+        taken = self.try_off(_repeated(source, batch), categories, **_shared(options)).garments
+        return self.try_on(_repeated(target, batch), taken, pose=pose, face=face, keep=keep, **options)
+
+    def turntable(
+        self,
+        portrait: Picture | None = None,
+        garments: Mapping[str, Picture] | None = None,
+        pose: BodyParameters | str | os.PathLike[str] | None = None,
+        face: Picture | None = None,
+        views: int = 8,
+        keep: Literal["others"] | None = "others",
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> OMFAPipelineOutput:
+        """The same person and clothes from all sides: ``views`` pictures over the full turn, the first as in ``pose``.
+
+        Args:
+            portrait: photo of the person, or None to go by ``face`` and ``pose``.
+            garments: category to garment picture; none keeps what the portrait wears.
+            pose: body parameters (or their ``.npz``) to turn; None estimates the portrait's. A flat pose map can't be
+                turned.
+            face: head crop; None takes the portrait's.
+            views: number of pictures; made in one batch.
+            keep: as in :meth:`try_on`.
+            generator: seeds the noise, which all views share.
+            options: of the general call.
+
+        Raises:
+            ValueError: several people, or no pose that can be turned.
+        """
+        if views < 1:
+            raise ValueError(f"views={views} must be 1 or more")
+        worn = worn_garments(garments)
+        if any(len(images.as_list(p)) > 1 for p in (portrait, face, *worn.values())):
+            raise ValueError("a turntable shows one person: give one picture of each, and call again for the next")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError("a turntable takes one generator: all views share their noise")
+        if isinstance(pose, str | os.PathLike) and str(pose).endswith(".npz"):
+            pose = BodyParameters.load(Path(pose))
+        if portrait is not None and (pose is None or face is None):
+            look = self._estimate(portrait)
+            pose, face = pose or look.params, face if face is not None else look.face
+        if not isinstance(pose, BodyParameters):
+            raise ValueError("a turntable needs body parameters to turn: give pose=BodyParameters.load('pose.npz')")
+        if portrait is not None and keep == "others" and self._left_open(worn):
+            worn |= self.try_off(
+                portrait, self._left_open(worn), **_shared(options | {"generator": generator})
+            ).garments
+        poses = [turned(pose, 360.0 * i / views) for i in range(views)]
+        seed = int(
+            torch.randint(2**62, (1,), generator=generator, device=None if generator is None else generator.device)
+        )
+        device = "cpu" if generator is None else generator.device
+        alike = [torch.Generator(device=device).manual_seed(seed) for _ in poses]  # all noise, shared by all views
+        return self(targets=["person"], garments=worn, face=face, pose=poses, generator=alike, **options)
+
+    def _left_open(self, worn: Mapping[str, Any]) -> list[str]:
+        """Categories to take from the portrait so that the person is dressed from head to foot."""
+        if Category.DRESS in worn or len(worn) >= self.canvas.garments:
+            return []
+        return [c.value for c in (Category.UPPER, Category.LOWER) if c.value not in worn][: self.canvas.garments]
+
+    def _estimate(self, portrait: Picture) -> Estimate:
+        if self.pose_estimator is None:
+            raise ValueError(
+                "pose or face is missing and this pipeline has no pose estimator: pass pose= (a pose map or "
+                "BodyParameters) and face= (a head crop), or set pipe.pose_estimator (the command line does)"
+            )
+        return self.pose_estimator(images.read_image(portrait, "portrait"))
+
+
+def _repeated(pictures: Pictures, batch: int) -> Pictures:
+    """One picture as a batch of the same; several stay as they are."""
+    several = images.as_list(pictures)
+    return several * batch if len(several) == 1 else several
+
+
+def _shared(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a try-on that its own try-off takes over."""
+    names = ("num_inference_steps", "guidance_scale", "generator", "eta", "callback_on_step_end")
+    return {k: v for k, v in options.items() if k in names}
