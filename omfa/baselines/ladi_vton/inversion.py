@@ -126,15 +126,16 @@ def encode_prompts(
         handle.remove()
 
 
-def clip_pixels(cloth: Tensor, eight_bit: bool = True) -> Tensor:
-    """A garment's picture as CLIP's vision model wants it, (B, 3, 224, 224); the aspect is not kept.
+def clip_pixels(cloth: Tensor, eight_bit: bool = True, side: int = CLIP_SIDE) -> Tensor:
+    """A garment's picture as CLIP's vision model wants it, (B, 3, side, side); the aspect is not kept.
 
     Args:
         cloth: (B, 3, H, W) in [-1, 1].
         eight_bit: round values down to whole 255ths, as the published system's image processor did: its weights were
             trained so. False keeps them exact.
+        side: pixels, 224 for CLIP.
     """
-    values = resize(cloth / 2 + 0.5, (CLIP_SIDE, CLIP_SIDE)).clamp(0, 1)
+    values = resize(cloth / 2 + 0.5, (side, side)).clamp(0, 1)
     if eight_bit:
         values = (values * 255).floor() / 255
     mean, std = (values.new_tensor(x).view(3, 1, 1) for x in (CLIP_MEAN, CLIP_STD))

@@ -14,21 +14,7 @@ from omfa.baselines.ladi_vton import checkpoints as ck
 from omfa.baselines.ladi_vton.refinement import Refinement
 from omfa.baselines.ladi_vton.warping import TPSWarping
 from tests.baselines.ladi_vton.golden import fill, keys, shapes
-
-
-def tiny_unet(channels: int = 31) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=channels,
-        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
-        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-        block_out_channels=[16, 32],
-        layers_per_block=1,
-        attention_head_dim=[2, 4],
-        cross_attention_dim=32,
-        norm_num_groups=4,
-        use_linear_projection=True,
-    )
+from tests.baselines.ladi_vton.tiny import tiny_unet
 
 
 def test_the_official_unet_has_a_place() -> None:
