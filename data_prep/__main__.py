@@ -25,6 +25,7 @@ _ALL = {
     "garments": ("garments", "garments cut out of dressed people"),
     "leaks": ("leaks", "near-duplicates between and inside splits"),
     "shards": ("shards", "records to WebDataset shards"),
+    "check": ("check", "whether a records folder keeps its contract; writes nothing"),
 }
 STAGES = {s: entry for s, entry in _ALL.items() if importlib.util.find_spec(f"data_prep.{entry[0]}") is not None}
 
@@ -60,13 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = _Parser(prog=f"python -m data_prep {stage}", description=STAGES[stage][1], allow_abbrev=False)
     parser.set_defaults(stage=stage)
     module.add_arguments(parser)
-    common = parser.add_argument_group("common options")
-    common.add_argument("--out", metavar="DIR", type=lambda text: Path(text).resolve(), required=True, help="results")
-    common.add_argument("--limit", metavar="N", type=positive, help="only the first N items")
-    common.add_argument("--workers", metavar="N", type=positive, default=1, help="processes (default 1)")
-    common.add_argument("--engine", choices=ENGINES, default="local", help="what runs the processes (default local)")
+    if stage != "check":
+        _add_common(parser)
     args = parser.parse_args(argv[1:])
-    if args.out in (getattr(args, "images", None), getattr(args, "records", None)):
+    out = getattr(args, "out", None)
+    if out is not None and out in (getattr(args, "images", None), getattr(args, "records", None)):
         parser.error("--out must be another folder than the input")
     try:
         outcome = module.main(args)
@@ -76,8 +75,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    print(f"{stage}: {outcome}; {args.out}")
-    return outcome.exit_code
+    print(f"{stage}: {outcome}" + (f"; {out}" if out is not None else ""))
+    return int(outcome.exit_code)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    common = parser.add_argument_group("common options")
+    common.add_argument("--out", metavar="DIR", type=lambda text: Path(text).resolve(), required=True, help="results")
+    common.add_argument("--limit", metavar="N", type=positive, help="only the first N items")
+    common.add_argument("--workers", metavar="N", type=positive, default=1, help="processes (default 1)")
+    common.add_argument("--engine", choices=ENGINES, default="local", help="what runs the processes (default local)")
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.parts import ATR, CIHP, DEEPFASHION, read_labels, to_parts
-from data_prep.records import PARTS, as_line, link
+from data_prep.records import as_line, link
 from data_prep.run import Outcome, add_source, run_stage, write_image
 from omfa.components import Category
 from omfa.images import SUFFIXES, read_image
-from omfa.records.prepared import GarmentRef, Record, RecordError, check_path, resolve
+from omfa.records.labels import ATR, CIHP, DEEPFASHION, read_labels, to_parts
+from omfa.records.prepared import GarmentRef, Maps, Record, RecordError, check_path, resolve
 
 MISSING = "missing.jsonl"
 
@@ -372,11 +372,11 @@ def convert(item_id: str, entry: Entry, out: Path, *, stage: str, root: Path) ->
     garments = []
     for category, path in entry.garments:
         garments.append(GarmentRef(category, _take(root, path, out, f"garment/{item_id}-{category}")[0]))
-    provenance: dict[str, Any] = {"stage": stage, "source": entry.person}
+    maps = None
     if entry.labels is not None:
-        path, names = entry.labels
-        provenance[PARTS] = f"parts/{item_id}.png"
-        write_image(out / provenance[PARTS], to_parts(read_labels(resolve(root, path)), names, size))
+        (path, names), parts = entry.labels, f"parts/{item_id}.png"
+        maps = Maps(parts)
+        write_image(out / parts, to_parts(read_labels(resolve(root, path)), names, size))
     record = Record(
         id=item_id,
         split=entry.split,
@@ -384,9 +384,10 @@ def convert(item_id: str, entry: Entry, out: Path, *, stage: str, root: Path) ->
         outfit_id=entry.outfit_id,
         file_name=person,
         garments=tuple(garments),
+        maps=maps,
         caption=entry.caption,
         view_yaw=entry.view_yaw,
-        provenance=provenance,
+        provenance={"stage": stage, "source": entry.person},
     )
     return [as_line(record)]
 

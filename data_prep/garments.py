@@ -22,11 +22,11 @@ import kornia
 import numpy as np
 import torch
 
-from data_prep.parts import CLOTHES, Part, read_parts
-from data_prep.records import as_line, carry, parts_path
+from data_prep.records import as_line, carry
 from data_prep.run import Outcome, add_source, run_stage, write_image
 from omfa.components import Category
 from omfa.images import read_image
+from omfa.records.labels import ARMS, CLOTHES, Part, read_parts
 from omfa.records.prepared import GarmentRef, Record, iter_records, resolve
 
 HIDDEN = 128  # grey of what can't be seen: neither cloth nor the white ground
@@ -35,7 +35,7 @@ _BELTED = (Category.LOWER, Category.DRESS)
 # What hides a garment, and from how many of eight directions cloth must be seen around it. Hair, scarves and skin of
 # no known limb lie beside cloth as often as before it (a neckline is open to the top), so they must be enclosed.
 _HIDES = {
-    6: (Part.LEFT_ARM, Part.RIGHT_ARM, Part.GLOVES, Part.BAG, Part.JEWELLERY),
+    6: (*ARMS, Part.GLOVES, Part.BAG, Part.JEWELLERY),
     7: (Part.HAIR, Part.SCARF, Part.SKIN),
 }
 
@@ -216,7 +216,7 @@ def cut_outfit(
     wears: dict[str, list[Category]] = {}
     for record in records:
         carry(record, source, out)
-        path = parts_path(record)
+        path = None if record.maps is None else record.maps.parts
         if path is None or (len(records) == 1 and not own):
             continue
         rgb = np.asarray(read_image(resolve(source, record.file_name)))

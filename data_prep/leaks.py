@@ -225,17 +225,19 @@ def gone_records(folder: Path, leaks: list[dict[str, Any]], limit: int | None) -
 
 
 def without(record: Record, gone: set[str]) -> tuple[Record, int]:
-    """A record less the cut-outs and the face taken from records that are left out, and how many those are."""
+    """A record less the cut-outs, the face and the portrait taken from records left out, and how many those are."""
     garments = tuple(g for g in record.garments if g.kind == "shop" or g.source_id not in gone)
     face = None if record.face is None or record.face.source_id in gone else record.face
-    dropped = len(record.garments) - len(garments) + (face != record.face)
+    portrait = None if record.portrait is None or record.portrait.source_id in gone else record.portrait
+    dropped = len(record.garments) - len(garments) + (face != record.face) + (portrait != record.portrait)
     if not dropped:
         return record, 0
     provenance = record.provenance
     if isinstance(hidden := provenance.get("hidden"), dict):  # said of cut-outs alone
         worn = {g.category.value for g in garments}
         provenance = provenance | {"hidden": {category: of for category, of in hidden.items() if category in worn}}
-    return dataclasses.replace(record, face=face, garments=garments, provenance=provenance), dropped
+    less = dataclasses.replace(record, face=face, portrait=portrait, garments=garments, provenance=provenance)
+    return less, dropped
 
 
 def keep(item_id: str, record: Record, out: Path, *, source: Path) -> list[dict[str, Any]]:

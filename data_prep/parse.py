@@ -12,13 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from data_prep.parts import ATR, CIHP, DEEPFASHION, LIP, read_labels, to_parts
-from data_prep.records import PARTS, as_line, carry, parts_path, record_items
+from data_prep.records import as_line, carry, record_items
 from data_prep.run import Outcome, add_source, existing_folder, run_stage, write_image
 from omfa.images import read_image
-from omfa.records.prepared import Record, resolve
-
-SCHEMES = {"lip": LIP, "atr": ATR, "cihp": CIHP, "deepfashion": DEEPFASHION}
+from omfa.records.labels import SCHEMES, read_labels, to_parts
+from omfa.records.prepared import Maps, Record, resolve
 
 
 class Parser(Protocol):
@@ -73,7 +71,7 @@ def _load_segmenter(name: str, device: str) -> tuple[Any, Any, tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class Maps:
+class MapsAtHand:
     """Label maps made by others: ``<record id>.png`` in a folder."""
 
     folder: Path
@@ -87,11 +85,12 @@ class Maps:
 def parse_record(item_id: str, record: Record, out: Path, *, parser: Parser, source: Path) -> list[dict[str, Any]]:
     """Work of the runner: a record with its part map; one that has a map keeps it."""
     carry(record, source, out)
-    if parts_path(record) is None:
+    maps = record.maps or Maps()
+    if maps.parts is None:
         rgb = np.asarray(read_image(resolve(source, record.file_name)))
         path = f"parts/{item_id}.png"
         write_image(out / path, to_parts(*parser(record, rgb), (rgb.shape[0], rgb.shape[1])))
-        record = dataclasses.replace(record, provenance=record.provenance | {PARTS: path})
+        record = dataclasses.replace(record, maps=dataclasses.replace(maps, parts=path))
     return [as_line(record)]
 
 
@@ -124,7 +123,7 @@ def main(args: argparse.Namespace) -> Outcome:
     elif args.scheme is None:
         raise ValueError(f"--maps needs --scheme: one of {', '.join(SCHEMES)}")
     else:
-        parser = Maps(args.maps, args.scheme)
+        parser = MapsAtHand(args.maps, args.scheme)
     work = partial(parse_record, parser=parser, source=args.records)
     items = record_items(args.records, args.limit)
     return run_stage("parse", items, work, args.out, workers=args.workers, engine=args.engine)

@@ -13,9 +13,6 @@ from uuid import uuid4
 
 from omfa.records.prepared import Record, iter_records, record_files, resolve
 
-PARTS = "parts"  # key of the provenance: path of the part map (data_prep.parts), relative to the folder
-MASKS = "masks"  # key of the provenance: paths of the exact masks that the synthetic wardrobe writes, by name
-
 
 def record_items(folder: Path, limit: int | None = None) -> Iterator[tuple[str, Record]]:
     """Records as items of the runner; only the first ``limit`` of them."""
@@ -28,20 +25,6 @@ def as_line(record: Record) -> dict[str, Any]:
     return line
 
 
-def parts_path(record: Record) -> str | None:
-    """Where the record's part map lies, if it has one."""
-    path = record.provenance.get(PARTS)
-    return path if isinstance(path, str) else None
-
-
-def provenance_files(record: Record) -> dict[str, str]:
-    """The files that a record's provenance names: role to path (roles: parts, masks_labels, masks_upper, ...)."""
-    masks = record.provenance.get(MASKS)
-    named = {PARTS: parts_path(record)}
-    named |= {f"{MASKS}_{name}": path for name, path in masks.items()} if isinstance(masks, dict) else {}
-    return {role: path for role, path in named.items() if isinstance(path, str)}
-
-
 def carry(record: Record, source: Path, out: Path) -> None:
     """Bring a record's files along into another folder: linked where the file system allows, else copied.
 
@@ -49,7 +32,7 @@ def carry(record: Record, source: Path, out: Path) -> None:
         RecordError: a path leads out of the source folder.
         OSError: a file is missing.
     """
-    for path in [*record_files(record).values(), *provenance_files(record).values()]:
+    for path in record_files(record).values():
         link(resolve(source, path), out / path)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_prep.parts import ATR, LIP
+from omfa.records.labels import ATR, LIP
 
 SCHEMES = {len(LIP): (LIP, 473), len(ATR): (ATR, 512)}  # number of labels: their names and D
 _MEAN, _STD = np.array([0.406, 0.456, 0.485], np.float32), np.array([0.225, 0.224, 0.229], np.float32)  # BGR

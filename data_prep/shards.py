@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import os
 import tarfile
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from data_prep.records import MASKS, PARTS, provenance_files
 from data_prep.run import Outcome, add_source, positive, run_stage
 from omfa.bodies.body import BodyParameters
-from omfa.records.prepared import GarmentRef, Record, iter_records, record_files, resolve
+from omfa.records.prepared import Record, iter_records, record_files, resolve, with_files
 from omfa.records.shards import member
 
 PER_SHARD = 1000
@@ -32,22 +30,9 @@ def packs(folder: Path, size: int, limit: int | None = None) -> Iterator[tuple[s
 
 def packed(record: Record) -> tuple[Record, dict[str, str]]:
     """A record as it stands in a shard, and which file of the folder each of its members is."""
-    files = record_files(record) | provenance_files(record)
+    files = record_files(record)
     names = {role: member(record.id, role + Path(path).suffix.lower()) for role, path in files.items()}
-    pose, face, provenance = record.pose, record.face, dict(record.provenance)
-    if PARTS in names:
-        provenance[PARTS] = names[PARTS]
-    if isinstance(masks := provenance.get(MASKS), dict):
-        provenance[MASKS] = {name: names.get(f"{MASKS}_{name}", path) for name, path in masks.items()}
-    inside = dataclasses.replace(
-        record,
-        file_name=names["person"],
-        face=face and dataclasses.replace(face, path=names["face"]),
-        garments=tuple(GarmentRef(g.category, names[g.category.value], g.kind, g.source_id) for g in record.garments),
-        pose=pose and dataclasses.replace(pose, map=names.get("pose_map"), params=names.get("pose_params")),
-        provenance=provenance,
-    )
-    return inside, {names[role]: path for role, path in files.items()}
+    return with_files(record, names), {names[role]: path for role, path in files.items()}
 
 
 def write_shard(item_id: str, records: tuple[Record, ...], out: Path, *, source: Path) -> list[dict[str, Any]]:
@@ -65,7 +50,7 @@ def write_shard(item_id: str, records: tuple[Record, ...], out: Path, *, source:
                 _add(tar, member(record.id, "json"), inside.to_json().encode())
                 for name, path in files.items():
                     full = resolve(source, path)
-                    if name.endswith(".pose_params.npz"):
+                    if name.endswith("pose_params.npz") or name.endswith("_pose.npz"):
                         BodyParameters.load(full)
                     _add(tar, name, full.read_bytes())
         size = part.stat().st_size

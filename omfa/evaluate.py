@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,10 +33,21 @@ from tqdm import tqdm
 
 from omfa.commands import Parser, count, find_device
 from omfa.components import TaskKind
+from omfa.evaluation.judges import PATTERN_WEIGHTS
 from omfa.evaluation.learned_metrics import NEEDS, MissingWeights, find_weights, load_network, sha256
-from omfa.evaluation.pattern_kind import WEIGHTS
 from omfa.evaluation.protocols import METRICS, NOT_DONE, PROTOCOLS, Pairing, Protocol, find_protocol
-from omfa.evaluation.results import HOW, RESULTS, RUN, VALUES, VERSION, Results, compare, read_json, summarise
+from omfa.evaluation.results import (
+    HOW,
+    RESULTS,
+    RUN,
+    VALUES,
+    VERSION,
+    Results,
+    compare,
+    formatted,
+    read_json,
+    summarise,
+)
 from omfa.evaluation.scoring import (
     SCORING,
     Item,
@@ -53,7 +63,6 @@ from omfa.records.prepared import RecordError, read_records
 
 PREDICTIONS = "predictions.json"
 SPEED = ("seconds", "peak_memory_mb", "flops", "steps", "guidance", "seed", "device")
-PATTERNS = Path(str(files("omfa"))) / "assets" / WEIGHTS
 CHUNK = 16  # predictions between two savings; small, so that a kill costs little
 
 
@@ -120,7 +129,7 @@ class Run:
         settings = [SCORING, asdict(self.protocol), self.task, self.pairing, self.wanted, self.device]
         weights = {n: sha256(Path(p)) for n, p in sorted(self.networks.items())}
         if "pattern_agreement" in self.wanted:
-            weights["patterns"] = sha256(PATTERNS)
+            weights["patterns"] = sha256(PATTERN_WEIGHTS)
         records = [(item.key, item.record.to_json()) for item in items]
         return hashlib.sha256(json.dumps([settings, weights, records, files]).encode()).hexdigest()
 
@@ -170,7 +179,7 @@ def prepare(args: argparse.Namespace) -> Run:
             f"and yaw {max_yaw or 'any'}, none of which has garments; check --records, --split and --max-yaw"
         )
     networks, absent = _networks(applicable(protocol, task, pairing), args.weights, args.download)
-    if "pattern_agreement" in applicable(protocol, task, pairing) and not PATTERNS.is_file():
+    if "pattern_agreement" in applicable(protocol, task, pairing) and not PATTERN_WEIGHTS.is_file():
         absent["pattern_agreement"] = "no pattern classifier ships with this release"
     name = args.name or str(told.get("model") or predictions.resolve().name)
     return Run(
@@ -363,11 +372,7 @@ def table(results: dict[str, Any]) -> str:
     rows = [head + f"{results['scored']} of {results['predictions']} predictions"]
     for name, row in results["metrics"].items():
         metric = METRICS[name]
-        value, low, high = (None if row[k] is None else row[k] * metric.scale for k in ("value", "low", "high"))
-        text = f"{value:.{metric.digits}f}" if value is not None else "-"
-        sure = "" if low is None or high is None else f"[{low:.{metric.digits}f}, {high:.{metric.digits}f}]"
-        if row.get("spread") is not None:
-            sure = f"spread {row['spread'] * metric.scale:.{metric.digits}f}"
+        text, sure = formatted(metric, row)
         rows.append(f"  {metric.label:44} {text:>9}  {sure:20} n {row['n']} of {row['persons']} persons")
     rows += [f"  {METRICS[name].label:44} {'absent':>9}  {why}" for name, why in results["absent"].items()]
     return "\n".join(rows)

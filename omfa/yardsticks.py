@@ -34,16 +34,17 @@ from omfa.backbone import decode, encode
 from omfa.commands import Parser, count
 from omfa.components import Category, TaskKind
 from omfa.evaluation.protocols import METRICS, find_protocol
-from omfa.evaluation.results import FEWEST, Results, read_json
+from omfa.evaluation.results import FEWEST, Results, formatted, read_json
 from omfa.evaluation.scoring import Item
 from omfa.files import check_writable, whole, write_json
 from omfa.images import read_image, tensor_to_pixels
 from omfa.pipeline import OMFAPipeline
-from omfa.records.prepared import METADATA, Record, RecordError, record_files
+from omfa.records.prepared import METADATA, Record, RecordError, record_pictures
 from omfa.records.shards import Source, open_records
 from omfa.training.examples import read_fitted
 
 THUMBNAIL = (32, 24)  # pixels; coarse enough that a shift of a hand's breadth does not matter
+GIVEN = ("face", "pose_map", *(c.value for c in Category))  # to a try-on, of what a record shows
 COLUMNS = {
     TaskKind.TRY_OFF: ("psnr_garment", "ssim_rgb_valid_garment", "palette_error", "pattern_agreement"),
     TaskKind.TRY_ON: (
@@ -57,7 +58,7 @@ def given(record: Record, category: Category | None) -> list[str]:
     """Names of the pictures that are given: the photo for a garment of ``category``, everything else for try-on."""
     if category is not None:
         return ["person"]
-    return [n for n in record_files(record) if n not in ("person", "pose_params")]
+    return [n for n in record_pictures(record) if n in GIVEN]
 
 
 def wanted(category: Category | None) -> str:
@@ -75,11 +76,11 @@ class Memory:
 
     def __init__(self, source: Source, records: Sequence[Record]) -> None:
         self.source, self.records = source, list(records)
-        names = ["person", "face", "pose_map", *(c.value for c in Category)]
+        names = ["person", *GIVEN]
         # name to (N, D); NaN where a record has no such picture
         self.thumbnails = {n: torch.full((len(records), 3 * THUMBNAIL[0] * THUMBNAIL[1]), torch.nan) for n in names}
         for i, record in enumerate(tqdm(self.records, desc="reading", unit="record", disable=None, leave=False)):
-            for name in record_files(record):
+            for name in record_pictures(record):
                 if name in self.thumbnails:
                     self.thumbnails[name][i] = read_fitted(source, record, name, THUMBNAIL).flatten()
 
@@ -100,7 +101,7 @@ class Memory:
         """The mean picture, (height, width) = ``size``."""
         total, pictures = torch.zeros(3, *size), 0
         for record in self.records:
-            if wanted(category) in record_files(record):
+            if wanted(category) in record_pictures(record):
                 total += read_fitted(self.source, record, wanted(category), size)
                 pictures += 1
         return picture(total / max(1, pictures))
@@ -201,7 +202,7 @@ def folders(
         return read_image(out / "omfa" / f"{after[item.key]}.png")
 
     def pose_map(item: Item) -> Image.Image:
-        if "pose_map" not in record_files(item.record):
+        if "pose_map" not in record_pictures(item.record):
             raise RecordError(f"{item.record.id}: no pose map; make it with 'python -m data_prep pose-maps'")
         return picture(on_a_wall(read_fitted(source, item.record, "pose_map", full)))
 
@@ -224,13 +225,8 @@ def table(task: TaskKind, results: dict[str, Results]) -> str:
         cells = []
         for metric in columns:
             row, kind = result.summary["metrics"].get(metric), METRICS[metric]
-            if row is None:
-                cells.append("-")
-                continue
-            sure = ""
-            if row["low"] is not None:
-                sure = f" ± {(row['high'] - row['low']) / 2 * kind.scale:.{kind.digits}f}"
-            cells.append(f"{row['value'] * kind.scale:.{kind.digits}f}{sure}")
+            half = None if row is None or row["low"] is None else (row["high"] - row["low"]) / 2
+            cells.append(formatted(kind, row)[0] + ("" if half is None else f" ± {kind.text(half)}"))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     persons = max(row["persons"] for r in results.values() for row in r.summary["metrics"].values())
     return "\n".join([*lines, "", f"±: half the 95 % interval over {persons} persons; none below {FEWEST} persons"])

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 
 from omfa.components import Category
-from omfa.records.prepared import FaceRef, GarmentRef, PoseRef, Record, write_records
+from omfa.records.prepared import FaceRef, GarmentRef, PoseRef, Record
+from tests.records.writing import write_records
 
 SIZE = (64, 48)
 SCALE = 8  # drawn large, then averaged down: soft edges

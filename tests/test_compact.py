@@ -12,8 +12,8 @@ from PIL import Image
 
 from data_prep.__main__ import main as prepare
 from omfa.conditioning import SlotTokens
+from omfa.evaluation.judges import person_outline
 from omfa.evaluation.metrics import silhouette_iou
-from omfa.evaluation.person_outline import person_outline
 from omfa.images import read_image
 from omfa.pipeline import MODELS, OMFAPipeline
 from omfa.records.prepared import Record, read_records

@@ -20,9 +20,10 @@ from omfa.evaluation.protocols import METRICS, PROTOCOLS, Protocol
 from omfa.evaluation.report import histogram, latex, markdown, page, pictured, write_report
 from omfa.evaluation.results import Results, compare
 from omfa.evaluation.scoring import Item, beside, make_items, read_prediction, truth_masks
-from omfa.records.prepared import GarmentRef, Record, read_records, write_records
+from omfa.records.prepared import GarmentRef, Maps, Record, read_records
 from tests.conftest import full_disk
 from tests.evaluation.metrics_golden import picture
+from tests.records.writing import write_records
 
 SIZE = (192, 176)
 COUNT = 20  # two portions
@@ -61,7 +62,7 @@ def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Record(
                 f"r{i}", "test", f"p{i // 2}", f"o{i // 2}", f"person/r{i}.png", None,
                 (GarmentRef("upper", f"garment/r{i}.png"),), view_yaw=9.0 * i,
-                provenance={"masks": {"labels": f"masks/r{i}.png"}} if i < 3 else {},
+                maps=Maps(labels=f"masks/r{i}.png") if i < 3 else None,
             )
         )  # fmt: skip
     write_records(folder, records)
@@ -399,11 +400,11 @@ def test_masks_of_both_kinds(wardrobe: Path, tmp_path: Path) -> None:
     parts = np.zeros((*SIZE, 3), np.uint8)
     parts[10:20], parts[20:30] = 9, 3
     save(tmp_path / "parts.png", parts)
-    parsed = Record("a", "test", "p", "o", "a.png", provenance={"parts": "parts.png"})
+    parsed = Record("a", "test", "p", "o", "a.png", maps=Maps("parts.png"))
     masks = truth_masks(tmp_path, Item(parsed), SIZE)
     assert masks["upper"].sum() == 10 * SIZE[1] and masks["person"].sum() == 20 * SIZE[1]
     with pytest.raises(ValueError, match=r"\.\."):
-        truth_masks(tmp_path, Item(Record("a", "t", "p", "o", "a.png", provenance={"parts": "../x.png"})), SIZE)
+        truth_masks(tmp_path, Item(Record("a", "t", "p", "o", "a.png", maps=Maps("../x.png"))), SIZE)
 
 
 # ------------------------------------------------------------------------------------------------------ predicting

@@ -1,4 +1,4 @@
-"""Train the network of ``omfa.evaluation.pattern_kind`` on shop pictures made on the fly.
+"""Train the pattern network of ``omfa.evaluation.judges`` on shop pictures made on the fly.
 
     python -m data_prep.judges.pattern_kind --out omfa/assets/pattern_kind.safetensors --pictures 6000 --workers 2
 
@@ -25,7 +25,7 @@ from data_prep.judges.training import fit, save_half
 from data_prep.run import one_thread
 from data_prep.wardrobe.outfits import draw_outfit
 from data_prep.wardrobe.synthetic import shop_picture
-from omfa.evaluation.pattern_kind import KINDS, PatternNet, garment_crops
+from omfa.evaluation.judges import KINDS, PatternNet, garment_crops
 
 LEARN, HELD_OUT = 10_000, 20_000
 

@@ -1,4 +1,4 @@
-"""Train the network of ``omfa.evaluation.person_outline`` on records of the synthetic wardrobe.
+"""Train the outline network of ``omfa.evaluation.judges`` on records of the synthetic wardrobe.
 
     python -m data_prep.judges.person_outline --records data/wardrobe --out omfa/assets/person_outline.safetensors
 
@@ -21,12 +21,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data_prep.judges.training import fit, save_half
-from data_prep.wardrobe.looks import BACKGROUND, PROP
-from omfa.evaluation.person_outline import HEIGHT, OutlineNet
+from omfa.evaluation.judges import HEIGHT, OutlineNet
+from omfa.records.labels import PERSON
 from omfa.records.prepared import Record, RecordError, read_records, resolve
 
 SIZE = (HEIGHT, HEIGHT * 3 // 4)
-PEOPLE = range(BACKGROUND + 1, PROP)  # labels of the wardrobe that belong to a person
 
 
 def read(folder: Path, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
@@ -37,12 +36,11 @@ def read(folder: Path, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
     """
     pictures, outlines = [], []
     for record in tqdm(records, desc="reading", disable=None):
-        masks = record.provenance.get("masks")
-        if not isinstance(masks, dict) or "labels" not in masks:
+        if record.maps is None or record.maps.labels is None:
             raise RecordError(f"{record.id}: no label picture; give records of 'python -m data_prep synthetic'")
         rgb = np.asarray(Image.open(resolve(folder, record.file_name)).convert("RGB"))
-        labels = np.asarray(Image.open(resolve(folder, masks["labels"])).convert("L"))
-        person = np.isin(labels, PEOPLE).astype(np.uint8) * 255
+        labels = np.asarray(Image.open(resolve(folder, record.maps.labels)).convert("L"))
+        person = np.isin(labels, PERSON).astype(np.uint8) * 255
         small = [cv2.resize(p, SIZE[::-1], interpolation=cv2.INTER_AREA) for p in (rgb, person)]
         pictures.append(torch.from_numpy(small[0]).permute(2, 0, 1))
         outlines.append(torch.from_numpy(small[1])[None])

@@ -1,4 +1,4 @@
-"""Fits and saves the small networks that judge pictures (``pattern_classifier``, ``outline_network``)."""
+"""Fits and saves the small networks that judge pictures (``pattern_kind``, ``person_outline``)."""
 
 from __future__ import annotations
 

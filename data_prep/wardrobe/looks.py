@@ -28,12 +28,9 @@ from data_prep.wardrobe.heads import Person, paint_skin
 from data_prep.wardrobe.outfits import Outfit, Worn
 from data_prep.wardrobe.patterns import luminance, noise
 from omfa.components import Category
+from omfa.records.labels import LABEL_OF, Label
 
 Array = NDArray[Any]
-
-LABELS = ("background", "skin", "face", "hair", "upper", "lower", "dress", "shoes", "prop")
-BACKGROUND, SKIN, FACE, HAIR, UPPER, LOWER, DRESS, SHOES, PROP = range(len(LABELS))
-LABEL_OF = {Category.UPPER: UPPER, Category.LOWER: LOWER, Category.DRESS: DRESS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +45,7 @@ class Points:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """albedo (n, 3), gain (n,) on it, gloss (n,), normals (n, 3), label (n,) of LABELS."""
+    """albedo (n, 3), gain (n,) on it, gloss (n,), normals (n, 3), label (n,) of Label."""
 
     albedo: Array
     gain: Array
@@ -76,13 +73,13 @@ def paint_body(p: Points, person: Person, outfit: Outfit) -> Look:
     """Skin and socks; skin under cloth takes the cloth's colour, so nobody is ever bare where there is cloth."""
     rest, eyeball, depth, under = p.rows[:, :3], p.rows[:, 3] > 0.5, p.rows[:, 4], p.rows[:, 5]
     albedo = paint_skin(person, rest, eyeball)
-    label = np.where(rest[:, 1] > 0.53, FACE, SKIN).astype(np.uint8)
+    label = np.where(rest[:, 1] > 0.53, Label.FACE, Label.SKIN).astype(np.uint8)
     for g, worn in enumerate(outfit.worn):
         lining = (depth > 0.010) & (np.abs(under - g) < 0.5)
         albedo[lining] = worn.pattern.palette[0] * 0.8
         label[lining] = LABEL_OF[worn.category]
     sock = rest[:, 1] < GROUND_Y + outfit.shoe_height + 0.045
-    albedo[sock], label[sock] = outfit.sock_colour, SHOES
+    albedo[sock], label[sock] = outfit.sock_colour, Label.SHOES
     return _look(p, albedo, label, gloss=0.10)
 
 
@@ -94,7 +91,7 @@ def paint_hair(p: Points, person: Person) -> Look:
     broad = noise(person.seed % 61 + 12, u, v * (0.8 if curly else 0.2), 0.06, 2)
     tone = (1 + 0.16 * fine + 0.10 * broad)[:, None]
     albedo = np.clip((np.array(person.hair_colour, np.float32) + 0.012) * tone, 0, 1)
-    return _look(p, albedo, HAIR, gloss=0.10 if curly else 0.22)
+    return _look(p, albedo, Label.HAIR, gloss=0.10 if curly else 0.22)
 
 
 def paint_shoes(p: Points, outfit: Outfit) -> Look:
@@ -102,12 +99,12 @@ def paint_shoes(p: Points, outfit: Outfit) -> Look:
     height, edge = p.rows[:, 4], p.rows[:, 5]
     albedo = np.where(height[:, None] < 0.026, outfit.sole_colour, outfit.shoe_colour)
     gain = line(np.maximum(edge, 0), 0.004, 0.35) * line(height - 0.027, 0.003, 0.25)
-    return _look(p, albedo, SHOES, gain, gloss=0.12)
+    return _look(p, albedo, Label.SHOES, gain, gloss=0.12)
 
 
 def paint_plain(p: Points, colour: tuple[float, float, float]) -> Look:
     """A prop of one colour."""
-    return _look(p, np.array(colour), PROP)
+    return _look(p, np.array(colour), Label.PROP)
 
 
 # ---------------------------------------------------------------------------------------------------- clothes

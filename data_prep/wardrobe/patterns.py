@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from omfa.evaluation.pattern_kind import KINDS
+from omfa.evaluation.judges import KINDS
 
 Array = NDArray[Any]
 

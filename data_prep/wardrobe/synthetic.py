@@ -23,12 +23,12 @@ from data_prep.run import Outcome, run_stage, write_image
 from data_prep.wardrobe.dressing import Dressed, dress, garment_layer, layers_of, pose_body, stool
 from data_prep.wardrobe.garment_meshes import Posed, make_garment, tailor
 from data_prep.wardrobe.heads import Person, draw_person
-from data_prep.wardrobe.looks import BACKGROUND, PROP
 from data_prep.wardrobe.outfits import Outfit, Worn, caption, draw_outfit
 from data_prep.wardrobe.scene import STUDIO, background, draw_light, render
 from omfa.bodies.body import NAMED_POSES, BodyParameters, camera, clamp_pose, look_at, mirror_pose, rotation_vector
 from omfa.bodies.pose_render import render_pose_map
-from omfa.records.prepared import FaceRef, GarmentRef, PoseRef, Record
+from omfa.records.labels import PERSON
+from omfa.records.prepared import FaceRef, GarmentRef, Maps, PoseRef, Record
 
 Array = NDArray[Any]
 
@@ -222,7 +222,7 @@ class Sample:
         garment_masks: category to (H, W) bool, where the shop picture shows the garment.
         pose_map: (H, W, 3) uint8.
         params: body and camera.
-        labels: (H, W) uint8, indices into LABELS.
+        labels: (H, W) uint8, of :class:`omfa.records.labels.Label`.
         parts: (H, W) uint8, 0 or 1 + index into ``omfa.bodies.body.PARTS``, clothes counted to what they cover.
         joints: (55, 3) float32 camera frame.
     """
@@ -241,7 +241,7 @@ class Sample:
     @property
     def person_mask(self) -> Array:
         """(H, W) bool: person and clothes."""
-        return (self.labels > BACKGROUND) & (self.labels < PROP)
+        return np.isin(self.labels, PERSON)
 
 
 def make_outfit(seed: int, index: int, size: tuple[int, int] = (256, 192), views: int = VIEWS) -> list[Sample]:
@@ -287,8 +287,6 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View) -
     number = index // OUTFITS
     worn_id = f"s{seed}-o{index}"
     name = f"{worn_id}-v{view.words['view']}"
-    masks = {"labels": f"masks/{name}.png", "parts": f"masks/{name}-parts.png"}
-    masks |= {w.category.value: f"masks/{worn_id}-{w.category.value}.png" for w in outfit.worn}
     return Record(
         id=name,
         split="test" if number % TEST_EVERY == TEST_EVERY - 1 else "train",
@@ -296,13 +294,17 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View) -
         outfit_id=worn_id,
         file_name=f"person/{name}.png",
         face=FaceRef(f"face/{worn_id}.png", f"{worn_id}-portrait"),
-        garments=tuple(GarmentRef(w.category, f"garment/{worn_id}-{w.category.value}.png") for w in outfit.worn),
+        garments=tuple(
+            GarmentRef(c, f"garment/{worn_id}-{c}.png", mask=f"masks/{worn_id}-{c}.png")
+            for c in (w.category for w in outfit.worn)
+        ),
         pose=PoseRef(f"pose/{name}.png", f"pose/{name}.npz"),
+        maps=Maps(labels=f"masks/{name}.png", limbs=f"masks/{name}-parts.png"),
         caption=caption(outfit),
         view_yaw=view.words["yaw"],
         provenance={
             "stage": "synthetic", "seed": seed, "outfit": index, **view.words, "skin": person.names[0],
-            "hair": person.names[1], "masks": masks, "garments": {w.category.value: _said(w) for w in outfit.worn},
+            "hair": person.names[1], "garments": {w.category.value: _said(w) for w in outfit.worn},
         },
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from omfa.evaluation.metrics import frechet_distance
+from omfa.evaluation.distances import frechet_distance
 
 DRAWS = 2000
 FEWEST = 8  # groups below which chance is not told from the groups themselves

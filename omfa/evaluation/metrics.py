@@ -4,7 +4,7 @@ Pictures are float tensors (B, 3, H, W), sRGB, in [0, 1]. Masks are (B, 1, H, W)
 the pictures. Every function of two pictures returns one value per example, (B,); with a mask, the value inside it
 (NaN where the mask is empty). ``pred`` is judged, ``truth`` is the reference.
 
-Legend: B batch, H W pixels, N samples, D feature width, K colours of a palette.
+Legend: B batch, H W pixels, K colours of a palette.
 """
 
 from __future__ import annotations
@@ -57,7 +57,12 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
 
     Returns:
         (B,); NaN where a mask is empty.
+
+    Raises:
+        ValueError: a mask that is not aligned with ``x``.
     """
+    if mask is not None:
+        _check_mask(mask, x.shape)
     per_pixel = x.mean(1, keepdim=True)
     if mask is None:
         return per_pixel.mean((1, 2, 3))
@@ -115,43 +120,19 @@ def _ssim_maps(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ssim_rgb_full_map(pred: Tensor, truth: Tensor) -> Tensor:
-    """SSIM at every pixel and channel (B, 3, H, W), edges by reflection; its interior is the valid map."""
+    """SSIM at every pixel and channel (B, 3, H, W), edges by reflection.
+
+    Its :func:`masked_mean` is torchmetrics' (>= 1.4.2, data_range=1); that of its :func:`inner`, where the window lies
+    inside the picture, pytorch-msssim's and that of scikit-image's Wang settings.
+    """
     _check(pred, truth)
     pad = [SSIM_BORDER] * 4
     luminance, structure = _ssim_maps(F.pad(pred, pad, mode="reflect"), F.pad(truth, pad, mode="reflect"))
     return luminance * structure
 
 
-def ssim_rgb_full(pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
-    """SSIM of RGB over the whole picture, edges reflected: torchmetrics >= 1.4.2 with data_range=1.
-
-    Args:
-        pred, truth: (B, 3, H, W) in [0, 1].
-        mask: (B, 1, H, W) or None.
-
-    Returns:
-        (B,) in [-1, 1].
-    """
-    _check(pred, truth, mask)
-    return masked_mean(ssim_rgb_full_map(pred, truth), mask)
-
-
-def ssim_rgb_valid(pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
-    """SSIM of RGB where the window lies inside the picture: pytorch-msssim, scikit-image's Wang settings.
-
-    Args:
-        pred, truth: (B, 3, H, W) in [0, 1].
-        mask: (B, 1, H, W) or None.
-
-    Returns:
-        (B,) in [-1, 1].
-    """
-    _check(pred, truth, mask)
-    luminance, structure = _ssim_maps(pred, truth)
-    return masked_mean(luminance * structure, None if mask is None else _inner(mask))
-
-
-def _inner(x: Tensor) -> Tensor:
+def inner(x: Tensor) -> Tensor:
+    """A map or mask (B, C, H, W) without the border that a window centred there reaches over."""
     return x[..., SSIM_BORDER:-SSIM_BORDER, SSIM_BORDER:-SSIM_BORDER]
 
 
@@ -171,7 +152,7 @@ def ssim_luma(pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor
     yiq = torch.tensor([0.299, 0.587, 0.114], dtype=pred.dtype, device=pred.device).view(1, 3, 1, 1)
     x, y = (((v * yiq).sum(1, keepdim=True) * 255).round().double() / 255 for v in (pred, truth))
     luminance, structure = _ssim_maps(x, y)
-    return masked_mean(luminance * structure.relu(), None if mask is None else _inner(mask)).to(pred.dtype)
+    return masked_mean(luminance * structure.relu(), None if mask is None else inner(mask)).to(pred.dtype)
 
 
 def ms_ssim(pred: Tensor, truth: Tensor) -> Tensor:
@@ -380,105 +361,3 @@ def foreground(image: Tensor, tolerance: float = 4.0) -> Tensor:
         cv2.floodFill(framed, None, (0, 0), 2)
         result.append(framed[1:-1, 1:-1] != 2)
     return torch.from_numpy(np.stack(result))[:, None].to(image.device)
-
-
-# ------------------------------------------------------------------------------- distances between sets of features
-def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (D,) and a matrix R (min(N, D), D) with R^T R the covariance (ddof 1), both float64."""
-    count, width = features.shape
-    mean = features.mean(0, dtype=np.float64)
-    if count <= width:
-        return mean, (features - mean) / math.sqrt(count - 1)
-    covariance = np.zeros((width, width))
-    for start in range(0, count, 4096):  # in blocks: the features may be a file mapped into memory
-        centred = features[start : start + 4096] - mean
-        covariance += centred.T @ centred
-    values, vectors = np.linalg.eigh(covariance / (count - 1))
-    return mean, np.sqrt(values.clip(min=0))[:, None] * vectors.T
-
-
-def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Fréchet distance of two sets' Gaussians: FID on Inception features, CLIP-FID on CLIP's (Heusel et al. 2017).
-
-    |mx - my|^2 + tr Sx + tr Sy - 2 tr (Sx Sy)^(1/2); the last trace is the nuclear norm of Rx Ry^T, S = R^T R, which
-    stays exact with fewer samples than features. Biased upwards at finite N: compare only at the same N.
-
-    Args:
-        x, y: (N, D) and (M, D) features.
-
-    Raises:
-        ValueError: shapes, or fewer than two samples.
-    """
-    _check_features(x, y)
-    (mean_x, root_x), (mean_y, root_y) = _mean_and_root(x), _mean_and_root(y)
-    traces = (root_x**2).sum() + (root_y**2).sum() - 2 * np.linalg.norm(root_x @ root_y.T, "nuc")
-    return float(((mean_x - mean_y) ** 2).sum() + traces)
-
-
-def _check_features(x: np.ndarray, y: np.ndarray) -> None:
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        raise ValueError(f"features {x.shape} and {y.shape} must be (N, D) and (M, D) with at least two samples each")
-
-
-def _kernel_sums(
-    x: np.ndarray, y: np.ndarray, gx: np.ndarray, gy: np.ndarray, groups: int, same: bool = False, block: int = 1024
-) -> tuple[float, np.ndarray]:
-    """Sum of k(x_i, y_j) over i, j (i != j if ``same``), and the part of it that each group takes part in (G,)."""
-    total, part = 0.0, np.zeros(groups)
-    for top in range(0, len(x), block):
-        rows = slice(top, top + block)
-        for left in range(0, len(y), block):
-            columns = slice(left, left + block)
-            kernel = (x[rows].astype(np.float64) @ y[columns].T.astype(np.float64) / x.shape[1] + 1) ** 3
-            if same and top == left:
-                np.fill_diagonal(kernel, 0)
-            own = np.where(gx[rows, None] == gy[None, columns], kernel, 0).sum(1)  # in its row and in its column
-            total += kernel.sum()
-            part += np.bincount(gx[rows], kernel.sum(1) - own, groups) + np.bincount(gy[columns], kernel.sum(0), groups)
-    return total, part
-
-
-def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """KID: the unbiased squared MMD with k(a, b) = (a.b / D + 1)^3, over the whole sets (Binkowski et al. 2018).
-
-    What clean-fid's mean over random subsets estimates, without the randomness. Raw scale (often shown x 1000); small
-    negative values are valid.
-
-    Args:
-        x, y: (N, D) and (M, D) features.
-    """
-    return kernel_distance_jackknife(x, y, np.arange(len(x)), np.arange(len(y)))[0]
-
-
-def kernel_distance_jackknife(
-    x: np.ndarray, y: np.ndarray, groups_x: np.ndarray, groups_y: np.ndarray
-) -> tuple[float, np.ndarray]:
-    """KID, and KID without each group in turn (for :func:`omfa.evaluation.intervals.jackknife_error`).
-
-    Args:
-        x, y: (N, D) and (M, D) features.
-        groups_x, groups_y: (N,) and (M,) integers from 0; samples that depend on each other (a prediction and its own
-            truth, pictures of one person) share a number and are left out together.
-
-    Returns:
-        KID, and (G,) leave-one-group-out values; NaN where too few samples would be left.
-    """
-    _check_features(x, y)
-    groups = int(max(groups_x.max(), groups_y.max())) + 1
-    (xx, part_xx), (yy, part_yy), (xy, part_xy) = (
-        _kernel_sums(a, b, ga, gb, groups, same)
-        for a, b, ga, gb, same in (
-            (x, x, groups_x, groups_x, True),
-            (y, y, groups_y, groups_y, True),
-            (x, y, groups_x, groups_y, False),
-        )
-    )
-
-    def mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, n: np.ndarray, m: np.ndarray) -> np.ndarray:
-        return xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2 * xy / (n * m)
-
-    n, m = np.array(float(len(x))), np.array(float(len(y)))
-    left_n, left_m = n - np.bincount(groups_x, minlength=groups), m - np.bincount(groups_y, minlength=groups)
-    left_n, left_m = (np.where(left > 1, left, np.nan) for left in (left_n, left_m))
-    left_out = mmd(xx - part_xx, yy - part_yy, xy - part_xy, left_n, left_m)
-    return float(mmd(np.array(xx), np.array(yy), np.array(xy), n, m)), left_out

@@ -36,6 +36,10 @@ class Metric:
     scale: float = 1.0
     digits: int = 3
 
+    def text(self, value: float, sign: str = "") -> str:
+        """A raw value as tables show it; ``sign`` "+" for differences."""
+        return f"{value * self.scale:{sign}.{self.digits}f}"
+
 
 METRICS = {
     m.name: m

@@ -22,7 +22,7 @@ from PIL import Image
 
 from omfa.components import Category, TaskKind
 from omfa.evaluation.protocols import METRICS, Metric
-from omfa.evaluation.results import Results, comparable, compare
+from omfa.evaluation.results import Results, comparable, compare, formatted
 from omfa.evaluation.scoring import read_prediction
 from omfa.images import ImageError, read_image
 from omfa.records.prepared import Record, RecordError, read_records, resolve
@@ -33,19 +33,6 @@ EXTREMES = 6  # best and worst records of each metric that are always among the 
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
-def formatted(metric: Metric, row: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Value and interval of a row of the table, as text; a dash and nothing where it is absent."""
-    if row is None or row["value"] is None:
-        return "-", ""
-    value, digits = row["value"] * metric.scale, metric.digits
-    if row.get("spread") is not None:
-        return f"{value:.{digits}f}", f"spread {row['spread'] * metric.scale:.{digits}f}"
-    if row["low"] is None or row["high"] is None:
-        return f"{value:.{digits}f}", ""
-    low, high = row["low"] * metric.scale, row["high"] * metric.scale
-    return f"{value:.{digits}f}", f"[{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def table_rows(results: Sequence[Results]) -> list[tuple[Metric, list[tuple[str, str]], int | None]]:
     """Metrics that any model has, each model's value and interval, and which is best.
 
@@ -161,12 +148,11 @@ def comparison_text(found: Mapping[str, Any]) -> str:
         lines.append(f"{pair['b']} against {pair['a']} on the {found['n']} predictions both have; difference b - a")
         for name, row in pair["metrics"].items():
             metric = METRICS[name]
-            d, low, high = (None if row[k] is None else row[k] * metric.scale for k in ("difference", "low", "high"))
-            sure = "" if low is None or high is None else f"[{low:+.{metric.digits}f}, {high:+.{metric.digits}f}]"
+            value, sure = formatted(metric, row, "difference")
             wins = "" if row["wins"] is None else f"b wins {100 * row['wins']:.0f} %"
             most = ", ".join(m["key"] for m in row["most"][:3])
             most = f"; most: {most}" if most else ""
-            lines.append(f"  {metric.label:44} {d:+.{metric.digits}f} {sure:22} {wins}{most}")
+            lines.append(f"  {metric.label:44} {value} {sure:22} {wins}{most}")
     return "\n".join(lines)
 
 
@@ -192,7 +178,7 @@ def histogram(metric: Metric, series: Sequence[np.ndarray], width: int = 260, he
             f'<polygon points="{line}" fill="{colour}" fill-opacity=".25" stroke="{colour}" stroke-width="1.2"/>'
         )
     for x, anchor, value in ((0, "start", low), (width, "end", high)):
-        text = f"{value * metric.scale:.{metric.digits}f}"
+        text = metric.text(value)
         parts.append(f'<text x="{x}" y="{height - 3}" text-anchor="{anchor}" font-size="11" fill="gray">{text}</text>')
     return "".join([*parts, "</svg>"])
 
@@ -345,13 +331,10 @@ def _difference_table(pair: Mapping[str, Any]) -> str:
     parts.append(f"<th>difference</th><th>{e(pair['b'])} wins</th><th>differ most</th></tr>")
     for name, row in pair["metrics"].items():
         metric = METRICS[name]
-        value, sure = formatted(metric, row | {"value": row["difference"], "spread": None})
-        sign = "+" if row["difference"] > 0 else ""
+        value, sure = formatted(metric, row, "difference")
         wins = "" if row["wins"] is None else f"{100 * row['wins']:.0f} %"
         most = ", ".join(m["key"] for m in row["most"][:3])
-        parts.append(
-            f"<tr><td>{e(metric.label)}&nbsp;{_arrow(metric)}</td><td>{sign}{value} <small>{sure}</small></td>"
-        )
+        parts.append(f"<tr><td>{e(metric.label)}&nbsp;{_arrow(metric)}</td><td>{value} <small>{sure}</small></td>")
         parts.append(f"<td>{wins}</td><td><small>{e(most)}</small></td></tr>")
     return "".join([*parts, "</table></div>"])
 

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from omfa.evaluation.distances import frechet_distance, kernel_distance_jackknife
 from omfa.evaluation.intervals import (
     FEWEST,
     HALVES,
@@ -27,8 +28,7 @@ from omfa.evaluation.intervals import (
     group_numbers,
     jackknife_error,
 )
-from omfa.evaluation.metrics import frechet_distance, kernel_distance_jackknife
-from omfa.evaluation.protocols import METRICS
+from omfa.evaluation.protocols import METRICS, Metric
 
 VERSION = 1
 RESULTS, VALUES, RUN = "results.json", "values.jsonl", "run.json"
@@ -116,6 +116,21 @@ def summarise(
         if row is not None:
             table[name] = row
     return table
+
+
+def formatted(
+    metric: Metric, row: Mapping[str, Any] | None, key: Literal["value", "difference"] = "value"
+) -> tuple[str, str]:
+    """A row's value (or difference, with its sign) and its interval or spread; "-" and nothing where it is absent."""
+    if row is None or row[key] is None:
+        return "-", ""
+    sign = "+" if key == "difference" else ""
+    value, spread = metric.text(row[key], sign), row.get("spread")
+    if spread is not None and key == "value":
+        return value, f"spread {metric.text(spread)}"
+    if row["low"] is None or row["high"] is None:
+        return value, ""
+    return value, f"[{metric.text(row['low'], sign)}, {metric.text(row['high'], sign)}]"
 
 
 # --------------------------------------------------------------------------------------------------- several models

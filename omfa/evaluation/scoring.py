@@ -10,7 +10,6 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -21,11 +20,11 @@ from torch import Tensor, nn
 
 from omfa.components import Category, TaskKind
 from omfa.evaluation import metrics
-from omfa.evaluation.metrics import masked_mean
-from omfa.evaluation.pattern_kind import pattern_kinds
-from omfa.evaluation.person_outline import person_outline
+from omfa.evaluation.judges import pattern_kinds, person_outline
+from omfa.evaluation.metrics import inner, masked_mean
 from omfa.evaluation.protocols import METRICS, PROTOCOLS, Filter, Pairing, Protocol
 from omfa.images import SUFFIXES, ImageError, read_image
+from omfa.records.labels import AREAS
 from omfa.records.prepared import GarmentRef, Record, RecordError, resolve
 
 SCORING = 2  # counts changes of what a number means; results of another count are made anew
@@ -34,10 +33,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# Values of the two kinds of label pictures a record's provenance may name (see truth_masks).
-_LABELS = {"person": (1, 2, 3, 4, 5, 6, 7), "upper": (4,), "lower": (5,), "dress": (6,)}
-_PARTS = {"person": tuple(range(1, 23)), "upper": (8, 9), "lower": (10, 11), "dress": (12, 13)}
-_LIMBS = {"forearms": (5, 6), "shins": (11, 12)}
+_LIMBS = ("forearms", "shins")
 
 
 @dataclass(frozen=True)
@@ -179,9 +175,8 @@ class Scorer:
         """Metrics without a network, whole and inside the true areas."""
         found: dict[str, Tensor] = {"psnr": metrics.psnr(x, y)}
         ssim = metrics.ssim_rgb_full_map(x, y)
-        b = metrics.SSIM_BORDER
         found["ssim_rgb_full"] = masked_mean(ssim, None)
-        found["ssim_rgb_valid"] = masked_mean(ssim[..., b:-b, b:-b], None)
+        found["ssim_rgb_valid"] = masked_mean(inner(ssim), None)
         if "ssim_luma" in self.wanted:
             found["ssim_luma"] = metrics.ssim_luma(x, y)
         if "ms_ssim" in self.wanted and min(y.shape[-2:]) >= metrics.MS_SSIM_SMALLEST:
@@ -193,7 +188,7 @@ class Scorer:
             areas["garment"] = torch.stack(worn).amax(0)
         for area, mask in areas.items():
             found[f"psnr_{area}"] = metrics.psnr(x, y, mask)
-            found[f"ssim_rgb_valid_{area}"] = masked_mean(ssim[..., b:-b, b:-b], mask[..., b:-b, b:-b])
+            found[f"ssim_rgb_valid_{area}"] = masked_mean(inner(ssim), inner(mask))
         if "garment" in areas and "lpips_alex" in self.networks and "lpips_alex_garment" in self.wanted:
             found["lpips_alex_garment"] = self.networks["lpips_alex"](x, y, areas["garment"])
         if worn and "palette_error" in self.wanted:
@@ -322,26 +317,18 @@ def true_pattern(item: Item) -> str | None:
 
 
 def label_files(item: Item) -> dict[str, str]:
-    """Kind (a category, "parts", "labels", "limbs") to path of the label pictures :func:`truth_masks` reads."""
-    named: Any = item.record.provenance.get("masks")
-    named = named if isinstance(named, dict) else {}
-    if item.category is not None:
-        paths = {item.category.value: named.get(item.category.value)}
-    else:
-        paths = {
-            "parts": item.record.provenance.get("parts"),
-            "labels": named.get("labels"),
-            "limbs": named.get("parts"),
-        }
-    return {kind: path for kind, path in paths.items() if isinstance(path, str)}
+    """What :func:`truth_masks` reads: kind of map (or the category whose mask it is) to path."""
+    if item.garment is not None:
+        return {} if item.garment.mask is None else {item.garment.category.value: item.garment.mask}
+    maps = {} if item.record.maps is None else vars(item.record.maps)
+    return {kind: maps[kind] for kind in AREAS if maps.get(kind) is not None}
 
 
 def truth_masks(records: Path, item: Item, size: tuple[int, int]) -> dict[str, Tensor]:
     """Where the truth shows what: masks (H, W) of 0 and 1, as far as the record names them.
 
-    For try-on "person", each category worn, "forearms" and "shins"; for try-off the category. A record names its label
-    pictures in its provenance: ``masks`` {labels, parts, <category>} as the synthetic wardrobe writes them, or
-    ``parts`` as the parsing stage does.
+    For try-on "person", each category worn, "forearms" and "shins", out of the record's maps
+    (``omfa.records.labels.AREAS``); for try-off the category, out of the garment's own mask.
 
     Raises:
         RecordError, ImageError: a file that is named but can't be read.
@@ -350,10 +337,8 @@ def truth_masks(records: Path, item: Item, size: tuple[int, int]) -> dict[str, T
     if item.category is not None:
         return {kind: torch.from_numpy(mask > 127).float() for kind, mask in read.items()}
     found: dict[str, Tensor] = {}
-    tables: dict[str, Mapping[str, tuple[int, ...]]] = {"parts": _PARTS, "labels": _LABELS, "limbs": _LIMBS}
-    for kind, table in tables.items():
-        if kind in read:
-            found |= {n: torch.from_numpy(np.isin(read[kind], v)).float() for n, v in table.items()}
+    for kind, labels in read.items():
+        found |= {area: torch.from_numpy(np.isin(labels, values)).float() for area, values in AREAS[kind].items()}
     return {name: mask for name, mask in found.items() if mask.any()}
 
 

@@ -1,30 +1,38 @@
 """The on-disk contract: a *record* is one prepared picture of a dressed person with all that belongs to it.
 
 A folder of records holds ``metadata.jsonl`` (one JSON object per line, the Hugging Face image-folder convention) and
-the files it names. Paths are relative to the folder and stay inside it. ``null`` means absent.
+the files it names. Paths are relative to the folder and stay inside it. ``null`` means absent, and so does a key that
+is not there (``id``, ``split``, ``person_id``, ``outfit_id``, ``file_name`` and ``version`` must be).
 
-    {"version": 1, "id": "p3-o1-v0", "split": "train", "person_id": "p3", "outfit_id": "o1",
+    {"version": 2, "id": "p3-o1-v0", "split": "train", "person_id": "p3", "outfit_id": "o1",
      "file_name": "person/p3-o1-v0.png",
      "face": {"path": "face/p3.png", "source_id": "p3-o1-v2"},
-     "garments": [{"category": "upper", "path": "garment/o1-upper.png", "kind": "shop", "source_id": null}],
+     "garments": [{"category": "upper", "path": "garment/o1-upper.png", "kind": "shop", "source_id": null,
+                   "pose": "garment/o1-upper.npz", "mask": "masks/o1-upper.png"}],
      "pose": {"map": "pose/p3-o1-v0.png", "params": "pose/p3-o1-v0.npz"},
+     "portrait": {"path": "portrait/p3-o1-v0.png", "source_id": null},
+     "maps": {"parts": "parts/p3-o1-v0.png", "labels": "masks/p3-o1-v0.png", "limbs": null, "inpaint": null},
+     "keypoints": {"path": "keypoints/p3-o1-v0.json", "format": "openpose-18"},
      "caption": "striped t-shirt, blue trousers", "view_yaw": 12.5, "provenance": {"stage": "synthetic"}}
+
+Version 1 had no ``portrait``, ``maps``, ``keypoints``, and no ``pose`` and ``mask`` of a garment; it is read as before.
+What it kept of label pictures and masks in ``provenance`` is read into their fields, and written as version 2.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from omfa.components import Category
 
 METADATA = "metadata.jsonl"
-VERSION = 1
+KEYPOINT_FORMATS = ("openpose-18", "openpose-25", "landmarks-33")
+VERSION = 2
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -76,15 +84,27 @@ class FaceRef:
 
 @dataclass(frozen=True)
 class GarmentRef:
-    """A garment picture: ``shop`` (laid out or rendered alone) or ``cutout`` (out of record ``source_id``)."""
+    """A garment picture.
+
+    Args:
+        category: what it is.
+        path: the picture.
+        kind: ``shop`` (laid out or rendered alone) or ``cutout`` (out of record ``source_id``).
+        source_id: of a cutout.
+        pose: body parameters (``.npz``) of a body as it would stand in this picture, wearing the garment.
+        mask: grey picture of the same size, white where the garment is.
+    """
 
     category: Category
     path: str
     kind: Literal["shop", "cutout"] = "shop"
     source_id: str | None = None
+    pose: str | None = None
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         check_path(self.path)
+        _check_paths(self.pose, self.mask)
         if not isinstance(self.category, str) or self.category not in set(Category):
             raise RecordError(f"category {self.category!r} must be one of {', '.join(Category)}")
         object.__setattr__(self, "category", Category(self.category))
@@ -102,9 +122,74 @@ class PoseRef:
     params: str | None = None
 
     def __post_init__(self) -> None:
-        for path in (self.map, self.params):
-            if path is not None:
-                check_path(path)
+        _check_paths(self.map, self.params)
+
+
+@dataclass(frozen=True)
+class PortraitRef:
+    """The photo to be changed: the same view of the same person in another outfit, never in the garments of the record.
+
+    Args:
+        path: the photo, aligned with the person picture.
+        source_id: the record whose person picture it is; None: unknown, or no record.
+    """
+
+    path: str
+    source_id: str | None = None
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Grey pictures of the person picture's size that say what each of its pixels is (``omfa.records.labels``).
+
+    Args:
+        parts: of :class:`omfa.records.labels.Part`, as ``python -m data_prep parse`` makes it.
+        labels: of :class:`omfa.records.labels.Label`, as the synthetic wardrobe makes it.
+        limbs: 0, or 1 + an index into ``omfa.bodies.body.PARTS``, clothed or not, as the wardrobe makes it.
+        inpaint: white where a model that repaints a part of the photo is to repaint it, black elsewhere.
+    """
+
+    parts: str | None = None
+    labels: str | None = None
+    limbs: str | None = None
+    inpaint: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_paths(*vars(self).values())
+
+
+@dataclass(frozen=True)
+class KeypointsRef:
+    """2-D keypoints in pixels of the person picture, read by :func:`omfa.records.keypoints.read_keypoints`.
+
+    Args:
+        path: ``.json`` as OpenPose writes it, or ``.npz`` with ``points`` (K, 3): x, y, confidence.
+        format: whose K points: OpenPose's 18 (COCO) or 25 (BODY_25), or the 33 of ``data_prep.poses.landmarks``.
+    """
+
+    path: str
+    format: Literal["openpose-18", "openpose-25", "landmarks-33"]
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
+        if self.format not in KEYPOINT_FORMATS:
+            raise RecordError(f"keypoint format {self.format!r} must be one of {', '.join(KEYPOINT_FORMATS)}")
+        if not self.path.endswith((".json", ".npz")):
+            raise RecordError(
+                f"keypoints {self.path!r} must be a .json as OpenPose writes it, or an .npz with 'points'"
+            )
+
+
+_Ref = TypeVar("_Ref", FaceRef, PortraitRef, KeypointsRef)
+
+
+def _check_paths(*paths: str | None) -> None:
+    for path in paths:
+        if path is not None:
+            check_path(path)
 
 
 @dataclass(frozen=True)
@@ -120,6 +205,9 @@ class Record:
         face: a head crop, or None.
         garments: what the person wears, as pictures; at most one of each category; a dress excludes the others.
         pose: pose map and body parameters, or None.
+        portrait: the photo to be changed, or None.
+        maps: label pictures of the person picture, or None.
+        keypoints: 2-D keypoints, or None.
         caption: what can be seen, in a few words, or None.
         view_yaw: degrees in (-180, 180]; 0 faces the camera, +90 is turned to their own left; None: unknown.
         provenance: anything worth keeping about where the record came from. ``{"own_cutouts": true}`` allows a
@@ -137,6 +225,9 @@ class Record:
     face: FaceRef | None = None
     garments: tuple[GarmentRef, ...] = ()
     pose: PoseRef | None = None
+    portrait: PortraitRef | None = None
+    maps: Maps | None = None
+    keypoints: KeypointsRef | None = None
     caption: str | None = None
     view_yaw: float | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -144,7 +235,7 @@ class Record:
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
-            raise RecordError(f"version {self.version!r} is not known; this release reads version {VERSION}")
+            raise RecordError(f"version {self.version!r} is not known; this release reads versions 1 and {VERSION}")
         for name in ("id", "split", "person_id", "outfit_id"):
             value = getattr(self, name)
             if not isinstance(value, str) or not _ID.fullmatch(value):
@@ -158,6 +249,8 @@ class Record:
             raise RecordError(f"garments {worn}: a dress takes the place of upper and lower; give it alone")
         if not isinstance(self.provenance, dict) or not isinstance(self.caption, str | None):
             raise RecordError(f"caption {self.caption!r} must be a text and provenance {self.provenance!r} an object")
+        if self.portrait is not None and (self.portrait.path == self.file_name or self.portrait.source_id == self.id):
+            raise RecordError("the portrait is this very picture: give one of the same view in another outfit")
         if self.view_yaw is not None and not (isinstance(self.view_yaw, int | float) and -180 < self.view_yaw <= 180):
             raise RecordError(f"view_yaw {self.view_yaw!r} must be in (-180, 180] degrees")
         if not self.provenance.get("own_cutouts"):
@@ -169,12 +262,12 @@ class Record:
         """One line of ``metadata.jsonl``, keys in the contract's order."""
         d = asdict(self)
         order = ["version", "id", "split", "person_id", "outfit_id", "file_name", "face", "garments", "pose"]
-        order += ["caption", "view_yaw", "provenance"]
+        order += ["portrait", "maps", "keypoints", "caption", "view_yaw", "provenance"]
         return json.dumps({k: d[k] for k in order}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str) -> Record:
-        """Parse one line of ``metadata.jsonl``.
+        """Parse one line of ``metadata.jsonl``, of any version so far.
 
         Raises:
             RecordError: not JSON, a key missing or unknown, or a field out of contract.
@@ -188,17 +281,39 @@ class Record:
         try:
             if "version" not in d:
                 raise RecordError(f"key 'version' is missing; write {VERSION}")
-            return cls(
-                **{k: v for k, v in d.items() if k not in ("face", "garments", "pose", "provenance")},
-                face=None if d.get("face") is None else FaceRef(**_object("face", d["face"])),
-                garments=tuple(GarmentRef(**_object("a garment", g)) for g in _several(d.get("garments"))),
-                pose=None if d.get("pose") is None else PoseRef(**_object("pose", d["pose"])),
-                provenance=d.get("provenance") or {},
-            )
+            d["garments"] = [_object("a garment", g) for g in _several(d.get("garments"))]
+            d["provenance"] = d.get("provenance") or {}
+            if d["version"] == 1:
+                d = _lifted(d)
+            for name, kind in _PARTS.items():
+                if d.get(name) is not None:
+                    d[name] = kind(**_object(name, d[name]))
+            d["garments"] = tuple(GarmentRef(**g) for g in d["garments"])
+            return cls(**d)
         except RecordError:
             raise
         except (TypeError, AttributeError) as e:  # a missing, unknown or wrongly typed key
             raise RecordError(str(e).replace("Record.__init__()", "record").replace("__init__()", "")) from None
+
+
+_PARTS = {"face": FaceRef, "pose": PoseRef, "portrait": PortraitRef, "maps": Maps, "keypoints": KeypointsRef}
+
+
+def _lifted(d: dict[str, Any]) -> dict[str, Any]:
+    """A line of version 1 as one of version 2: the files that ``provenance`` named are where files are named now."""
+    new = [name for name in ("portrait", "maps", "keypoints") if name in d]
+    if new:
+        raise RecordError(f"version 1 has no {', '.join(new)}; write version {VERSION}")
+    said = d["provenance"] if isinstance(d["provenance"], dict) else {}
+    masks = said.get("masks")
+    masks = {k: v for k, v in masks.items() if isinstance(v, str)} if isinstance(masks, dict) else {}
+    maps = {"parts": said.get("parts"), "labels": masks.get("labels"), "limbs": masks.get("parts")}
+    maps = {name: path for name, path in maps.items() if isinstance(path, str)}
+    lifted = d | {"version": VERSION, "maps": maps or None}
+    lifted["garments"] = [g | {"mask": m} if (m := masks.get(g.get("category"))) else g for g in d["garments"]]
+    if said:
+        lifted["provenance"] = {k: v for k, v in said.items() if k not in ("masks", "parts")}
+    return lifted
 
 
 def _object(name: str, value: Any) -> dict[str, Any]:
@@ -251,63 +366,64 @@ def read_records(folder: str | Path, split: str | None = None) -> list[Record]:
     return records
 
 
-def write_records(folder: str | Path, records: Iterable[Record]) -> Path:
-    """Write ``metadata.jsonl`` at once: to the side first, then swapped in.
+def record_pictures(record: Record) -> dict[str, str]:
+    """The photographs and drawings a record names, which a VAE can encode: role to relative path.
 
-    Returns:
-        The path of the file.
+    Roles: person, face, pose_map, portrait, and each garment's category.
     """
-    path = Path(folder) / METADATA
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".jsonl.part")
-    with part.open("w", encoding="utf-8") as out:
-        for record in records:
-            out.write(record.to_json() + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(part, path)
-    return path
-
-
-def record_files(record: Record) -> dict[str, str]:
-    """The files a record names: role to relative path (roles: person, face, pose_map, pose_params, a category)."""
     files = {"person": record.file_name}
     if record.face is not None:
         files["face"] = record.face.path
-    if record.pose is not None:
-        roles = {"pose_map": record.pose.map, "pose_params": record.pose.params}
-        files |= {role: path for role, path in roles.items() if path is not None}
+    if record.pose is not None and record.pose.map is not None:
+        files["pose_map"] = record.pose.map
+    if record.portrait is not None:
+        files["portrait"] = record.portrait.path
     return files | {g.category.value: g.path for g in record.garments}
 
 
-def validate(folder: str | Path) -> list[str]:
-    """Every problem of a records folder as one line each: file, line, what is wrong, what would be right.
+def record_files(record: Record) -> dict[str, str]:
+    """All files a record names: role to relative path.
 
-    Checks the contract of every line, unique ids, and that every named file exists, is inside the folder and is not
-    empty. Pictures are not decoded here. An empty list means all is well.
+    Roles: those of :func:`record_pictures`, pose_params, <category>_pose, <category>_mask, keypoints, and the maps:
+    parts, labels, limbs, inpaint.
     """
-    root, problems, seen = Path(folder), list[str](), set[str]()
-    path = root / METADATA
-    if not path.is_file():
-        return [f"{path}: not found; a records folder has a {METADATA}"]
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = Record.from_json(line)
-        except RecordError as e:
-            problems.append(f"{path}:{number}: {e}")
-            continue
-        if record.id in seen:
-            problems.append(f"{path}:{number}: id {record.id!r} stands twice; give every record its own id")
-        seen.add(record.id)
-        for role, name in record_files(record).items():
-            try:
-                full = resolve(root, name)
-                if not full.is_file():
-                    problems.append(f"{path}:{number}: {role} file {name!r} is missing; add it or remove its entry")
-                elif full.stat().st_size == 0:
-                    problems.append(f"{path}:{number}: {role} file {name!r} is empty; write it again")
-            except (RecordError, OSError) as e:
-                problems.append(f"{path}:{number}: {role}: {e}")
-    return problems
+    files: dict[str, str | None] = dict(record_pictures(record))
+    files["pose_params"] = None if record.pose is None else record.pose.params
+    for garment in record.garments:
+        files |= {f"{garment.category}_pose": garment.pose, f"{garment.category}_mask": garment.mask}
+    files["keypoints"] = None if record.keypoints is None else record.keypoints.path
+    files |= vars(record.maps or Maps())
+    return {role: path for role, path in files.items() if path is not None}
+
+
+def with_files(record: Record, paths: Mapping[str, str | None]) -> Record:
+    """A record whose files lie elsewhere: what :func:`record_files` says of it is ``paths``.
+
+    Args:
+        record: any.
+        paths: role to relative path; a role of the record that is not among them is left out.
+
+    Raises:
+        RecordError: no person picture, or a path that leaves the folder.
+    """
+    get = paths.get
+    garments = [(g, get(g.category.value)) for g in record.garments]
+    pose, maps = record.pose, record.maps
+    return replace(
+        record,
+        file_name=get("person") or "",
+        face=_moved(record.face, get("face")),
+        garments=tuple(
+            replace(g, path=path, pose=get(f"{g.category}_pose"), mask=get(f"{g.category}_mask"))
+            for g, path in garments
+            if path is not None
+        ),
+        pose=pose and PoseRef(get("pose_map"), get("pose_params")),
+        portrait=_moved(record.portrait, get("portrait")),
+        maps=maps and Maps(**{name: get(name) for name in vars(maps)}),
+        keypoints=_moved(record.keypoints, get("keypoints")),
+    )
+
+
+def _moved(ref: _Ref | None, path: str | None) -> _Ref | None:
+    return None if ref is None or path is None else replace(ref, path=path)

@@ -31,7 +31,7 @@ from omfa.canvas import FACE, PERSON, Canvas
 from omfa.components import JOINT, TRY_OFF, TRY_ON, Category, Component, Task
 from omfa.conditioning import Drops, Layout
 from omfa.prompts import TextEncoders, phrases
-from omfa.records.prepared import Record, RecordError, record_files
+from omfa.records.prepared import Record, RecordError, record_files, record_pictures
 from omfa.records.shards import Source, open_records
 
 TRAIN_STEPS = 1000
@@ -272,8 +272,8 @@ def encoded_file(folder: Path, record_id: str) -> Path:
 
 
 def pictures_of(record: Record) -> dict[str, str]:
-    """The pictures among :func:`omfa.records.prepared.record_files`, all of which ``omfa.encode`` encodes."""
-    return {name: path for name, path in record_files(record).items() if name != "pose_params"}
+    """The pictures of :func:`omfa.records.prepared.record_pictures`, all of which ``omfa.encode`` encodes."""
+    return record_pictures(record)
 
 
 def lacks(path: Path, record: Record) -> list[str]:

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from data_prep.__main__ import main
-from data_prep.parts import ATR, CIHP, CLOTHES, DEEPFASHION, LIP, Part, read_labels, read_parts, table, to_parts
+from data_prep.check import validate
 from omfa.components import Category
-from omfa.records.prepared import Record, read_records, validate
+from omfa.records.labels import ATR, CIHP, CLOTHES, DEEPFASHION, LIP, Part, read_labels, read_parts, table, to_parts
+from omfa.records.prepared import Record, read_records
 from tests.samples import sample
 
 SIZE = (48, 36)  # (H, W)

@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from data_prep.__main__ import main
+from data_prep.check import validate
 from data_prep.garments import HIDDEN, Cutout, cut_out, outfits, worn
-from data_prep.parts import Part
 from data_prep.run import write_image
 from omfa.components import Category
-from omfa.records.prepared import Record, read_records, validate, write_records
+from omfa.records.labels import Part
+from omfa.records.prepared import Maps, Record, read_records
+from tests.records.writing import write_records
 from tests.samples import sample
 
 SIZE = (256, 192)
@@ -113,12 +115,9 @@ def folder(root: Path, *records: dict[str, Any]) -> Path:
         rgb, parts = draw(*PERSON, (Part.RIGHT_ARM, (80, 80, 82 + 8 * n, 100)))
         write_image(root / "person" / f"{name}.png", rgb)
         write_image(root / "parts" / f"{name}.png", parts)
-        provenance = {"parts": f"parts/{name}.png"}
-        made.append(
-            Record(
-                name, fields.get("split", "train"), "p", fields["outfit"], f"person/{name}.png", provenance=provenance
-            )
-        )
+        maps = Maps(f"parts/{name}.png")
+        split = fields.get("split", "train")
+        made.append(Record(name, split, "p", fields["outfit"], f"person/{name}.png", maps=maps))
     write_records(root, made)
     return root
 
@@ -187,19 +186,23 @@ def test_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
-def test_hostile_part_map_is_refused(tmp_path: Path) -> None:
+def test_hostile_part_map_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = folder(tmp_path / "in", {"outfit": "a"}, {"outfit": "a"})
+    kept = (root / "parts/r1.png").rename(tmp_path / "r1.png")
+    (root / "parts/r1.png").symlink_to(kept)
+    assert main(["garments", "--records", str(root), "--out", str(tmp_path / "out")]) == 1
+    assert "parts/r1.png' leads out" in (tmp_path / "out/failures.jsonl").read_text()
     text = (root / "metadata.jsonl").read_text()
     (root / "metadata.jsonl").write_text(text.replace("parts/r1.png", "../parts/r1.png"))
-    assert main(["garments", "--records", str(root), "--out", str(tmp_path / "out")]) == 1
-    assert "../parts/r1.png" in (tmp_path / "out/failures.jsonl").read_text()
+    assert main(["garments", "--records", str(root), "--out", str(tmp_path / "two")]) == 2
+    assert "metadata.jsonl:2: path '../parts/r1.png'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", ["vitonhd", "dresscode"])
 def test_samples(tmp_path: Path, stage: str) -> None:
     """Every sample with a map gives cut-outs that are mostly cloth, little hidden, on pure white."""
     assert main([stage, "--images", str(sample(stage)), "--out", str(tmp_path / "records")]) == 0
-    records = [r for r in run(tmp_path / "records", tmp_path / "out", "--own") if "parts" in r.provenance]
+    records = [r for r in run(tmp_path / "records", tmp_path / "out", "--own") if r.maps is not None]
     assert records and all(r.garments for r in records)
     for record in records:
         for garment in record.garments:

@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 
 from data_prep.__main__ import main
+from data_prep.check import validate
 from data_prep.leaks import candidates, likeness, loser, perceptual_hash
 from data_prep.run import write_image
-from omfa.records.prepared import FaceRef, GarmentRef, Record, read_records, validate, write_records
+from omfa.records.prepared import FaceRef, GarmentRef, Maps, Record, read_records, record_files
+from tests.records.writing import write_records
 
 
 def person(seed: int) -> np.ndarray:
@@ -125,19 +127,20 @@ def test_garments_across_splits(tmp_path: Path) -> None:
 
 
 def test_masks_come_along(tmp_path: Path) -> None:
-    """What evaluation measures with is there after leaving out: a record's provenance names no file that is not."""
+    """What evaluation measures with is there after leaving out: a record names no file that is not."""
     records = []
     for n in range(2):
         write_image(tmp_path / f"in/person/r{n}.png", person(n))
         for name in ("labels", "upper"):
             write_image(tmp_path / f"in/masks/r{n}-{name}.png", np.full((192, 144), 255, np.uint8))
-        masks = {name: f"masks/r{n}-{name}.png" for name in ("labels", "upper")}
-        records.append(Record(f"r{n}", "train", "p", "o", f"person/r{n}.png", provenance={"masks": masks}))
+        worn = (GarmentRef("upper", f"person/r{n}.png", mask=f"masks/r{n}-upper.png"),)  # type: ignore[arg-type]
+        maps = Maps(labels=f"masks/r{n}-labels.png")
+        records.append(Record(f"r{n}", "train", "p", "o", f"person/r{n}.png", None, worn, maps=maps))
     write_records(tmp_path / "in", records)
     assert run(tmp_path / "in", tmp_path / "out", "--leave-out") == []
     assert read_records(tmp_path / "out/records") == records
     for record in records:
-        for path in record.provenance["masks"].values():
+        for path in record_files(record).values():
             assert (tmp_path / "out/records" / path).read_bytes() == (tmp_path / "in" / path).read_bytes()
     (tmp_path / "in/masks/r1-upper.png").unlink()
     assert main(["leaks", "--records", str(tmp_path / "in"), "--out", str(tmp_path / "two"), "--leave-out"]) == 1

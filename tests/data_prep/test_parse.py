@@ -13,9 +13,10 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from data_prep import schp
 from data_prep.__main__ import main
-from data_prep.parts import ATR, Part, read_parts, table
-from omfa.records.prepared import read_records, validate
-from tests.test_adapters import label_map, picture
+from data_prep.check import validate
+from omfa.records.labels import ATR, Part, read_parts, table
+from omfa.records.prepared import read_records
+from tests.data_prep.test_data_sets import label_map, picture
 
 
 def documented_keys() -> dict[str, tuple[int, ...]]:
@@ -176,7 +177,8 @@ def test_stage_with_schp(tmp_path: Path, checkpoint: Path) -> None:
     assert main([*argv, "--schp", str(checkpoint)]) == 0
     assert validate(tmp_path / "out") == []
     (record,) = read_records(tmp_path / "out")
-    parts = read_parts(tmp_path / "out" / record.provenance["parts"], (48, 36))
+    assert record.maps is not None and record.maps.parts is not None
+    parts = read_parts(tmp_path / "out" / record.maps.parts, (48, 36))
     assert len(np.unique(parts)) > 1 and set(np.unique(parts)) <= set(table(ATR))
 
 

@@ -7,11 +7,14 @@ import json
 import pytest
 import torch
 import torchmetrics.functional.image as tm
+from torch import Tensor
 
 from omfa.evaluation import metrics
 from omfa.evaluation.metrics import (
     ciede2000,
     foreground,
+    inner,
+    masked_mean,
     palette,
     palette_error,
     pattern_agreement,
@@ -22,14 +25,25 @@ from tests.evaluation.metrics_golden import GOLDEN, distorted, picture
 
 GOLDEN_VALUES: dict[str, list[float]] = json.loads(GOLDEN.read_text())
 SIZES = [(256, 192), (341, 257), (512, 384)]
-SIMILARITIES = [metrics.ssim_rgb_full, metrics.ssim_rgb_valid, metrics.ssim_luma]
 
 
-@pytest.mark.parametrize("name", ["psnr", "ssim_rgb_full", "ssim_rgb_valid", "ssim_luma", "ms_ssim"])
+def ssim_rgb_full(pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    return masked_mean(metrics.ssim_rgb_full_map(pred, truth), mask)
+
+
+def ssim_rgb_valid(pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    return masked_mean(inner(metrics.ssim_rgb_full_map(pred, truth)), None if mask is None else inner(mask))
+
+
+SIMILARITIES = [ssim_rgb_full, ssim_rgb_valid, metrics.ssim_luma]
+AGREEING = {f.__name__: f for f in (psnr, *SIMILARITIES, metrics.ms_ssim)}
+
+
+@pytest.mark.parametrize("name", AGREEING)
 def test_agrees_with_the_packages(name: str) -> None:
     for seed, size in enumerate(SIZES):
         truth = picture(seed, *size)
-        value = getattr(metrics, name)(distorted(truth, seed), truth)
+        value = AGREEING[name](distorted(truth, seed), truth)
         assert value.shape == (1,)
         assert value.item() == pytest.approx(GOLDEN_VALUES[name][seed], rel=1e-4)
 
@@ -38,7 +52,7 @@ def test_agrees_with_torchmetrics_here_and_now() -> None:
     truth = picture(3).double()
     pred = distorted(truth, 3).double()
     theirs = tm.structural_similarity_index_measure(pred, truth, data_range=1.0)
-    assert metrics.ssim_rgb_full(pred, truth).item() == pytest.approx(theirs.item(), rel=1e-9)
+    assert ssim_rgb_full(pred, truth).item() == pytest.approx(theirs.item(), rel=1e-9)
     theirs = tm.peak_signal_noise_ratio(pred, truth, data_range=1.0)
     assert psnr(pred, truth).item() == pytest.approx(theirs.item(), rel=1e-6)  # its logarithm is in single precision
 
@@ -184,4 +198,4 @@ def test_too_small_for_the_window() -> None:
     with pytest.raises(ValueError, match="161"):
         metrics.ms_ssim(small, small)
     with pytest.raises(ValueError, match="11x11"):
-        metrics.ssim_rgb_valid(small[..., :10], small[..., :10])
+        metrics.ssim_luma(small[..., :10], small[..., :10])

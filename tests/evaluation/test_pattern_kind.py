@@ -8,7 +8,7 @@ from torch import Tensor
 from data_prep.wardrobe.outfits import draw_outfit
 from data_prep.wardrobe.patterns import NAMED_COLOURS, Pattern, draw_palette, draw_pattern, like_skin, motif_mask, noise
 from data_prep.wardrobe.synthetic import shop_picture
-from omfa.evaluation.pattern_kind import KINDS, SIDE, garment_crops, pattern_kinds, pattern_logits
+from omfa.evaluation.judges import KINDS, SIDE, garment_crops, pattern_kinds, pattern_logits
 
 
 def shop(index: int, size: tuple[int, int] = (128, 96)) -> tuple[Tensor, Tensor, str]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from data_prep.__main__ import main as prepare
-from omfa.evaluation.person_outline import person_outline
+from omfa.evaluation.judges import person_outline
 from omfa.evaluation.scoring import Item, truth_masks
 from omfa.images import read_trusted
 from omfa.records.prepared import read_records

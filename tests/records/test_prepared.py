@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from data_prep.__main__ import main
+from data_prep.check import validate
+from omfa.records.keypoints import read_keypoints
 from omfa.records.prepared import (
+    KEYPOINT_FORMATS,
+    FaceRef,
     GarmentRef,
+    KeypointsRef,
+    Maps,
+    PortraitRef,
+    PoseRef,
     Record,
     RecordError,
     iter_records,
     read_records,
+    record_files,
+    record_pictures,
     resolve,
-    validate,
-    write_records,
+    with_files,
 )
+from tests.records.writing import write_records
 
 
 def record(**changes: object) -> Record:
@@ -37,9 +50,126 @@ def test_keys_are_the_contracts(records: Path) -> None:
     line = json.loads((records / "metadata.jsonl").read_text().splitlines()[0])
     assert list(line) == [
         *("version", "id", "split", "person_id", "outfit_id", "file_name"),
-        *("face", "garments", "pose", "caption", "view_yaw", "provenance"),
+        *("face", "garments", "pose", "portrait", "maps", "keypoints", "caption", "view_yaw", "provenance"),
     ]
-    assert set(line["garments"][0]) == {"category", "path", "kind", "source_id"}
+    assert set(line["garments"][0]) == {"category", "path", "kind", "source_id", "pose", "mask"}
+
+
+def full() -> Record:
+    """A record of a shirt that names every file there can be."""
+    return record(
+        face=FaceRef("face.png"),
+        garments=(GarmentRef("upper", "g.png", pose="g.npz", mask="g-mask.png"),),  # type: ignore[arg-type]
+        pose=PoseRef("pose.png", "pose.npz"),
+        portrait=PortraitRef("portrait.png", "b"),
+        maps=Maps("parts.png", "labels.png", "limbs.png", "inpaint.png"),
+        keypoints=KeypointsRef("k.json", "openpose-25"),
+    )
+
+
+def test_all_files_are_listed_and_can_be_moved(tmp_path: Path) -> None:
+    files = record_files(full())
+    assert files == record_pictures(full()) | {
+        "pose_params": "pose.npz", "upper_pose": "g.npz", "upper_mask": "g-mask.png", "keypoints": "k.json",
+        "parts": "parts.png", "labels": "labels.png", "limbs": "limbs.png", "inpaint": "inpaint.png",
+    }  # fmt: skip
+    named = [v for v in re.findall(r'"([^"]+\.(?:png|npz|json))"', full().to_json())]
+    assert sorted(named) == sorted(files.values())
+    moved = with_files(full(), {role: f"new/{path}" for role, path in files.items()})
+    assert record_files(moved) == {role: f"new/{path}" for role, path in files.items()}
+    assert with_files(moved, files) == full() == Record.from_json(full().to_json())
+    assert record_files(with_files(full(), {"person": "a.png"})) == {"person": "a.png"}
+
+
+OLD = {
+    "version": 1, "id": "a", "split": "train", "person_id": "p", "outfit_id": "o", "file_name": "a.png",
+    "garments": [{"category": "upper", "path": "g.png", "kind": "shop", "source_id": None}],
+    "provenance": {"stage": "synthetic", "parts": "parts.png", "masks": {
+        "labels": "labels.png", "parts": "limbs.png", "upper": "upper.png", "dress": "no such garment.png"}},
+}  # fmt: skip
+
+
+def test_what_version_1_only_said_is_in_its_fields() -> None:
+    read = Record.from_json(json.dumps(OLD))
+    assert read.maps == Maps("parts.png", "labels.png", "limbs.png") and read.garments[0].mask == "upper.png"
+    assert read.provenance == {"stage": "synthetic"} and read.version == 2
+    assert Record.from_json(read.to_json()) == read
+    plain = Record.from_json(json.dumps(OLD | {"provenance": {"stage": "x"}}))
+    assert plain.maps is None and plain.garments[0].mask is None and plain.provenance == {"stage": "x"}
+
+
+def test_records_of_before_are_read_as_they_were() -> None:
+    folder = Path(__file__).parent.parent / "fixtures" / "before_wings" / "records"
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert lines and {line["version"] for line in lines} == {1} and validate(folder) == []
+    for line, read in zip(lines, read_records(folder), strict=True):
+        now = json.loads(read.to_json())
+        for garment in now["garments"]:
+            assert garment.pop("pose") is None and garment.pop("mask") is None
+        assert all(now.pop(name) is None for name in ("portrait", "maps", "keypoints"))
+        assert now == line | {"version": 2}
+
+
+def test_the_door_of_the_check(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--records", str(records)]) == 0 and "all well" in capsys.readouterr().out
+    write_records(tmp_path, [full()])
+    assert main(["check", "--records", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "upper_mask file 'g-mask.png' is missing" in said and "check: 13 problems" in said
+
+
+@pytest.mark.parametrize("format", KEYPOINT_FORMATS)
+def test_keypoints_of_all_formats_are_the_same_points(tmp_path: Path, format: str) -> None:
+    body25 = [
+        "nose",
+        "neck",
+        "rs",
+        "re",
+        "rw",
+        "ls",
+        "le",
+        "lw",
+        "hip",
+        "rh",
+        "rk",
+        "ra",
+        "lh",
+        "lk",
+        "la",
+        "reye",
+        "leye",
+        "rear",
+        "lear",
+        "lt",
+        "lp",
+        "lheel",
+        "rt",
+        "rp",
+        "rheel",
+    ]
+    names = {"openpose-18": [n for n in body25[:19] if n != "hip"], "openpose-25": body25}
+    names["landmarks-33"] = [str(i) for i in range(33)]
+    # mediapipe's numbers, from the picture in its documentation
+    at = dict(nose=0, rs=12, ls=11, re=14, le=13, rw=16, lw=15, rh=24, lh=23, rk=26, lk=25, ra=28, la=27)
+    at |= dict(reye=5, leye=2, rear=8, lear=7)
+    rng = np.random.default_rng(0)
+    place = {n: [*rng.uniform(0, 90, 2), 0.5] for n in body25}
+    place["neck"] = [*(np.array(place["rs"]) + place["ls"])[:2] / 2, 0.5]
+    by_number = {str(i): n for n, i in at.items()}
+    points = [place.get(by_number.get(n, n), [1.0, 2.0, 0.0]) for n in names[format]]
+    np.savez(tmp_path / "k.npz", points=np.array(points))
+    (tmp_path / "k.json").write_text(json.dumps({"people": [{"pose_keypoints_2d": np.ravel(points).tolist()}]}))
+    wanted = np.array([place[n] for n in names["openpose-18"]])
+    for file in ("k.npz", "k.json"):
+        found = read_keypoints(tmp_path / file, format)
+        assert found.shape == (18, 3) and np.abs(found - wanted).max() < 1e-4
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"people": []}', '{"people": [{"pose_keypoints_2d": [1, 2, 3]}]}'])
+def test_keypoints_that_are_none_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "k.json").write_text(text)
+    with pytest.raises(RecordError, match=r"k\.json"):
+        read_keypoints(tmp_path / "k.json", "openpose-18")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../a.png", "a/../../b", "", "a\\b", "c:/a", "a\0b"])
@@ -75,7 +205,16 @@ def test_a_cutout_never_meets_the_picture_it_came_from() -> None:
     [
         ({"id": "a b"}, "id 'a b'"),
         ({"id": "../a"}, "id"),
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
+        ({"version": 1, "maps": {"parts": "a.png"}}, "version 1 has no portrait, maps"),
+        ({"maps": {"parts": "../a.png"}}, "stay inside"),
+        ({"maps": {"colours": "a.png"}}, "colours"),
+        ({"maps": "a.png"}, "maps is an object"),
+        ({"keypoints": {"path": "a.json", "format": "mine"}}, "keypoint format 'mine'"),
+        ({"keypoints": {"path": "a.txt", "format": "openpose-18"}}, "a .json as OpenPose"),
+        ({"portrait": {"path": "person/a.png"}}, "this very picture"),
+        ({"portrait": {"path": "b.png", "source_id": "b"}}, "this very picture"),
+        ({"garments": ({"category": "upper", "path": "g.png", "pose": "/p.npz"},)}, "stay inside"),
         ({"view_yaw": 200}, "view_yaw"),
         ({"garments": ({"category": "hat", "path": "g.png"},)}, "hat"),
         ({"garments": ({"category": "upper", "path": "g.png"},) * 2}, "twice"),

@@ -21,19 +21,11 @@ from data_prep.__main__ import main
 from data_prep.run import write_image
 from omfa.components import Category
 from omfa.pipeline import OMFAPipeline
-from omfa.records.prepared import (
-    FaceRef,
-    GarmentRef,
-    PoseRef,
-    Record,
-    RecordError,
-    read_records,
-    record_files,
-    write_records,
-)
+from omfa.records.prepared import FaceRef, GarmentRef, Maps, PoseRef, Record, RecordError, read_records, record_files
 from omfa.records.shards import Shards, open_records
 from omfa.training.examples import RecordsDataModule, RecordsDataset, collate
 from tests.ranks import run
+from tests.records.writing import write_records
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,17 +98,18 @@ def test_shards_are_webdatasets(tmp_path: Path) -> None:
 
 def test_masks_and_part_maps_come_along(tmp_path: Path) -> None:
     record = read_records(folder(tmp_path / "in", 1))[0]
-    paths = {"labels": "masks/a.png", "upper": "masks/b.png"}
-    for n, path in enumerate([*paths.values(), "parts/a.png"]):
+    worn = tuple(dataclasses.replace(g, mask="masks/b.png") for g in record.garments)
+    maps = Maps("parts/a.png", "masks/a.png", "masks/c.png")
+    for n, path in enumerate(["parts/a.png", "masks/a.png", "masks/b.png", "masks/c.png"]):
         write_image(tmp_path / "in" / path, np.full((32, 24), n, np.uint8))
-    provenance = {"stage": "synthetic", "parts": "parts/a.png", "masks": paths}
-    write_records(tmp_path / "in", [dataclasses.replace(record, provenance=provenance)])
+    record = dataclasses.replace(record, garments=worn, maps=maps)
+    write_records(tmp_path / "in", [record])
     assert pack(tmp_path / "in", tmp_path / "out") == 0
     source = open_records(tmp_path / "out")
-    said = source.records()[0].provenance
-    assert said["stage"] == "synthetic" and source.read(said["parts"]) == (tmp_path / "in/parts/a.png").read_bytes()
-    for name, path in paths.items():
-        assert source.read(said["masks"][name]) == (tmp_path / "in" / path).read_bytes()
+    packed, files = record_files(source.records()[0]), record_files(record)
+    assert set(packed) == set(files) >= {"parts", "labels", "limbs", "upper_mask"}
+    for role, path in files.items():
+        assert source.read(packed[role]) == (tmp_path / "in" / path).read_bytes()
 
 
 def test_same_bytes_again(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from omfa import images
 from omfa.backbone import decode, encode
 from omfa.compact import compact_pipeline
 from omfa.pipeline import OMFAPipeline
-from omfa.records.prepared import Record, read_records, resolve, write_records
+from omfa.records.prepared import Record, read_records, resolve
 from omfa.training.examples import Drops, RecordsDataset, TaskWeights, collate
 from omfa.training.module import OMFAModule
 from tests.conftest import SIZE
+from tests.records.writing import write_records
 
 VAE = {
     "block_out_channels": [16, 32, 32, 64],

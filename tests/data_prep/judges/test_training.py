@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from data_prep.judges.training import pattern_kind as pattern_classifier
-from data_prep.judges.training import person_outline as outline_network
+from data_prep.judges import pattern_kind, person_outline
 from data_prep.judges.training import save_half
-from omfa.evaluation.person_outline import OutlineNet
+from omfa.evaluation.judges import OutlineNet
 
 
 def test_outlines_are_learned_and_kept(tmp_path: Path) -> None:
@@ -20,9 +19,9 @@ def test_outlines_are_learned_and_kept(tmp_path: Path) -> None:
         y, x = torch.randint(4, 20, (2,), generator=g).tolist()
         o[:, y : y + 36, x : x + 20] = 255
     pictures = torch.where(outlines > 0, 200, 40).expand(-1, 3, -1, -1).to(torch.uint8)
-    net = outline_network.train(pictures[:40], outlines[:40], steps=40, batch=8)
+    net = person_outline.train(pictures[:40], outlines[:40], steps=40, batch=8)
     assert not net.training
-    assert outline_network.report(net, pictures[40:], outlines[40:]) > 0.9
+    assert person_outline.report(net, pictures[40:], outlines[40:]) > 0.9
     save_half(net, tmp_path / "net.safetensors")
     again = OutlineNet()
     again.load_state_dict(load_file(tmp_path / "net.safetensors"))
@@ -38,5 +37,5 @@ def test_kinds_are_learned() -> None:
         [rows.expand(3, size, size) if k % 2 else rows[:, None].expand(3, size, size) for k in range(128)]
     )
     kinds = torch.arange(128) % 2
-    net = pattern_classifier.train(pictures, kinds, epochs=8)
-    assert pattern_classifier.report(net, pictures, kinds) > 0.95
+    net = pattern_kind.train(pictures, kinds, epochs=8)
+    assert pattern_kind.report(net, pictures, kinds) > 0.95

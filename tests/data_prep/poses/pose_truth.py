@@ -19,12 +19,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.parts import ATR, CIHP, Part, read_labels, to_parts
 from data_prep.poses.fitting import Fit, fit, view_yaw
 from data_prep.poses.landmarks import NobodyError, detect
 from omfa.bodies.body import JOINT_IDS, BodyParameters, load_body, mirror_parameters, project
 from omfa.bodies.pose_render import person_mask
 from omfa.images import read_image
+from omfa.records.labels import ATR, CIHP, Part, read_labels, to_parts
 from omfa.records.prepared import read_records, resolve
 
 Array = NDArray[Any]

@@ -17,11 +17,12 @@ import pytest
 from PIL import Image
 
 from data_prep.__main__ import main
+from data_prep.check import validate
 from data_prep.poses import landmarks
 from data_prep.poses.fitting import fit, photo_estimator, view_yaw
 from data_prep.poses.landmarks import ID, NAMES, Landmarks, NobodyError, agreed, detect
 from omfa.bodies.body import JOINT_IDS, BodyParameters, load_body, project
-from omfa.records.prepared import read_records, validate
+from omfa.records.prepared import read_records
 from tests.samples import sample
 
 needs_models = pytest.mark.skipif(

@@ -11,9 +11,11 @@ from PIL import Image
 pytest.importorskip("data_prep.run")
 
 from data_prep.__main__ import main
+from data_prep.check import validate
 from omfa.bodies.body import NAMED_POSES, BodyParameters, load_body, place
 from omfa.bodies.pose_render import render_pose_map
-from omfa.records.prepared import PoseRef, Record, read_records, validate, write_records
+from omfa.records.prepared import PoseRef, Record, read_records
+from tests.records.writing import write_records
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 
 from data_prep.__main__ import main
+from data_prep.check import validate
 from data_prep.wardrobe.dressing import dress, layers_of, pose_body
 from data_prep.wardrobe.garment_meshes import tailor
 from data_prep.wardrobe.heads import HAIR_STYLES, draw_person
-from data_prep.wardrobe.looks import DRESS, FACE, HAIR, LABEL_OF, SHOES, SKIN, UPPER
 from data_prep.wardrobe.outfits import Outfit, caption, draw_outfit
 from data_prep.wardrobe.synthetic import Sample, draw_pose, draw_yaw, face_size, make_outfit, shop_picture
 from omfa.bodies.body import JOINT_LIMITS, NAMED_POSES, BodyParameters, load_body, project
 from omfa.components import Category
-from omfa.evaluation.pattern_kind import KINDS
-from omfa.records.prepared import read_records, record_files, validate
+from omfa.evaluation.judges import KINDS
+from omfa.records.labels import LABEL_OF, Label
+from omfa.records.prepared import read_records, record_files
 
 SIZE = (128, 96)
 
@@ -51,7 +52,7 @@ def test_same_bytes_for_any_number_of_workers_and_valid_records(tmp_path: Path) 
     records = read_records(tmp_path / "one")
     assert len(records) == 10
     for record in records:
-        assert set(record_files(record).values()) | set(record.provenance["masks"].values()) <= set(one)
+        assert set(record_files(record).values()) <= set(one) and {"labels", "limbs"} <= set(record_files(record))
         picture = np.array(Image.open(tmp_path / "one" / record.file_name))
         assert picture.shape == (64, 48, 3)
         assert record.pose is not None and record.pose.params is not None
@@ -94,7 +95,7 @@ def test_everyone_is_dressed() -> None:
         visible = {c: (s.labels == v).mean() for c, v in LABEL_OF.items()}
         for category in worn:
             assert visible[category] > 0.01, (s.record.id, visible)
-        cloth, skin = sum(visible.values()), ((s.labels == SKIN) | (s.labels == FACE)).mean()
+        cloth, skin = sum(visible.values()), ((s.labels == Label.SKIN) | (s.labels == Label.FACE)).mean()
         assert cloth > skin
 
 
@@ -107,7 +108,7 @@ def test_no_skin_on_the_torso_below_the_chest() -> None:
         assert not np.isnan(points).any()
         torso = s.parts == 2
         rows = slice(*sorted((points[0, 1], points[1, 1])))
-        bare = torso[rows] & np.isin(s.labels[rows], [SKIN, FACE])
+        bare = torso[rows] & np.isin(s.labels[rows], [Label.SKIN, Label.FACE])
         assert bare.sum() <= 0.01 * torso[rows].sum(), s.record.id
 
 
@@ -115,7 +116,7 @@ def test_pose_map_lies_on_the_person() -> None:
     for s in samples():
         body = cv2.erode((s.pose_map.max(2) > 8).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         assert s.person_mask[body].mean() > 0.97, s.record.id
-        limbs = np.isin(s.labels, [SKIN, SHOES])
+        limbs = np.isin(s.labels, [Label.SKIN, Label.SHOES])
         assert (s.pose_map.max(2) > 8)[limbs].mean() > 0.8, s.record.id
 
 
@@ -153,7 +154,7 @@ def test_shop_pictures_stand_on_pure_white_and_fill_the_frame() -> None:
 
 def test_shop_picture_and_worn_picture_show_the_same_colours() -> None:
     for s in samples()[::2]:
-        for category, value in (("upper", UPPER), ("dress", DRESS)):
+        for category, value in (("upper", Label.UPPER), ("dress", Label.DRESS)):
             if category not in s.garments or abs(s.record.view_yaw or 0) > 30:
                 continue
             worn = s.person[s.labels == value].astype(float)
@@ -243,4 +244,4 @@ def test_provenance_is_plain_json() -> None:
     s = samples()[0]
     assert json.loads(json.dumps(s.record.provenance)) == s.record.provenance
     assert torch.from_numpy(s.person).dtype == torch.uint8
-    assert HAIR in np.unique(np.stack([s.labels for s in samples()]))
+    assert Label.HAIR in np.unique(np.stack([s.labels for s in samples()]))

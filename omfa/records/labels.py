@@ -1,8 +1,9 @@
-"""One vocabulary for the parts of a dressed person, and the mapping into it from everybody else's.
+"""What the values of a record's label pictures mean, and everybody else's names for them: the one table of labels.
 
-A *part map* is a grey PNG the size of its picture whose values are :class:`Part`. Each scheme below is the tuple of its
-label names in the order of its ids; one table takes names to parts, so a network that names its labels needs no scheme.
-Left and right are the person's own.
+Three kinds of grey pictures belong to a person picture (:class:`omfa.records.prepared.Maps`): ``parts`` of
+:class:`Part`, which every parser's labels are brought into; ``labels`` of :class:`Label`, the synthetic wardrobe's;
+``limbs``, which part of the body a pixel shows, clothed or not. Left and right are the person's own.
+Legend: H W pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from omfa.bodies.body import PARTS as BODY_PARTS
 from omfa.components import Category
 from omfa.images import FORMATS, MAX_PIXELS
 
@@ -48,12 +50,50 @@ class Part(IntEnum):
     JEWELLERY = 22
 
 
+class Label(IntEnum):
+    """What a pixel of the synthetic wardrobe shows; socks count as shoes."""
+
+    BACKGROUND = 0
+    SKIN = 1
+    FACE = 2
+    HAIR = 3
+    UPPER = 4
+    LOWER = 5
+    DRESS = 6
+    SHOES = 7
+    PROP = 8
+
+
+# ------------------------------------------------------------------------------------------------ what belongs together
 CLOTHES: dict[Category, tuple[Part, ...]] = {
     Category.UPPER: (Part.UPPER, Part.OUTER),
     Category.LOWER: (Part.PANTS, Part.SKIRT),
     Category.DRESS: (Part.DRESS, Part.JUMPSUIT),
 }
+LABEL_OF: dict[Category, Label] = {
+    Category.UPPER: Label.UPPER,
+    Category.LOWER: Label.LOWER,
+    Category.DRESS: Label.DRESS,
+}
+HEAD = (Part.HAIR, Part.FACE, Part.HAT, Part.GLASSES)
+ARMS = (Part.LEFT_ARM, Part.RIGHT_ARM)
+LEGS = (Part.LEFT_LEG, Part.RIGHT_LEG)
+PERSON = tuple(label for label in Label if label not in (Label.BACKGROUND, Label.PROP))
 
+
+def _limbs(*names: str) -> tuple[int, ...]:
+    return tuple(1 + BODY_PARTS.index(f"{side}_{name}") for name in names for side in ("left", "right"))
+
+
+# The maps that evaluation measures in, in this order (a later one takes the place of an earlier): area to its values.
+AREAS: dict[str, dict[str, tuple[int, ...]]] = {
+    "parts": {"person": tuple(p for p in Part if p != Part.BACKGROUND)} | {c.value: of for c, of in CLOTHES.items()},
+    "labels": {"person": PERSON} | {c.value: (of,) for c, of in LABEL_OF.items()},
+    "limbs": {"forearms": _limbs("forearm"), "shins": _limbs("shin")},
+}
+
+
+# ------------------------------------------------------------------------------------------------- everybody's names
 _NAMES: dict[Part, str] = {
     Part.BACKGROUND: "background",
     Part.HAIR: "hair",
@@ -86,6 +126,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+# Schemes: the names of their labels in the order of their ids.
 _LIP = (
     "background hat hair glove sunglasses upper-clothes dress coat socks pants {} scarf skirt face left-arm right-arm"
 )
@@ -100,6 +141,7 @@ DEEPFASHION = _words(
     "background top outer skirt dress pants leggings headwear eyeglass neckwear belt footwear bag hair face skin ring "
     "wrist-wearing socks gloves necklace rompers earrings tie"
 )  # segm of DeepFashion-MultiModal
+SCHEMES = {"lip": LIP, "atr": ATR, "cihp": CIHP, "deepfashion": DEEPFASHION}
 
 
 def table(names: Sequence[str]) -> np.ndarray:
