@@ -20,7 +20,9 @@ from data_prep.poses.landmarks import Box, find_faces, require
 from data_prep.poses.render import existing_file, shared_body
 from data_prep.records import as_line, carry, record_items
 from data_prep.run import Outcome, add_source, run_stage, write_image
-from omfa.bodies.body import KEY_VERTICES, Body, BodyParameters, project
+from omfa.bodies.body import KEY_VERTICES, Body
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.placing import project
 from omfa.bodies.pose_render import head_box
 from omfa.images import read_image
 from omfa.records.prepared import FaceRef, Record, resolve

@@ -26,7 +26,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial.transform import Rotation
 
-from omfa.bodies.body import JOINT_IDS, JOINT_LIMITS, JOINTS, KEY_VERTICES, MIRROR, best_rotation
+from omfa.bodies.body import KEY_VERTICES
+from omfa.bodies.convert import best_rotation
+from omfa.bodies.named_poses import JOINT_LIMITS, MIRROR
+from omfa.bodies.parameters import JOINT_IDS, JOINTS
 
 Array = NDArray[Any]
 

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from data_prep.run import Outcome, add_source, positive, run_stage
-from omfa.bodies.body import BodyParameters
+from omfa.bodies.parameters import BodyParameters
 from omfa.records.prepared import Record, iter_records, record_files, resolve, with_files
 from omfa.records.shards import member
 

@@ -30,7 +30,7 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from tqdm import tqdm
 
-from omfa.bodies.body import BodyParameters
+from omfa.bodies.parameters import BodyParameters
 from omfa.commands import Parser, count, find_device
 from omfa.components import Category
 from omfa.files import check_writable

@@ -20,7 +20,7 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from tqdm import tqdm
 
-from omfa.bodies.body import BodyParameters
+from omfa.bodies.parameters import BodyParameters
 from omfa.commands import Parser, count
 from omfa.files import check_writable
 from omfa.images import contact_sheet, read_image, save_whole

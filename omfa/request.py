@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from omfa import images
-from omfa.bodies.body import BodyParameters, load_body
+from omfa.bodies.body import load_body
+from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import render_pose_map
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.components import Category, Component, State, Task

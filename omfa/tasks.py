@@ -13,7 +13,8 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from omfa import images
-from omfa.bodies.body import BodyParameters, turned
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.placing import turned
 from omfa.canvas import Canvas
 from omfa.components import Category
 from omfa.images import Picture

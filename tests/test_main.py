@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 import omfa.__main__ as door
-from omfa.bodies.body import load_body, make_pose, place
+from omfa.bodies.body import load_body
+from omfa.bodies.named_poses import make_pose
+from omfa.bodies.placing import place
 from omfa.images import RULE, contact_sheet, read_image
 from tests.conftest import SIZE, make_compact
 

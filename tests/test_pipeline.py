@@ -12,7 +12,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 
-from omfa.bodies.body import NAMED_POSES, load_body, place
+from omfa.bodies.body import load_body
+from omfa.bodies.named_poses import NAMED_POSES
+from omfa.bodies.placing import place
 from omfa.images import ImageError
 from omfa.partial_diffusion import SCHEDULERS
 from omfa.pipeline import OMFAPipeline

@@ -27,21 +27,11 @@ from PIL import Image
 
 from data_prep.faces import head_crop
 from data_prep.poses.landmarks import ID, Landmarks, detect, person_height, require
-from omfa.bodies.body import (
-    BETAS,
-    JOINT_IDS,
-    JOINT_LIMITS,
-    JOINTS,
-    KEY_VERTICES,
-    NAMED_POSES,
-    Body,
-    BodyParameters,
-    best_rotation,
-    clamp_pose,
-    load_body,
-    rotation,
-    rotation_vector,
-)
+from omfa.bodies.body import KEY_VERTICES, Body, load_body
+from omfa.bodies.convert import best_rotation
+from omfa.bodies.named_poses import JOINT_LIMITS, NAMED_POSES, clamp_pose
+from omfa.bodies.parameters import BETAS, JOINT_IDS, JOINTS, BodyParameters
+from omfa.bodies.placing import rotation, rotation_vector
 
 Array = NDArray[Any]
 

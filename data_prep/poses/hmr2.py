@@ -31,7 +31,9 @@ from data_prep.poses.fitting import Fit
 from data_prep.poses.landmarks import detect
 from data_prep.poses.parameter_files import full_translation, on_body
 from data_prep.poses.render import shared_body
-from omfa.bodies.body import BETAS, EXPRESSION, JOINTS, NAMED_POSES, BodyParameters, project, rotation_vector
+from omfa.bodies.named_poses import NAMED_POSES
+from omfa.bodies.parameters import BETAS, EXPRESSION, JOINTS, BodyParameters
+from omfa.bodies.placing import project, rotation_vector
 
 Array = NDArray[Any]
 Box = tuple[float, float, float, float]

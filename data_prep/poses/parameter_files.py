@@ -3,7 +3,7 @@
 Plain ``.npz`` and ``.json`` only. Several of these tools write pickles, which can run anything: those are refused, with
 the lines that turn them into ``.npz`` where the tool itself is installed.
 
-Everything is brought into one convention (:class:`omfa.bodies.body.BodyParameters`): camera frame with y down,
+Everything is brought into one convention (:class:`omfa.bodies.parameters.BodyParameters`): camera frame with y down,
 axis-angle, flat hands. The numbers of SMPL and SMPL-X mean another posture on another body: with the body they were
 made with at hand they are converted, without it they are taken as they are and marked approximate.
 """
@@ -23,22 +23,11 @@ from numpy.typing import NDArray
 
 from data_prep.poses.fitting import FOCAL, Fit
 from data_prep.poses.render import shared_body
-from omfa.bodies.body import (
-    BETAS,
-    EXPRESSION,
-    JOINTS,
-    NAMED_POSES,
-    Body,
-    BodyParameters,
-    approximate_parameters,
-    convert_parameters,
-    load_body,
-    place,
-    project,
-    read_npz,
-    rotation,
-    rotation_vector,
-)
+from omfa.bodies.body import Body, load_body
+from omfa.bodies.convert import approximate_parameters, convert_parameters
+from omfa.bodies.named_poses import NAMED_POSES
+from omfa.bodies.parameters import BETAS, EXPRESSION, JOINTS, BodyParameters, read_npz
+from omfa.bodies.placing import place, project, rotation, rotation_vector
 
 Array = NDArray[Any]
 

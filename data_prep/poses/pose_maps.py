@@ -27,7 +27,9 @@ from data_prep.poses.parameter_files import FORMATS, Imported
 from data_prep.poses.render import existing_file, shared_body
 from data_prep.records import as_line, carry, record_items
 from data_prep.run import Outcome, add_source, existing_folder, positive, run_stage, write_image
-from omfa.bodies.body import Body, BodyParameters, turned
+from omfa.bodies.body import Body
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.placing import turned
 from omfa.bodies.pose_render import Style, render_pose_map
 from omfa.images import read_image
 from omfa.records.prepared import METADATA, PoseRef, Record, resolve

@@ -17,7 +17,8 @@ from typing import Any, get_args
 
 from data_prep.records import as_line, carry, record_items
 from data_prep.run import Outcome, existing_folder, positive, run_stage, write_image
-from omfa.bodies.body import Body, BodyParameters, load_body
+from omfa.bodies.body import Body, load_body
+from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import Style, render_pose_map
 from omfa.records.prepared import PoseRef, Record, resolve
 

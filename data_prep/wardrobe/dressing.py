@@ -31,7 +31,8 @@ from data_prep.wardrobe.heads import Person, face_shape, make_hair
 from data_prep.wardrobe.looks import paint_body, paint_cloth, paint_hair, paint_plain, paint_shoes
 from data_prep.wardrobe.outfits import Outfit, Worn
 from data_prep.wardrobe.scene import Layer
-from omfa.bodies.body import PARTS, rotation, vertex_parts
+from omfa.bodies.body import PARTS, vertex_parts
+from omfa.bodies.placing import rotation
 
 Array = NDArray[Any]
 

@@ -25,7 +25,9 @@ from data_prep.wardrobe.garment_meshes import Posed, make_garment, tailor
 from data_prep.wardrobe.heads import Person, draw_person
 from data_prep.wardrobe.outfits import Outfit, Worn, caption, draw_outfit
 from data_prep.wardrobe.scene import STUDIO, background, draw_light, render
-from omfa.bodies.body import NAMED_POSES, BodyParameters, camera, clamp_pose, look_at, mirror_pose, rotation_vector
+from omfa.bodies.named_poses import NAMED_POSES, clamp_pose, mirror_pose
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.placing import camera, look_at, rotation_vector
 from omfa.bodies.pose_render import render_pose_map
 from omfa.records.labels import PERSON
 from omfa.records.prepared import FaceRef, GarmentRef, Maps, PoseRef, Record

@@ -9,31 +9,19 @@ import pytest
 import smplx
 import torch
 
-from omfa.bodies.body import (
-    JOINT_IDS,
+from omfa.bodies.body import KEY_VERTICES, PARTS, Body, load_body, vertex_parts
+from omfa.bodies.convert import approximate_parameters, convert_parameters, rest_rotations
+from omfa.bodies.named_poses import (
     JOINT_LIMITS,
-    KEY_VERTICES,
     MIRROR,
     NAMED_POSES,
-    PARTS,
-    Body,
-    BodyParameters,
-    approximate_parameters,
-    camera,
     clamp_pose,
-    convert_parameters,
-    load_body,
-    look_at,
     make_pose,
     mirror_parameters,
     mirror_pose,
-    place,
-    project,
-    rest_rotations,
-    rotation,
-    turned,
-    vertex_parts,
 )
+from omfa.bodies.parameters import JOINT_IDS, BodyParameters
+from omfa.bodies.placing import camera, look_at, place, project, rotation, turned
 from omfa.bodies.pose_render import person_mask
 
 
@@ -281,7 +269,7 @@ def test_conversion_keeps_the_bones_directions(body):
 
 
 def cv2_rotvec(matrix):
-    from omfa.bodies.body import rotation_vector
+    from omfa.bodies.placing import rotation_vector
 
     return rotation_vector(matrix)
 

@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from omfa.bodies import pose_render
-from omfa.bodies.body import NAMED_POSES, PARTS, Body, camera, face_parts, load_body, place, project, rotation, turned
+from omfa.bodies.body import PARTS, Body, face_parts, load_body
+from omfa.bodies.named_poses import NAMED_POSES
+from omfa.bodies.placing import camera, place, project, rotation, turned
 from omfa.bodies.pose_render import (
-    NEAR,
     body_colours,
     head_box,
-    interpolate,
     part_map,
     person_mask,
-    rasterise,
     render_pose_map,
     supersampled,
     turntable,
 )
+from omfa.bodies.rasterise import NEAR, interpolate, rasterise
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_wrong_calls_are_refused(body):
 
 def test_egl_gives_the_same_picture(body):
     if pose_render._egl() is None:
-        pytest.skip(f"no EGL on this machine: {pose_render._egl_problem()}")
+        pytest.skip(f"no EGL on this machine: {rasterise._egl_problem()}")
     for yaw in (0, 75, 190):
         params = place(body, NAMED_POSES["hands_on_hips"], yaw=yaw, image_size=(512, 384))
         slow, fast = (render_pose_map(body, params, engine=e).astype(int) for e in ("torch", "egl"))

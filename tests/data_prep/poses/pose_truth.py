@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 
 from data_prep.poses.fitting import Fit, fit, view_yaw
 from data_prep.poses.landmarks import NobodyError, detect
-from omfa.bodies.body import JOINT_IDS, BodyParameters, load_body, mirror_parameters, project
+from omfa.bodies.body import load_body
+from omfa.bodies.named_poses import mirror_parameters
+from omfa.bodies.parameters import JOINT_IDS, BodyParameters
+from omfa.bodies.placing import project
 from omfa.bodies.pose_render import person_mask
 from omfa.images import read_image
 from omfa.records.labels import ATR, CIHP, Part, read_labels, to_parts

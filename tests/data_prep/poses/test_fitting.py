@@ -12,7 +12,10 @@ import torch
 
 from data_prep.poses.fitting import CALM, POINT, exponential, fit, pose_skeleton, skeleton_of, view_yaw
 from data_prep.poses.landmarks import ID, NAMES, Landmarks
-from omfa.bodies.body import JOINT_IDS, JOINT_LIMITS, NAMED_POSES, Body, BodyParameters, load_body, place, project
+from omfa.bodies.body import Body, load_body
+from omfa.bodies.named_poses import JOINT_LIMITS, NAMED_POSES
+from omfa.bodies.parameters import JOINT_IDS, BodyParameters
+from omfa.bodies.placing import place, project
 
 _AS_POINT = {
     "nose": "nose", "left_eye": "leye", "right_eye": "reye", "left_ear": "lear", "right_ear": "rear",

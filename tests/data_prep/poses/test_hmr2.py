@@ -17,7 +17,8 @@ from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.poses import hmr2
-from omfa.bodies.body import BodyParameters, project
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.placing import project
 
 
 def documented() -> dict[str, tuple[int, ...]]:

@@ -21,7 +21,9 @@ from data_prep.check import validate
 from data_prep.poses import landmarks
 from data_prep.poses.fitting import fit, photo_estimator, view_yaw
 from data_prep.poses.landmarks import ID, NAMES, Landmarks, NobodyError, agreed, detect
-from omfa.bodies.body import JOINT_IDS, BodyParameters, load_body, project
+from omfa.bodies.body import load_body
+from omfa.bodies.parameters import JOINT_IDS, BodyParameters
+from omfa.bodies.placing import project
 from omfa.records.prepared import read_records
 from tests.samples import sample
 

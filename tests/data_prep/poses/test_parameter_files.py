@@ -12,7 +12,10 @@ from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.poses.parameter_files import PELVIS, full_translation, on_body, read_amass, read_parameters
-from omfa.bodies.body import NAMED_POSES, Body, BodyParameters, load_body, look_at, project, rotation, rotation_vector
+from omfa.bodies.body import Body, load_body
+from omfa.bodies.named_poses import NAMED_POSES
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.placing import look_at, project, rotation, rotation_vector
 
 SIZE = (400, 300)
 

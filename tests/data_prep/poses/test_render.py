@@ -12,7 +12,10 @@ pytest.importorskip("data_prep.run")
 
 from data_prep.__main__ import main
 from data_prep.check import validate
-from omfa.bodies.body import NAMED_POSES, BodyParameters, load_body, place
+from omfa.bodies.body import load_body
+from omfa.bodies.named_poses import NAMED_POSES
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.placing import place
 from omfa.bodies.pose_render import render_pose_map
 from omfa.records.prepared import PoseRef, Record, read_records
 from tests.records.writing import write_records

@@ -17,7 +17,10 @@ from data_prep.wardrobe.garment_meshes import tailor
 from data_prep.wardrobe.heads import HAIR_STYLES, draw_person
 from data_prep.wardrobe.outfits import Outfit, caption, draw_outfit
 from data_prep.wardrobe.synthetic import Sample, draw_pose, draw_yaw, face_size, make_outfit, shop_picture
-from omfa.bodies.body import JOINT_LIMITS, NAMED_POSES, BodyParameters, load_body, project
+from omfa.bodies.body import load_body
+from omfa.bodies.named_poses import JOINT_LIMITS, NAMED_POSES
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.placing import project
 from omfa.components import Category
 from omfa.evaluation.judges import KINDS
 from omfa.records.labels import LABEL_OF, Label
