@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from omfa.bodies.parameters import JOINT_IDS, JOINTS, Array, BodyParameters
-from omfa.bodies.placing import turn_about, rotation_vector
+from omfa.bodies.placing import rotation_vector, turn_about
 
 
 def _left_to_right() -> Array:
