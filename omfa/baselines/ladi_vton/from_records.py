@@ -7,9 +7,11 @@ the ids and the order that the published rules know. ``H W`` pixels of the perso
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -133,8 +135,11 @@ def body_keypoints(params: BodyParameters) -> np.ndarray:
     body = _open_body()
     if params.body_hash != body.hash:
         raise ValueError(f"body parameters of {params.body}; give keypoints, or parameters of {body.name}")
-    values = [torch.tensor(v)[None].float() for v in (params.betas, params.expression, params.pose, params.transl)]
-    found = body.joints_only(*values, ids=[KEY_VERTICES[name] for name in _FACE.values()])[0].numpy()
+    betas, expression, pose, transl = (
+        torch.tensor(v)[None].float() for v in (params.betas, params.expression, params.pose, params.transl)
+    )
+    ids = [KEY_VERTICES[name] for name in _FACE.values()]
+    found = body.joints_only(betas, expression, pose, transl, ids)[0].numpy()
     at = np.zeros((JOINTS, 3))
     for number, name in enumerate(_JOINTS):
         if name is not None:
@@ -185,24 +190,17 @@ class Example:
         inputs: B pictures' inputs, each with the garment that the person wears.
         worn: (B, 3, H, W) in [-1, 1], that garment as worn, on white.
         ids: the records'.
+        seed: of all that is drawn for this batch: by the run's seed, the epoch and the records.
     """
 
     inputs: Inputs
     worn: Tensor
     ids: tuple[str, ...]
+    seed: int
 
     def to(self, device: torch.device) -> Example:
         """On another device."""
-        return Example(self.inputs.to(device), self.worn.to(device), self.ids)
-
-
-def collate(examples: list[Example]) -> Example:
-    """One batch of several examples."""
-    return Example(
-        stack([e.inputs for e in examples]),
-        torch.cat([e.worn for e in examples]),
-        tuple(i for e in examples for i in e.ids),
-    )
+        return Example(self.inputs.to(device), self.worn.to(device), self.ids, self.seed)
 
 
 class Examples(Dataset[Example]):
@@ -214,6 +212,9 @@ class Examples(Dataset[Example]):
         rules: whose masks.
         split: of the records; None for all.
         categories: garments to take; None for all that the rules know.
+        seed: of the run.
+
+    Indexed by (epoch, position).
 
     Raises:
         RecordError: no record has such a garment.
@@ -226,7 +227,9 @@ class Examples(Dataset[Example]):
         rules: Rules = "dresscode",
         split: str | None = "train",
         categories: list[Category] | None = None,
+        seed: int = 0,
     ) -> None:
+        self.seed = seed
         self.folder, self.size, self.rules = Path(folder), (int(size[0]), int(size[1])), rules
         wanted = set(Category if categories is None else categories)
         wanted &= {Category.UPPER} if rules == "vitonhd" else set(Category)
@@ -239,9 +242,20 @@ class Examples(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, position: int) -> Example:
+    def __getitem__(self, key: tuple[int, int]) -> Example:
+        epoch, position = key
         record, garment = self.items[position]
         person = person_of(self.folder, record, garment.category, self.rules, self.size)
         inputs = make_inputs(person, cloth_of(self.folder, garment, self.size), garment.category, self.rules)
         worn = garment_on_white(person.photo, person.labels, garment.category, self.rules)
-        return Example(inputs, worn[None], (record.id,))
+        return Example(inputs, worn[None], (record.id,), crc32(f"{self.seed}/{epoch}/{position}".encode()))
+
+    @staticmethod
+    def collate(examples: Sequence[Example]) -> Example:
+        """One batch of several examples."""
+        return Example(
+            stack([e.inputs for e in examples]),
+            torch.cat([e.worn for e in examples]),
+            tuple(i for e in examples for i in e.ids),
+            crc32(" ".join(str(e.seed) for e in examples).encode()),
+        )

@@ -13,24 +13,19 @@ has ``losses(batch)``, one number a picture, and ``save(folder)``; the last fold
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omfa.backbone import latents_from
 from omfa.baselines.ladi_vton import emasc
-from omfa.baselines.ladi_vton.checkpoints import INPAINTING, widen
 from omfa.baselines.ladi_vton.from_records import Example
-from omfa.baselines.ladi_vton.inputs import Inputs, to_latent_size
-from omfa.baselines.ladi_vton.inversion import encode_prompts, token_ids
+from omfa.baselines.ladi_vton.inputs import Inputs
 from omfa.baselines.ladi_vton.perceptual import VGGLoss
-from omfa.baselines.ladi_vton.pipeline import LaDIVTONPipeline, channels
+from omfa.baselines.ladi_vton.pipeline import LaDIVTONPipeline
 from omfa.baselines.ladi_vton.warping import regularisers, resize, sample
-
-Optimizer = Literal["adam", "adamw"]
 
 
 class _Stage(pl.LightningModule):
@@ -42,7 +37,7 @@ class _Stage(pl.LightningModule):
     """
 
     trained: tuple[str, ...] = ()
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas = (0.9, 0.999)
     weight_decay = 0.01
 
     def __init__(self, pipeline: LaDIVTONPipeline, learning_rate: float, warmup_steps: int = 0) -> None:
@@ -71,7 +66,7 @@ class _Stage(pl.LightningModule):
         """Move a batch."""
         return batch.to(device)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW (Adam where no weight decays) with a constant rate after warm-up."""
         optimizer = torch.optim.AdamW(
             self.parts.parameters(), self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
@@ -83,6 +78,7 @@ class _Stage(pl.LightningModule):
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
         """The mean of :meth:`losses`."""
+        torch.manual_seed(batch.seed)  # noise, steps, drops: the same whenever and wherever this batch is met
         loss = self.losses(batch).mean()
         self.log("loss", loss, prog_bar=True, batch_size=len(batch.ids))
         return loss
@@ -90,10 +86,6 @@ class _Stage(pl.LightningModule):
     def losses(self, batch: Example) -> Tensor:
         """Each picture's loss, (B,)."""
         raise NotImplementedError
-
-    def noise(self, like: Tensor) -> Tensor:
-        """Standard normal numbers of a tensor's shape, from the device's own generator, which checkpoints keep."""
-        return torch.randn_like(like)
 
     def save(self, folder: Path) -> None:
         """Write the whole pipeline, for the next stage or for good."""
@@ -111,13 +103,11 @@ class TPSModule(_Stage):
         regularisation: weight of the six regularisers.
     """
 
-    trained = ("tps",)
+    trained: tuple[str, ...] = ("tps",)
     betas = (0.5, 0.99)
     weight_decay = 0.0
 
-    def __init__(
-        self, pipeline: LaDIVTONPipeline, learning_rate: float = 1e-4, regularisation: float = 0.01
-    ) -> None:
+    def __init__(self, pipeline: LaDIVTONPipeline, learning_rate: float = 1e-4, regularisation: float = 0.01) -> None:
         super().__init__(pipeline, learning_rate)
         self.regularisation = regularisation
 
@@ -141,7 +131,7 @@ class RefineModule(_Stage):
         perceptual: weight of the perceptual loss.
     """
 
-    trained = ("refinement",)
+    trained: tuple[str, ...] = ("refinement",)
     betas = (0.5, 0.99)
     weight_decay = 0.0
 
@@ -174,7 +164,7 @@ class EMASCModule(_Stage):
         perceptual: weight of the perceptual loss.
     """
 
-    trained = ("emasc",)
+    trained: tuple[str, ...] = ("emasc",)
 
     def __init__(
         self,
@@ -192,7 +182,7 @@ class EMASCModule(_Stage):
         inputs, pipe = batch.inputs, self.pipe
         with torch.no_grad():
             moments = pipe.vae.encode(inputs.photo).latent_dist.parameters
-            z = latents_from(moments, self.noise(moments[:, : moments.shape[1] // 2]), 1.0)
+            z = latents_from(moments, torch.randn_like(moments.chunk(2, 1)[0]), 1.0)
             _, features = emasc.encode(pipe.vae, inputs.kept)
         made = emasc.decode(pipe.vae, z, pipe.emasc(features, inputs.hard_mask))
         return _each(made - inputs.photo) + self.look(made, inputs.photo)
@@ -202,12 +192,12 @@ class InversionModule(_Stage):
     """Stage 3: the adapter, so that its words help the frozen inpainting network.
 
     Args:
-        pipeline: see :class:`_Stage`; its UNet may still be the inpainting network of nine channels' widened one.
+        pipeline: see :class:`_Stage`; its UNet is the inpainting network, widened but not yet trained on.
         learning_rate, warmup_steps: AdamW's.
         train_encoders: train the text and the vision model too: for compact models, which have no CLIP.
     """
 
-    trained = ("inversion_adapter",)
+    trained: tuple[str, ...] = ("inversion_adapter",)
 
     def __init__(
         self,
@@ -225,7 +215,7 @@ class InversionModule(_Stage):
         inputs = batch.inputs
         text, _ = self.pipe.encode_text(inputs)
         dropped = torch.ones(len(inputs), dtype=torch.bool, device=self.device)
-        return noise_losses(self, inputs, batch.worn, text, no_pose=dropped, no_cloth=dropped)
+        return noise_losses(self.pipe, inputs, batch.worn, text, no_pose=dropped, no_cloth=dropped)
 
 
 class RepaintModule(_Stage):
@@ -239,7 +229,7 @@ class RepaintModule(_Stage):
         train_encoders: and the text and the vision model: for compact models, which have no CLIP.
     """
 
-    trained = ("unet",)
+    trained: tuple[str, ...] = ("unet",)
 
     def __init__(
         self,
@@ -252,9 +242,10 @@ class RepaintModule(_Stage):
     ) -> None:
         if not 0 <= drop < 1:
             raise ValueError(f"drop {drop} must be in [0, 1)")
-        more = [("inversion_adapter",)] * (train_adapter or train_encoders)
-        more += [("text_encoder", "vision_encoder")] * train_encoders
-        self.trained = (*self.trained, *(name for names in more for name in names))
+        if train_adapter or train_encoders:
+            self.trained = (*self.trained, "inversion_adapter")
+        if train_encoders:
+            self.trained = (*self.trained, "text_encoder", "vision_encoder")
         super().__init__(pipeline, learning_rate, warmup_steps)
         self.drop = drop
 
@@ -266,28 +257,27 @@ class RepaintModule(_Stage):
         text, nothing = self.pipe.encode_text(inputs)
         no_text, no_pose, no_cloth = torch.rand(3, count, device=self.device) < self.drop
         text = torch.where(no_text[:, None, None], nothing, text)
-        return noise_losses(self, inputs, worn, text, no_pose, no_cloth)
+        return noise_losses(self.pipe, inputs, worn, text, no_pose, no_cloth)
 
 
 def noise_losses(
-    stage: _Stage, inputs: Inputs, worn: Tensor, text: Tensor, no_pose: Tensor, no_cloth: Tensor
+    pipe: LaDIVTONPipeline, inputs: Inputs, worn: Tensor, text: Tensor, no_pose: Tensor, no_cloth: Tensor
 ) -> Tensor:
     """Each picture's mean squared error of the predicted noise at a random step, (B,).
 
     Args:
-        stage: whose pipeline is asked.
+        pipe: whose UNet is asked.
         inputs: B pictures.
         worn: the garment on the person, (B, 3, H, W).
         text: (B, L, D).
         no_pose, no_cloth: (B,) bool, whose pose map and garment are left out.
     """
-    pipe = stage.pipe
     scheduler, scale = pipe.scheduler, pipe.vae.config.scaling_factor
     with torch.no_grad():
         pictures = (inputs.photo, inputs.kept, worn)
         moments = [pipe.vae.encode(x).latent_dist.parameters for x in pictures]
-        clean, kept, cloth = (latents_from(m, stage.noise(m[:, : m.shape[1] // 2]), scale) for m in moments)
-        noise = stage.noise(clean)
+        clean, kept, cloth = (latents_from(m, torch.randn_like(m.chunk(2, 1)[0]), scale) for m in moments)
+        noise = torch.randn_like(clean)
         t = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), device=clean.device)
         noisy = scheduler.add_noise(clean, noise, t)
         pose = torch.where(no_pose[:, None, None, None], 0.0, inputs.pose)
