@@ -14,10 +14,10 @@ from data_prep.run import ENGINES, positive
 # Stage to its module (imported only when chosen, so that --help is fast) and what it does.
 _ALL = {
     "synthetic": ("wardrobe.synthetic", "dressed people and their garments, rendered from nothing"),
-    "vitonhd": ("data_sets", "the VITON-HD data set to records"),
-    "dresscode": ("data_sets", "the DressCode data set to records"),
-    "deepfashion-mm": ("data_sets", "the DeepFashion-MultiModal data set to records"),
-    "folder": ("data_sets", "a folder of photos, with garments and pairs if there are any, to records"),
+    "vitonhd": ("data_sets.stage", "the VITON-HD data set to records"),
+    "dresscode": ("data_sets.stage", "the DressCode data set to records"),
+    "deepfashion-mm": ("data_sets.stage", "the DeepFashion-MultiModal data set to records"),
+    "folder": ("data_sets.stage", "a folder of photos, with garments and pairs if there are any, to records"),
     "pose-maps": ("poses.pose_maps", "photos to body parameters and pose maps"),
     "render": ("poses.render", "body parameters to pose maps"),
     "faces": ("faces", "a head crop for every record"),

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.poses.landmarks import Box, find_faces, require
-from data_prep.poses.render import existing_file, shared_body
+from data_prep.poses.render import existing_file
 from data_prep.records import as_line, carry, record_items
 from data_prep.run import Outcome, add_source, run_stage, write_image
-from omfa.bodies.body import KEY_VERTICES, Body
+from omfa.bodies.body import KEY_VERTICES, Body, load_body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import project
 from omfa.bodies.pose_render import head_box
@@ -111,7 +111,7 @@ def crop_record(item_id: str, record: Record, out: Path, *, source: Path, body: 
     params = BodyParameters.load(resolve(source, record.pose.params))
     if params.image_size != rgb.shape[:2]:
         raise ValueError(f"parameters are for a picture of {params.image_size}, this one has {rgb.shape[:2]} (H, W)")
-    head = head_crop(rgb, params, shared_body(body))
+    head = head_crop(rgb, params, load_body(body))
     record = replace(record, face=None, provenance=record.provenance | {"head_box": list(head.box)})
     carry(record, source, out)
     if head.crop is None:
@@ -136,7 +136,7 @@ def main(args: argparse.Namespace) -> Outcome:
         ValueError: mediapipe is not installed.
     """
     require()
-    shared_body(args.body)
+    load_body(args.body)
     work = partial(crop_record, source=args.records, body=args.body)
     items = record_items(args.records, args.limit)
     return run_stage("faces", items, work, args.out, workers=args.workers, engine=args.engine)

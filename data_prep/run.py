@@ -14,14 +14,12 @@ output folder), so a killed run goes on where it stopped; it writes ``metadata.j
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import logging
 import multiprocessing
 import os
 import signal
-import sqlite3
 import sys
 import threading
 import traceback
@@ -41,14 +39,15 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data_prep.journal import FAILURES, Journal, Line, StageItem, StageResult, told
 from omfa.records.prepared import METADATA
 
-FAILURES = "failures.jsonl"
-JOURNAL = ".journal.sqlite"
 ENGINES = ("local", "ray")
+
+
 AHEAD = 4  # items handed out per worker: enough to keep it busy, few enough to bound the memory
 
-Line = dict[str, Any]
+
 Work = Callable[[str, Any, Path], list[Line]]
 
 
@@ -108,14 +107,14 @@ def run_stage(
     if workers < 1:
         raise ValueError(f"workers {workers} must be at least 1")
     if engine == "ray":
-        perform: Callable[..., Iterator[_Result]] = partial(_perform_ray, workers=workers)
+        perform: Callable[..., Iterator[StageResult]] = partial(_perform_ray, workers=workers)
     else:
         perform = partial(_perform_pool, workers=workers) if workers > 1 else _perform_here
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     total = len(items) if isinstance(items, Sized) else None
     done = failed = 0
-    with closing(_Journal(out, f"{name}: {describe(work)}")) as journal, one_thread():
+    with closing(Journal(out, f"{name}: {describe(work)}")) as journal, one_thread():
         # disable=None: no bar where nobody watches
         with tqdm(total=total, desc=name, unit="", disable=None, dynamic_ncols=True) as bar:
             for result in perform(partial(_attempt, work, out), journal.todo(items, bar)):
@@ -183,35 +182,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
-# ------------------------------------------------------------------------------------------------------- one attempt
-
-
-@dataclass(frozen=True)
-class _Task:
-    position: int
-    item_id: str
-    payload: Any
-
-
-@dataclass(frozen=True)
-class _Result:
-    """A task's metadata lines as text, or the reason why there are none."""
-
-    task: _Task
-    lines: str | None = None
-    reason: str | None = None
-
-
-def _attempt(work: Work, out: Path, task: _Task) -> _Result:
+def _attempt(work: Work, out: Path, task: StageItem) -> StageResult:
     try:
         lines = work(task.item_id, task.payload, out)
         text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-        return _Result(task, lines=text)
+        return StageResult(task, lines=text)
     except (ValueError, OSError) as e:
-        return _Result(task, reason=" ".join(str(e).split()) or type(e).__name__)
+        return StageResult(task, reason=" ".join(str(e).split()) or type(e).__name__)
     except Exception as e:  # a bug: told with type and place, and the other items go on
         place = traceback.extract_tb(e.__traceback__)[-1]
-        return _Result(task, reason=f"{type(e).__name__} at {Path(place.filename).name}:{place.lineno}: {e}")
+        return StageResult(task, reason=f"{type(e).__name__} at {Path(place.filename).name}:{place.lineno}: {e}")
 
 
 def describe(work: Work) -> str:
@@ -227,13 +207,7 @@ def describe(work: Work) -> str:
         text = f"{work.__module__}.{work.__qualname__}"
     else:
         text = repr(work)
-    return _told(text)
-
-
-def _told(text: str) -> str:
-    if " at 0x" in text:
-        raise ValueError(f"{text} does not tell itself from another: use plain values or frozen dataclasses")
-    return text
+    return told(text)
 
 
 @contextmanager
@@ -265,12 +239,14 @@ def one_thread() -> Iterator[None]:
 # ------------------------------------------------------------------------------ engines: attempt every task, any order
 
 
-def _perform_here(attempt: Callable[[_Task], _Result], tasks: Iterator[_Task]) -> Iterator[_Result]:
+def _perform_here(attempt: Callable[[StageItem], StageResult], tasks: Iterator[StageItem]) -> Iterator[StageResult]:
     return map(attempt, tasks)
 
 
-def _perform_pool(attempt: Callable[[_Task], _Result], tasks: Iterator[_Task], workers: int) -> Iterator[_Result]:
-    pool, running = _executor(workers), dict[Future[_Result], _Task]()
+def _perform_pool(
+    attempt: Callable[[StageItem], StageResult], tasks: Iterator[StageItem], workers: int
+) -> Iterator[StageResult]:
+    pool, running = _executor(workers), dict[Future[StageResult], StageItem]()
     try:
         while True:
             try:
@@ -292,8 +268,11 @@ def _perform_pool(attempt: Callable[[_Task], _Result], tasks: Iterator[_Task], w
 
 
 def _submit(
-    pool: ProcessPoolExecutor, attempt: Callable[[_Task], _Result], task: _Task, running: dict[Future[_Result], _Task]
-) -> Future[_Result]:
+    pool: ProcessPoolExecutor,
+    attempt: Callable[[StageItem], StageResult],
+    task: StageItem,
+    running: dict[Future[StageResult], StageItem],
+) -> Future[StageResult]:
     """Hand a task to the pool; if a process of it has just died, the task stays among those to be tried again."""
     try:
         return pool.submit(attempt, task)
@@ -302,12 +281,12 @@ def _submit(
         raise
 
 
-def _attempt_alone(attempt: Callable[[_Task], _Result], task: _Task) -> _Result:
+def _attempt_alone(attempt: Callable[[StageItem], StageResult], task: StageItem) -> StageResult:
     with _executor(1) as pool:
         try:
             return pool.submit(attempt, task).result()
         except BrokenProcessPool:
-            return _Result(task, reason="its process died: out of memory, or a crash in a library")
+            return StageResult(task, reason="its process died: out of memory, or a crash in a library")
 
 
 def _executor(workers: int) -> ProcessPoolExecutor:
@@ -327,7 +306,9 @@ def _begin_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _perform_ray(attempt: Callable[[_Task], _Result], tasks: Iterator[_Task], workers: int) -> Iterator[_Result]:
+def _perform_ray(
+    attempt: Callable[[StageItem], StageResult], tasks: Iterator[StageItem], workers: int
+) -> Iterator[StageResult]:
     try:
         import ray
         import ray.data
@@ -354,118 +335,4 @@ def _perform_ray(attempt: Callable[[_Task], _Result], tasks: Iterator[_Task], wo
         numbers = ray.data.from_items([{"k": k} for k in range(len(batch))], override_num_blocks=blocks)
         for row in numbers.map_batches(perform, batch_size=None, compute=pool).iter_rows():
             task = batch[int(row["k"])]
-            yield _Result(task, lines=row["text"]) if row["done"] else _Result(task, reason=row["text"])
-
-
-# ------------------------------------------------------------------------------------------------------- the journal
-
-
-class _Journal:
-    """What is done, on disk: one row per item, found by id, so that memory does not grow with the items.
-
-    ``position`` is the item's place in this run, null while this run has not met it. Write-ahead logging survives a
-    kill at any moment; the exclusive lock keeps a second run out.
-    """
-
-    def __init__(self, out: Path, call: str) -> None:
-        self.out, self.skipped = out, 0
-        if not (out / JOURNAL).exists() and (out / METADATA).exists():
-            raise ValueError(f"{out} holds a {METADATA} that no run of this kind made: give another --out")
-        self.db = sqlite3.connect(out / JOURNAL, timeout=0)
-        try:
-            self._begin(call)
-        except BaseException as e:
-            self.db.close()
-            if isinstance(e, sqlite3.OperationalError) and "locked" in str(e):
-                raise ValueError(f"another run is at work in {out}: wait for it, or give another --out") from None
-            if isinstance(e, sqlite3.DatabaseError):
-                raise ValueError(f"{out / JOURNAL} can't be used ({e}): give another --out") from None
-            raise
-
-    def _begin(self, call: str) -> None:
-        for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = NORMAL"):
-            self.db.execute(f"PRAGMA {pragma}")
-        self.db.execute("CREATE TABLE IF NOT EXISTS call (text TEXT, finished INTEGER)")
-        columns = "id TEXT PRIMARY KEY, position INTEGER, payload TEXT, lines TEXT, reason TEXT"
-        self.db.execute(f"CREATE TABLE IF NOT EXISTS item ({columns})")
-        before, finished = self.db.execute("SELECT text, finished FROM call").fetchone() or (call, True)
-        if before != call and self._used():
-            raise ValueError(f"{self.out} belongs to another call; give another --out. There: {before}. Here: {call}")
-        if not finished:
-            for part in self.out.rglob(".*.part"):  # what a killed run was writing
-                part.unlink()
-        self.db.execute("DELETE FROM call")
-        self.db.execute("INSERT INTO call VALUES (?, 0)", (call,))
-        self.db.execute("UPDATE item SET position = NULL")
-        self.db.commit()
-
-    def todo(self, items: Iterable[tuple[str, Any]], bar: tqdm[Any]) -> Iterator[_Task]:
-        """The items that are not done yet; the others only get their place."""
-        for position, (item_id, payload) in enumerate(items):
-            row = self.db.execute("SELECT payload, lines FROM item WHERE id = ?", (item_id,)).fetchone()
-            if row is not None and row[0] != _digest(payload):
-                raise ValueError(f"item {item_id!r} was another one when {self.out} was begun: give another --out")
-            task = _Task(position, item_id, payload)
-            if row is None or row[1] is None:
-                yield task
-                continue
-            self._place(task, "UPDATE item SET position = ? WHERE id = ? AND position IS NULL", (position, item_id))
-            self.skipped += 1
-            bar.update()
-            if self.skipped % 1000 == 0:
-                self.db.commit()
-
-    def add(self, result: _Result) -> None:
-        """Note a task as done or failed."""
-        task = result.task
-        insert = (
-            "INSERT INTO item VALUES (:id, :position, :payload, :lines, :reason) ON CONFLICT (id) DO UPDATE "
-            "SET position = :position, lines = :lines, reason = :reason WHERE position IS NULL"
-        )
-        row = {"id": task.item_id, "position": task.position, "payload": _digest(task.payload)}
-        self._place(task, insert, row | {"lines": result.lines, "reason": result.reason})
-        self.db.commit()
-
-    def _place(self, task: _Task, statement: str, values: Any) -> None:
-        if self.db.execute(statement, values).rowcount != 1:
-            raise ValueError(f"item {task.item_id!r} stands twice in the input: ids are unique")
-
-    def finish(self) -> int:
-        """Write both lists in the order of the items; how many lines of metadata there are."""
-        lines = self._write(
-            METADATA, "SELECT lines FROM item WHERE position >= 0 AND lines IS NOT NULL ORDER BY position"
-        )
-        failed = "FROM item WHERE position >= 0 AND reason IS NOT NULL ORDER BY position"
-        if self.db.execute(f"SELECT 1 {failed}").fetchone():
-            self._write(FAILURES, f"SELECT id, reason {failed}")
-        else:
-            (self.out / FAILURES).unlink(missing_ok=True)
-        self.db.execute("UPDATE call SET finished = 1")
-        self.db.commit()
-        return lines
-
-    def _write(self, name: str, query: str) -> int:
-        part, lines = self.out / f".{name}.part", 0
-        with part.open("w", encoding="utf-8") as file:
-            for row in self.db.execute(query):
-                text = row[0] if len(row) == 1 else json.dumps({"id": row[0], "reason": row[1]}) + "\n"
-                file.write(text)
-                lines += text.count("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.out / name)
-        return lines
-
-    def _used(self) -> bool:
-        return self.db.execute("SELECT 1 FROM item").fetchone() is not None
-
-    def close(self) -> None:
-        """Release the folder; a call that came to nothing leaves no claim on it."""
-        used = self._used() or self.db.execute("SELECT finished FROM call").fetchone() == (1,)
-        self.db.close()
-        if not used:
-            (self.out / JOURNAL).unlink()
-
-
-def _digest(payload: Any) -> str:
-    return hashlib.blake2b(_told(repr(payload)).encode(), digest_size=16).hexdigest()
+            yield StageResult(task, lines=row["text"]) if row["done"] else StageResult(task, reason=row["text"])

@@ -338,7 +338,7 @@ def _save(picture: Image.Image, path: Path) -> Path:
 
 def _estimator() -> Any:
     """The pose estimator of data_prep; ValueError with the cure where its tools are missing."""
-    from data_prep.poses.fitting import photo_estimator
+    from data_prep.poses.photo import photo_estimator
 
     return photo_estimator()
 

@@ -26,7 +26,7 @@ from omfa.files import check_writable
 from omfa.images import contact_sheet, read_image, save_whole
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import Record, read_records, record_files, resolve
-from omfa.training.examples import packaged_photographs
+from omfa.training.vae import packaged_photographs
 
 FRONT = 40.0  # degrees; beyond it half of a print is out of sight
 HONEST = "a model of a drawn world has never seen one: a colour at best"

@@ -40,7 +40,7 @@ from omfa.evaluation.scoring import Item, make_items, prediction_files, select
 from omfa.files import Unwritable, check_writable, unwritable, whole, write_json
 from omfa.pipeline import MODELS, OMFAPipeline
 from omfa.records.prepared import METADATA, Record, RecordError, read_records, resolve
-from omfa.training.examples import seeded
+from omfa.records.stream import seeded
 
 VERSION = 1
 PREDICTIONS, TIMINGS = "predictions.json", "timings.jsonl"

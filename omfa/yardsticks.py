@@ -41,7 +41,7 @@ from omfa.images import read_image, tensor_to_pixels
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import METADATA, Record, RecordError, record_pictures
 from omfa.records.shards import Source, open_records
-from omfa.training.examples import read_fitted
+from omfa.records.stream import read_fitted
 
 THUMBNAIL = (32, 24)  # pixels; coarse enough that a shift of a hand's breadth does not matter
 GIVEN = ("face", "pose_map", *(c.value for c in Category))  # to a try-on, of what a record shows

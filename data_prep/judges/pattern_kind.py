@@ -35,7 +35,7 @@ def example(index: int, seed: int, size: tuple[int, int]) -> tuple[np.ndarray, i
     rng = np.random.default_rng([seed, 2, index])
     worn = draw_outfit(rng).worn
     garment = worn[index % len(worn)]
-    picture, mask = shop_picture(garment, size)
+    picture, mask, _ = shop_picture(garment, size)
     image = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
     crop = (garment_crops(image, torch.from_numpy(mask)[None, None])[0] + 1) * 127.5
     return crop.round().byte().numpy(), KINDS.index(garment.pattern.kind)

@@ -30,7 +30,7 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from data_prep.poses.fitting import Fit
 from data_prep.poses.landmarks import detect
 from data_prep.poses.parameter_files import full_translation, on_body
-from data_prep.poses.render import shared_body
+from omfa.bodies.body import load_body
 from omfa.bodies.named_poses import NAMED_POSES
 from omfa.bodies.parameters import BETAS, EXPRESSION, JOINTS, BodyParameters
 from omfa.bodies.placing import project, rotation_vector
@@ -388,8 +388,8 @@ class Hmr2:
         rotations, _, camera = cached(self.checkpoint, self.device)(crop(rgb, box).to(self.device))
         image_size = (rgb.shape[0], rgb.shape[1])
         params = to_parameters(rotations[0].cpu().numpy(), camera[0].cpu().numpy(), box, image_size)
-        params = on_body(params, shared_body(self.body), None)
-        joints = shared_body(self.body).posed(params).joints[0].cpu().numpy()
+        params = on_body(params, load_body(self.body), None)
+        joints = load_body(self.body).posed(params).joints[0].cpu().numpy()
         return Fit(params, project(joints, params.K), np.ones(JOINTS), {}, "hmr2", len(boxes))
 
     def _people(self, item_id: str, rgb: Array) -> list[Box]:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.poses.fitting import FOCAL, Fit
-from data_prep.poses.render import shared_body
+from data_prep.poses.evidence import FOCAL
+from data_prep.poses.fitting import Fit
 from omfa.bodies.body import Body, load_body
 from omfa.bodies.convert import approximate_parameters, convert_parameters
 from omfa.bodies.named_poses import NAMED_POSES
@@ -98,9 +98,9 @@ class Imported:
         path = self._find(item_id, person)
         made_with = made_with_body(self.made_with) if self.made_with else None
         params = on_body(
-            read_parameters(path, self.kind, (rgb.shape[0], rgb.shape[1]), made_with), shared_body(self.body), made_with
+            read_parameters(path, self.kind, (rgb.shape[0], rgb.shape[1]), made_with), load_body(self.body), made_with
         )
-        joints = shared_body(self.body).posed(params).joints[0].cpu().numpy()
+        joints = load_body(self.body).posed(params).joints[0].cpu().numpy()
         return Fit(params, project(joints, params.K), np.ones(JOINTS), {}, estimator=self.kind)
 
     def _find(self, item_id: str, person: int) -> Path:

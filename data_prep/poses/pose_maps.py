@@ -20,14 +20,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.data_sets import Entry, Missing, convert, scan_folder
+from data_prep.data_sets.stage import Entry, Missing, convert, scan_folder
 from data_prep.poses.fitting import Fit, fit, view_yaw
 from data_prep.poses.landmarks import detect, require
 from data_prep.poses.parameter_files import FORMATS, Imported
-from data_prep.poses.render import existing_file, shared_body
+from data_prep.poses.render import existing_file
 from data_prep.records import as_line, carry, record_items
 from data_prep.run import Outcome, add_source, existing_folder, positive, run_stage, write_image
-from omfa.bodies.body import Body
+from omfa.bodies.body import Body, load_body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import turned
 from omfa.bodies.pose_render import Style, render_pose_map
@@ -62,7 +62,7 @@ class FromLandmarks:
         people = detect(rgb)
         if person > len(people):
             raise ValueError(f"person {person} was asked for; {len(people)} found")
-        found = fit(people[person - 1 : person], shared_body(self.body))[0]
+        found = fit(people[person - 1 : person], load_body(self.body))[0]
         return replace(found, people=len(people))
 
 
@@ -98,7 +98,7 @@ def estimate_record(item_id: str, record: Record, out: Path, *, call: _Call) -> 
 
 def _posed(record: Record, rgb: Array, found: Fit, out: Path, call: _Call) -> dict[str, Any]:
     """Write what was found; the record that tells of it."""
-    body = shared_body(call.body)
+    body = load_body(call.body)
     pose = PoseRef(f"pose/{record.id}.png", f"pose/{record.id}.npz")
     assert pose.map is not None and pose.params is not None
     picture = render_pose_map(body, found.params, call.style, engine="torch")
@@ -215,7 +215,7 @@ def main(args: argparse.Namespace) -> Outcome:
         ValueError: the estimator can't be used, or the body can't be loaded.
     """
     estimator = make_estimator(args)
-    shared_body(args.body)
+    load_body(args.body)
     call = _Call(args.images or args.records, estimator, args.person, args.body, args.style)
     items: Iterator[tuple[str, Any]]
     if args.images is not None:

@@ -10,25 +10,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 from data_prep.records import as_line, carry, record_items
 from data_prep.run import Outcome, existing_folder, positive, run_stage, write_image
-from omfa.bodies.body import Body, load_body
+from omfa.bodies.body import load_body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import Style, render_pose_map
 from omfa.records.prepared import PoseRef, Record, resolve
 
 SEQUENCE_SIZE = (512, 384)  # (H, W) of pictures of motion capture
-
-
-@lru_cache(maxsize=1)
-def shared_body(path: Path | None) -> Body:
-    """The body, loaded once a process."""
-    return load_body(path)
 
 
 def render_record(
@@ -40,14 +34,14 @@ def render_record(
     params = BodyParameters.load(resolve(source, record.pose.params))
     path = f"pose/{item_id}.png"
     carry(replace(record, pose=PoseRef(None, record.pose.params)), source, out)
-    write_image(out / path, render_pose_map(shared_body(body), params, style, engine="torch"))
+    write_image(out / path, render_pose_map(load_body(body), params, style, engine="torch"))
     return [as_line(replace(record, pose=PoseRef(path, record.pose.params)))]
 
 
 def render_params(item_id: str, params: Path, out: Path, *, body: Path | None, style: Style) -> list[dict[str, Any]]:
     """Work of the runner: one parameter file to one picture."""
     path = f"pose/{item_id}.png"
-    write_image(out / path, render_pose_map(shared_body(body), BodyParameters.load(params), style, engine="torch"))
+    write_image(out / path, render_pose_map(load_body(body), BodyParameters.load(params), style, engine="torch"))
     return [{"id": item_id, "file_name": path}]
 
 
@@ -58,10 +52,10 @@ def render_sequence(
     from data_prep.poses.parameter_files import read_amass
 
     lines = []
-    for frame, params in read_amass(sequence, shared_body(body), every=every, image_size=SEQUENCE_SIZE):
+    for frame, params in read_amass(sequence, load_body(body), every=every, image_size=SEQUENCE_SIZE):
         name = f"{item_id}-{frame:06d}"
         params.save(out / f"pose/{name}.npz")
-        write_image(out / f"pose/{name}.png", render_pose_map(shared_body(body), params, style, engine="torch"))
+        write_image(out / f"pose/{name}.png", render_pose_map(load_body(body), params, style, engine="torch"))
         lines.append({"id": name, "file_name": f"pose/{name}.png", "params": f"pose/{name}.npz"})
     return lines
 
@@ -112,7 +106,7 @@ def existing_file(text: str) -> Path:
 
 def main(args: argparse.Namespace) -> Outcome:
     """Render every record or parameter file."""
-    shared_body(args.body)  # a wrong body stops the call, not every item
+    load_body(args.body)  # a wrong body stops the call, not every item
     options: dict[str, Any] = {"body": args.body, "style": args.style}
     if args.records is not None:
         work: Any = partial(render_record, source=args.records, **options)

@@ -14,23 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.wardrobe.garment_meshes import (
-    WAIST_Y,
-    Cloth,
-    Garment,
-    Posed,
-    Skirt,
-    joint_transforms,
-    make_garment,
-    make_shoes,
-    skin,
-    smoothstep,
-    tailor,
-)
+from data_prep.wardrobe.cuts import WAIST_Y
+from data_prep.wardrobe.garment_meshes import Garment, make_garment, make_shoes
 from data_prep.wardrobe.heads import Person, face_shape, make_hair
 from data_prep.wardrobe.looks import paint_body, paint_cloth, paint_hair, paint_plain, paint_shoes
+from data_prep.wardrobe.meshes import Cloth, Wearer, joint_transforms, skin, smoothstep
 from data_prep.wardrobe.outfits import Outfit, Worn
 from data_prep.wardrobe.scene import Layer
+from data_prep.wardrobe.skirts import Skirt
+from data_prep.wardrobe.tailor import tailor
 from omfa.bodies.body import PARTS, vertex_parts
 from omfa.bodies.placing import rotation
 
@@ -128,7 +120,7 @@ def _visible_faces(garment: Garment, place: int, outfit: Outfit) -> Array:
     return np.where(~deep[garment.faces].all(1))[0]
 
 
-def pose_body(shape: Array, joints: Array, pose: Array, expression: Array | None = None) -> Posed:
+def pose_body(shape: Array, joints: Array, pose: Array, expression: Array | None = None) -> Wearer:
     """Pose a body, its translation zero.
 
     Args:
@@ -148,7 +140,7 @@ def pose_body(shape: Array, joints: Array, pose: Array, expression: Array | None
     transforms = joint_transforms(joints, t.parents, rotations)
     posed = np.einsum("jab,jb->ja", transforms[..., :3], joints) + transforms[..., 3]
     vertices = skin((rest + swell).astype(np.float32), t.weights, transforms)
-    return Posed(vertices, posed.astype(np.float32), transforms, t.smooth(swell, 4))
+    return Wearer(vertices, posed.astype(np.float32), transforms, t.smooth(swell, 4))
 
 
 # ---------------------------------------------------------------------------------------------------- layers
@@ -171,7 +163,7 @@ def _skirt_parts(skirt: Skirt) -> Array:
     return np.where(y > tailor().joints[1, 1], PARTS.index("torso") + 1, leg).astype(np.uint8)
 
 
-def layers_of(dressed: Dressed, posed: Posed) -> dict[str, Layer]:
+def layers_of(dressed: Dressed, posed: Wearer) -> dict[str, Layer]:
     """Body, clothes, shoes and hair of a posed person, by name (garments by category)."""
     t, outfit = tailor(), dressed.outfit
     eyeball = np.isin(t.dominant, [23, 24])[:, None]
@@ -216,13 +208,13 @@ def garment_layer(garment: Garment, vertices: Array, faces: Array, worn: Worn) -
     return Layer(vertices, garment.faces[faces], rows, np.concatenate(parts), region[faces], paint)
 
 
-def _cloth_layer(cloth: Cloth, posed: Posed, paint: Any) -> Layer:
+def _cloth_layer(cloth: Cloth, posed: Wearer, paint: Any) -> Layer:
     rows = np.concatenate([cloth.rest, cloth.uv, cloth.edge[:, None]], 1).astype(np.float32)
     part = part_of_joint()[cloth.weights.argmax(1)]
     return Layer(cloth.posed(posed), cloth.faces, rows, part, cloth.region, paint)
 
 
-def stool(posed: Posed, up: Array, ground: float) -> Layer:
+def stool(posed: Wearer, up: Array, ground: float) -> Layer:
     """A round stool under a sitting person; ``up`` (3,), ``ground``: height of the floor along it."""
     seat = (posed.joints[1] + posed.joints[2]) / 2 - up * 0.115
     tall = seat @ up - ground

@@ -12,19 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.wardrobe.garment_meshes import (
-    COLLAR,
-    GROUND_Y,
-    LEGS,
-    SKIRT,
-    SLEEVE,
-    TORSO,
-    WAIST_Y,
-    Cut,
-    smoothstep,
-    unit,
-)
+from data_prep.wardrobe.cuts import COLLAR, GROUND_Y, LEGS, SKIRT, SLEEVE, TORSO, WAIST_Y, Cut
 from data_prep.wardrobe.heads import Person, paint_skin
+from data_prep.wardrobe.meshes import smoothstep, unit
 from data_prep.wardrobe.outfits import Outfit, Worn
 from data_prep.wardrobe.patterns import luminance, noise
 from omfa.components import Category

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.wardrobe.garment_meshes import WAIST_Y, Cut
+from data_prep.wardrobe.cuts import WAIST_Y, Cut
 from data_prep.wardrobe.patterns import Pattern, draw_colour, draw_pattern
 from omfa.components import Category
 

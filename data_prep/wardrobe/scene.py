@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.wardrobe.garment_meshes import dot, face_normals, smoothstep, unit, vertex_normals
 from data_prep.wardrobe.looks import Look, Points
+from data_prep.wardrobe.meshes import dot, face_normals, smoothstep, unit, vertex_normals
 from data_prep.wardrobe.patterns import NAMED_COLOURS
 from omfa.bodies.rasterise import rasterise
 

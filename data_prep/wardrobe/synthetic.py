@@ -11,26 +11,29 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.run import Outcome, run_stage, write_image
 from data_prep.wardrobe.dressing import Dressed, dress, garment_layer, layers_of, pose_body, stool
-from data_prep.wardrobe.garment_meshes import Posed, make_garment, tailor
+from data_prep.wardrobe.garment_meshes import make_garment
 from data_prep.wardrobe.heads import Person, draw_person
+from data_prep.wardrobe.meshes import Wearer
 from data_prep.wardrobe.outfits import Outfit, Worn, caption, draw_outfit
 from data_prep.wardrobe.scene import STUDIO, background, draw_light, render
+from data_prep.wardrobe.tailor import tailor
 from omfa.bodies.named_poses import NAMED_POSES, clamp_pose, mirror_pose
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import camera, look_at, rotation_vector
 from omfa.bodies.pose_render import render_pose_map
+from omfa.bodies.standing import FOV, MARGIN, framed, shop_pose
 from omfa.records.labels import PERSON
-from omfa.records.prepared import FaceRef, GarmentRef, Maps, PoseRef, Record
+from omfa.records.prepared import FaceRef, GarmentRef, Maps, PortraitRef, PoseRef, Record
 
 Array = NDArray[Any]
 
@@ -99,42 +102,41 @@ def _project(points: Array, K: Array) -> Array:
     return points[..., :2] / points[..., 2:] * [K[0, 0], K[1, 1]] + K[:2, 2]
 
 
-def _frame(points: Array, K: Array, size: tuple[int, int], rows: tuple[float, float], margin: float) -> Array:
-    """(3,) translation that centres points (n, 3), seen from afar, and fits them between rows of the picture.
+class Shop(NamedTuple):
+    """A garment alone: picture (H, W, 3) uint8 on white, mask (H, W) bool, and the body that would stand in it."""
+
+    picture: Array
+    mask: Array
+    params: BodyParameters
+
+
+def shop_picture(worn: Worn, size: tuple[int, int], rng: np.random.Generator | None = None) -> Shop:
+    """A garment alone, from the front, on white, cut for the template body.
 
     Args:
-        points: camera frame, root at the origin.
-        K: (3, 3).
+        worn: the garment.
         size: (H, W).
-        rows: lowest and highest y (metres, downwards) to show.
-        margin: share of the picture left free on each side.
-    """
-    height, width = size
-    tall, wide = rows[1] - rows[0], np.ptp(points[:, 0])
-    near = float(points[:, 2].min())
-    distance = max(tall * K[1, 1] / (height * (1 - 2 * margin)), wide * K[0, 0] / (width * (1 - 1.2 * margin)))
-    return -np.array([(points[:, 0].max() + points[:, 0].min()) / 2, (rows[0] + rows[1]) / 2, near * 0.5 - distance])
-
-
-def shop_picture(worn: Worn, size: tuple[int, int]) -> tuple[Array, Array]:
-    """A garment alone, from the front, arms a little out, on white, cut for the template body.
-
-    Returns:
-        (H, W, 3) uint8 and its mask (H, W) bool.
+        rng: draws how it hangs and how it is framed, as shop pictures differ; None: arms a little out, straight on.
     """
     t = tailor()
     nobody = np.zeros_like(t.template)
     garment = make_garment(worn.cut, nobody, worn.phase)
-    pose = NAMED_POSES["a_pose"].astype(np.float64).copy()
-    pose[16], pose[17] = np.radians([0, 0, -52]), np.radians([0, 0, 52])
-    pose[18], pose[19] = np.radians([0, -6, 0]), np.radians([0, 6, 0])
-    pose[0] = rotation_vector(look_at(0, 4))
-    K = camera(size, 14.0)
+    pose, fov, margin, shift = shop_pose(), FOV, MARGIN, np.zeros(2)
+    if rng is not None:
+        arms, legs = rng.uniform(28, 74), rng.uniform(-1, 5)
+        pose = shop_pose(arms, legs, yaw=float(rng.normal(0, 4)), pitch=float(rng.normal(3, 2)))
+        pose[18:20, 1] *= rng.uniform(0, 4)  # elbows, bent forward by up to 24 degrees
+        fov, margin, shift = float(rng.uniform(10, 20)), float(rng.uniform(0.03, 0.11)), rng.uniform(-0.02, 0.02, 2)
+    K = camera(size, fov)
     posed = pose_body(nobody, t.joints, pose)
     points = garment.posed(posed)
-    points += _frame(points, K, size, (points[:, 1].min(), points[:, 1].max()), 0.06).astype(np.float32)
-    picture = render([garment_layer(garment, points, np.arange(len(garment.faces)), worn)], K, size, STUDIO)
-    return picture.over(1.0), picture.cover > 0.5
+    transl = framed(points, K, size, (points[:, 1].min(), points[:, 1].max()), margin)
+    transl[:2] += shift * size[::-1] / K[0, 0] * transl[2]
+    layer = garment_layer(garment, points + transl.astype(np.float32), np.arange(len(garment.faces)), worn)
+    picture = render([layer], K, size, STUDIO)
+    body, zero = t.body, np.zeros(10)
+    params = BodyParameters(body.name, body.hash, zero, zero, pose, transl, K, size)
+    return Shop(picture.over(1.0), picture.cover > 0.5, params)
 
 
 def face_size(width: int) -> int:
@@ -181,7 +183,7 @@ def make_view(dressed: Dressed, rng: np.random.Generator, view: int, size: tuple
     y = posed.vertices[:, 1]
     full = name in ("sitting", "lunge") or rng.random() < 0.68
     knees = float(posed.joints[[4, 5], 1].max()) + rng.uniform(-0.14, 0.16)
-    transl = _frame(
+    transl = framed(
         posed.vertices, K, size, (y.min() - 0.03, y.max() + 0.02 if full else knees), rng.uniform(0.035, 0.075)
     )
     transl[0] += rng.uniform(-0.03, 0.03) * K[0, 2] / K[0, 0] * transl[2]
@@ -201,7 +203,7 @@ def make_view(dressed: Dressed, rng: np.random.Generator, view: int, size: tuple
     return View(picture.over(place), picture.labels, picture.parts, params, posed.joints, words)
 
 
-def _shadows(posed: Posed, up: Array, ground: float, K: Array) -> Array:
+def _shadows(posed: Wearer, up: Array, ground: float, K: Array) -> Array:
     """(3, 3) x, y and reach in pixels of the shadows on the floor: under each foot, and a wide one between them."""
     soles = np.stack([posed.joints[[7 + s, 10 + s]].mean(0) for s in (0, 1)])
     soles = soles - up * (soles @ up - ground)[:, None]
@@ -222,11 +224,14 @@ class Sample:
         face: (F, F, 3) uint8, F half the width rounded up to a multiple of 32.
         garments: category to (H, W, 3) uint8 shop picture on white.
         garment_masks: category to (H, W) bool, where the shop picture shows the garment.
+        garment_params: category to the body that would stand in the shop picture.
         pose_map: (H, W, 3) uint8.
         params: body and camera.
         labels: (H, W) uint8, of :class:`omfa.records.labels.Label`.
         parts: (H, W) uint8, 0 or 1 + index into ``omfa.bodies.body.PARTS``, clothes counted to what they cover.
         joints: (55, 3) float32 camera frame.
+        portrait: (H, W, 3) uint8, the same view of the same person in other clothes, or None.
+        portrait_labels: (H, W) uint8 of it, or None.
     """
 
     record: Record
@@ -234,11 +239,14 @@ class Sample:
     face: Array
     garments: dict[str, Array]
     garment_masks: dict[str, Array]
+    garment_params: dict[str, BodyParameters]
     pose_map: Array
     params: BodyParameters
     labels: Array
     parts: Array
     joints: Array
+    portrait: Array | None = None
+    portrait_labels: Array | None = None
 
     @property
     def person_mask(self) -> Array:
@@ -246,7 +254,28 @@ class Sample:
         return np.isin(self.labels, PERSON)
 
 
-def make_outfit(seed: int, index: int, size: tuple[int, int] = (256, 192), views: int = VIEWS) -> list[Sample]:
+def other_clothes(rng: np.random.Generator, outfit: Outfit, skin: tuple[float, ...]) -> tuple[Outfit, tuple[str, ...]]:
+    """Another outfit with the same shoes: all of it changed, or the upper or the lower garment alone.
+
+    Returns:
+        The outfit, and the categories of ``outfit`` that it does not keep.
+    """
+    other = draw_outfit(rng, skin)
+    shoes = {f: getattr(outfit, f) for f in ("shoe_height", "shoe_colour", "sole_colour", "sock_colour", "shoe_name")}
+    worn = [w.category for w in outfit.worn]
+    alike = len(worn) == 2 and [w.category for w in other.worn] == worn
+    changed = int(rng.integers(4)) if alike else 3  # 0: upper, 1: lower, else all
+    if changed < 2:
+        kept = outfit.worn[1 - changed]
+        pair = (other.worn[0], kept) if changed == 0 else (kept, other.worn[1])
+        tucked = outfit.tucked if changed == 1 else other.tucked
+        return Outfit(pair, tucked, **shoes), (worn[changed].value,)
+    return replace(other, **shoes), tuple(c.value for c in worn)
+
+
+def make_outfit(
+    seed: int, index: int, size: tuple[int, int] = (256, 192), views: int = VIEWS, portraits: bool = False
+) -> list[Sample]:
     """One person in one outfit, in several pictures: a pure function of its arguments.
 
     Args:
@@ -254,6 +283,7 @@ def make_outfit(seed: int, index: int, size: tuple[int, int] = (256, 192), views
         index: of the outfit; outfits ``2 k`` and ``2 k + 1`` are worn by person k.
         size: (H, W) of the pictures.
         views: pictures of the outfit; fewer are the first of more.
+        portraits: show every view in other clothes, too. All else stays as it is.
 
     Returns:
         ``views`` samples that share face and shop pictures.
@@ -263,32 +293,44 @@ def make_outfit(seed: int, index: int, size: tuple[int, int] = (256, 192), views
     dressed = dress(person, outfit)
     other_day = np.random.default_rng([seed, 4, index])  # the portrait shows other clothes
     face = portrait(dress(person, draw_outfit(other_day, person.skin)), other_day, face_size(size[1]))
-    shop = {w.category.value: shop_picture(w, size) for w in outfit.worn}
+    hanger = np.random.default_rng([seed, 5, index])
+    shop = {w.category.value: shop_picture(w, size, hanger) for w in outfit.worn}
+    other, changed = other_clothes(np.random.default_rng([seed, 6, index]), outfit, person.skin)
+    before = dress(person, other) if portraits else None
     samples = []
     for number in range(views):
-        view = make_view(dressed, np.random.default_rng([seed, 3, index, number]), number, size)
+        place = partial(np.random.default_rng, [seed, 3, index, number])  # pose, camera, light, background
+        view = make_view(dressed, place(), number, size)
+        old = None if before is None else make_view(before, place(), number, size)
         samples.append(
             Sample(
-                record=_record(seed, index, person, outfit, view),
+                record=_record(seed, index, person, outfit, view, changed if portraits else ()),
                 person=view.person,
                 face=face,
-                garments={category: picture for category, (picture, _) in shop.items()},
-                garment_masks={category: mask for category, (_, mask) in shop.items()},
+                garments={category: s.picture for category, s in shop.items()},
+                garment_masks={category: s.mask for category, s in shop.items()},
+                garment_params={category: s.params for category, s in shop.items()},
                 pose_map=render_pose_map(tailor().body, view.params, engine="torch"),
                 params=view.params,
                 labels=view.labels,
                 parts=view.parts,
                 joints=view.joints,
+                portrait=None if old is None else old.person,
+                portrait_labels=None if old is None else old.labels,
             )
         )
     return samples
 
 
-def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View) -> Record:
-    """What ``metadata.jsonl`` says of a view; paths as :func:`write_outfit` writes them."""
+def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View, changed: tuple[str, ...]) -> Record:
+    """What ``metadata.jsonl`` says of a view; paths as :func:`write_outfit` writes them.
+
+    ``changed``: the garments that the portrait doesn't show; none if there is no portrait.
+    """
     number = index // OUTFITS
     worn_id = f"s{seed}-o{index}"
-    name = f"{worn_id}-v{view.words['view']}"
+    name, shop = f"{worn_id}-v{view.words['view']}", f"garment/{worn_id}"
+    told = {"changed": list(changed)} if changed else {}
     return Record(
         id=name,
         split="test" if number % TEST_EVERY == TEST_EVERY - 1 else "train",
@@ -297,16 +339,17 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View) -
         file_name=f"person/{name}.png",
         face=FaceRef(f"face/{worn_id}.png", f"{worn_id}-portrait"),
         garments=tuple(
-            GarmentRef(c, f"garment/{worn_id}-{c}.png", mask=f"masks/{worn_id}-{c}.png")
+            GarmentRef(c, f"{shop}-{c}.png", pose=f"{shop}-{c}.npz", mask=f"masks/{worn_id}-{c}.png")
             for c in (w.category for w in outfit.worn)
         ),
         pose=PoseRef(f"pose/{name}.png", f"pose/{name}.npz"),
         maps=Maps(labels=f"masks/{name}.png", limbs=f"masks/{name}-parts.png"),
+        portrait=PortraitRef(f"portrait/{name}.png") if changed else None,
         caption=caption(outfit),
         view_yaw=view.words["yaw"],
         provenance={
             "stage": "synthetic", "seed": seed, "outfit": index, **view.words, "skin": person.names[0],
-            "hair": person.names[1], "garments": {w.category.value: _said(w) for w in outfit.worn},
+            "hair": person.names[1], **told, "garments": {w.category.value: _said(w) for w in outfit.worn},
         },
     )  # fmt: skip
 
@@ -325,7 +368,7 @@ def _said(worn: Worn) -> dict[str, Any]:
 
 
 def write_outfit(
-    item_id: str, index: int, out: Path, *, seed: int, size: tuple[int, int], records: int
+    item_id: str, index: int, out: Path, *, seed: int, size: tuple[int, int], records: int, portraits: bool = False
 ) -> list[dict[str, Any]]:
     """Write one outfit's files; its lines of ``metadata.jsonl``.
 
@@ -336,8 +379,9 @@ def write_outfit(
         seed: of the world.
         size: (H, W).
         records: how many the whole call makes; the last outfit may have fewer views.
+        portraits: write every view in other clothes, too.
     """
-    samples = make_outfit(seed, index, size, min(VIEWS, records - index * VIEWS))
+    samples = make_outfit(seed, index, size, min(VIEWS, records - index * VIEWS), portraits)
     first = samples[0]
     assert first.record.face is not None
     write_image(out / first.record.face.path, first.face)
@@ -345,12 +389,16 @@ def write_outfit(
         category = garment.category.value
         write_image(out / garment.path, first.garments[category])
         write_image(out / f"masks/{item_id}-{category}.png", first.garment_masks[category].astype(np.uint8) * 255)
+        first.garment_params[category].save(out / f"garment/{item_id}-{category}.npz")
     for s in samples:
         write_image(out / s.record.file_name, s.person)
         write_image(out / f"pose/{s.record.id}.png", s.pose_map)
         write_image(out / f"masks/{s.record.id}.png", s.labels)
         write_image(out / f"masks/{s.record.id}-parts.png", s.parts)
         s.params.save(out / f"pose/{s.record.id}.npz")
+        if s.portrait is not None and s.portrait_labels is not None:
+            write_image(out / f"portrait/{s.record.id}.png", s.portrait)
+            write_image(out / f"masks/{s.record.id}-portrait.png", s.portrait_labels)
     return [json.loads(s.record.to_json()) for s in samples]
 
 
@@ -363,12 +411,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=_size, default=(256, 192), metavar="HxW", help="of the pictures (default 256x192)"
     )
+    parser.add_argument(
+        "--portraits", action="store_true", help="show every view in other clothes, too: the photo to be changed"
+    )
 
 
 def main(args: argparse.Namespace) -> Outcome:
     """Make the records."""
     items = [(f"s{args.seed}-o{i}", i) for i in range(-(-args.records // VIEWS))][: args.limit]
-    work = partial(write_outfit, seed=args.seed, size=args.size, records=args.records)
+    work = partial(write_outfit, seed=args.seed, size=args.size, records=args.records, portraits=args.portraits)
     return run_stage("synthetic", items, work, args.out, workers=args.workers, engine=args.engine)
 
 

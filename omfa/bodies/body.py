@@ -18,6 +18,7 @@ import hashlib
 import io
 import tempfile
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,11 +224,20 @@ def load_body(path: str | Path | None = None) -> Body:
     Args:
         path: a licensed SMPL-X ``.npz`` (``SMPLX_NEUTRAL.npz``); None for the open body that ships.
 
+    Returns:
+        The body; the same object whenever the same file is asked for, so copy it before moving it to a device.
+
     Raises:
         ValueError: missing, damaged or not an SMPL-X file; says where to get one. Pickles are never opened.
     """
-    with files("omfa").joinpath("assets/open_body.npz").open("rb") as shipped:
-        source = Path(shipped.name) if path is None else Path(path)
+    source = Path(str(files("omfa"))) / "assets" / "open_body.npz" if path is None else Path(path)
+    changed = source.stat().st_mtime_ns if source.is_file() else 0
+    return _read_body(source, changed)
+
+
+@lru_cache(maxsize=2)
+def _read_body(source: Path, changed: int) -> Body:
+    """Read once, until the file changes."""
     try:
         data = read_npz(source, member_limit=1 << 30, wanted=_BODY_ARRAYS)
         _check_body(data)

@@ -59,8 +59,6 @@ _LEFT_LIMITS = {  # degrees, (lowest, highest) about x, y, z; AAOS/AMA ranges of
     "eye": ((-25, 25), (-35, 35), (-2, 2)),
     "thumb1": ((-30, 30), (-40, 40), (-30, 30)),
 }
-
-
 _FINGER = ((-15, 15), (-15, 15), (-100, 15))
 
 
@@ -116,8 +114,6 @@ def _arms(z: float, y: float = 0.0, x: float = 0.0) -> Array:
 
 
 _CURLS = {"index": (12, 14, 8), "middle": (15, 17, 10), "ring": (17, 19, 11), "pinky": (19, 20, 12)}  # degrees
-
-
 _RELAXED_HANDS: dict[str, ArrayLike] = {
     f"both_{finger}{k}": (0, 0, -a) for finger, angles in _CURLS.items() for k, a in enumerate(angles, 1)
 }

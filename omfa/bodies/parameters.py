@@ -20,17 +20,9 @@ from numpy.typing import NDArray
 from smplx.joint_names import JOINT_NAMES
 
 Array = NDArray[Any]
-
-
 JOINTS = 55
-
-
 BETAS = 10
-
-
 EXPRESSION = 10
-
-
 JOINT_IDS: dict[str, int] = {name.removesuffix("_smplhf"): i for i, name in enumerate(JOINT_NAMES[:JOINTS])}
 
 

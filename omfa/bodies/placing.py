@@ -29,6 +29,7 @@ def rotation_vector(matrix: ArrayLike) -> Array:
 
 
 def turn_about(axis: str, degrees: float) -> Array:
+    """(3, 3) rotation by degrees about "x", "y" or "z"."""
     return rotation(np.radians(degrees) * np.eye(3)["xyz".index(axis)])
 
 

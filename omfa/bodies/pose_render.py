@@ -19,7 +19,7 @@ from omfa.bodies.parameters import JOINT_IDS, JOINTS, BodyParameters
 from omfa.bodies.placing import project, rotation, turned
 from omfa.bodies.rasterise import Array, Engine, interpolate, rasterise, vertex_normals
 
-Style = Literal["parts_blend", "normals", "parts"]
+Style = Literal["parts_blend", "normals", "parts", "surface"]
 
 
 # Colour at each joint, sRGB 0 to 255. A bone runs from its joint's colour to its child's, so colours hardly jump where
@@ -118,6 +118,17 @@ def body_colours(body: Body) -> Array:
     return colour
 
 
+def rest_colours(body: Body) -> Array:
+    """(V, 3) float32 colours of the surface map in [32, 255]: where a vertex is at rest, finer near the body's middle.
+
+    Red to the left, green up, blue forward. Arms lie along x at rest and reach far: x is bent, so that the trunk's two
+    fifths of a metre get three fifths of the reds.
+    """
+    x, y, z = (body.template - body.rest_joints[0]).T
+    share = np.stack([x / (np.abs(x) + 0.2) / 1.6 + 0.5, (y + 1.06) / 1.85, (z + 0.12) / 0.36], 1)
+    return (32 + 223 * share.clip(0, 1)).astype(np.float32)
+
+
 _PART_COLOURS = np.array([
     (230, 220, 200), (150, 140, 80), (225, 70, 40), (40, 80, 225), (245, 150, 25), (25, 160, 245), (250, 225, 60),
     (60, 235, 245), (190, 60, 120), (50, 140, 70), (230, 90, 190), (90, 200, 60), (255, 190, 235), (195, 250, 130),
@@ -133,8 +144,9 @@ def render_pose_map(
         body: the body the parameters were made with.
         params: pose, shape and camera.
         style: ``parts_blend``: soft colours by part, place along the bone and side of the body, lightly shaded by a
-            light that turns with the body; ``normals``: camera-frame normals, red right, green up, blue towards the
-            camera, 0 to 255 for -1 to 1; ``parts``: one flat colour a part, in the order of PARTS, edges not smoothed.
+            light that turns with the body; ``surface``: each place at rest its own colour, unlit
+            (:func:`rest_colours`); ``normals``: camera-frame normals, red right, green up, blue towards the camera,
+            0 to 255 for -1 to 1; ``parts``: one flat colour a part, in the order of PARTS, edges not smoothed.
         supersample: 1 to 4; each pixel is the mean of this many squared samples.
         engine: see :func:`rasterise`.
 
@@ -156,6 +168,8 @@ def render_pose_map(
     if style == "normals":
         smooth = torch.nn.functional.normalize(interpolate(fragments, faces, normals), dim=-1)
         picture = (smooth * smooth.new_tensor([1, -1, -1]) + 1) * 127.5 * (fragments.face >= 0)[..., None]
+    elif style == "surface":
+        picture = interpolate(fragments, faces, torch.as_tensor(rest_colours(body)).to(vertices))
     else:
         root = torch.tensor(rotation(params.pose[0]), dtype=normals.dtype, device=normals.device)
         light = 0.85 + 0.15 * (normals @ root) @ _LIGHT.to(normals)

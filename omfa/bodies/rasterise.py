@@ -16,17 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 Array = NDArray[Any]
-
-
 Engine = Literal["auto", "torch", "egl"]
-
-
 NEAR = 0.01  # metres; nothing nearer is drawn
-
-
 _CANDIDATES = 1 << 20  # (face, pixel) pairs looked at together: bounds memory to about 100 MB
-
-
 _EMPTY = torch.iinfo(torch.int64).max
 
 
@@ -166,8 +158,6 @@ def _fragments(face: Tensor, edges: Tensor) -> Fragments:
 
 
 _GL = threading.local()
-
-
 _VERTEX_SHADER = """#version 330
 uniform vec4 lens;  // 2/W, 2/H, near, far
 in vec3 corner;     // K times the vertex: x, y, w
@@ -176,8 +166,6 @@ void main() {
     gl_Position = vec4((corner.x + 0.5 * w) * lens.x - w, (corner.y + 0.5 * w) * lens.y - w,
                        (w * (lens.w + lens.z) - 2.0 * lens.w * lens.z) / (lens.w - lens.z), w);
 }"""
-
-
 _FRAGMENT_SHADER = """#version 330
 out vec4 colour;  // face number + 1 in 24 bits; 0 is empty
 void main() {

@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -238,7 +239,7 @@ def test_mirrored_parameters_give_the_flipped_picture(body):
 
 def test_conversion_keeps_the_bones_directions(body):
     """A body with another rest skeleton (upper arms 18 degrees lower) takes the same posture after conversion."""
-    other = load_body()
+    other = deepcopy(load_body())
     rest = other._joints.clone()
     for sign, chain in ((1, (18, 20)), (-1, (19, 21))):
         shoulder = chain[0] - 2

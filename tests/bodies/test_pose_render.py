@@ -1,5 +1,6 @@
 """Pictures of bodies: the z-buffer against a brute-force answer, and pose maps that depend on the body alone."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -160,7 +161,7 @@ def other_topology(body: Body, seed: int = 0) -> Body:
     def grown(x):
         return torch.cat([x, (x[unique[:, 0]] + x[unique[:, 1]]) / 2])[order]
 
-    other = load_body()
+    other = deepcopy(load_body())
     new = other.model
     for name in ("v_template", "shapedirs", "expr_dirs", "lbs_weights"):
         setattr(new, name, grown(getattr(m, name)))

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from data_prep import __main__ as cli
-from data_prep.run import FAILURES, JOURNAL, Outcome, describe, run_stage, write_bytes, write_image
+from data_prep.journal import FAILURES, JOURNAL
+from data_prep.run import Outcome, describe, run_stage, write_bytes, write_image
 from omfa.records.prepared import METADATA
 
 

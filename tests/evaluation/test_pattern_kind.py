@@ -13,7 +13,7 @@ from omfa.evaluation.judges import KINDS, SIDE, garment_crops, pattern_kinds, pa
 
 def shop(index: int, size: tuple[int, int] = (128, 96)) -> tuple[Tensor, Tensor, str]:
     worn = draw_outfit(np.random.default_rng([30_000, 2, index])).worn[0]
-    picture, mask = shop_picture(worn, size)
+    picture, mask, _ = shop_picture(worn, size)
     return torch.from_numpy(picture).permute(2, 0, 1) / 255, torch.from_numpy(mask)[None], worn.pattern.kind
 
 

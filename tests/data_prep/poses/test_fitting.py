@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.poses.fitting import CALM, POINT, exponential, fit, pose_skeleton, skeleton_of, view_yaw
+from data_prep.poses.fitting import CALM, fit, view_yaw
 from data_prep.poses.landmarks import ID, NAMES, Landmarks
+from data_prep.poses.skeleton import POINT, exponential, pose_skeleton, skeleton_of
 from omfa.bodies.body import Body, load_body
 from omfa.bodies.named_poses import JOINT_LIMITS, NAMED_POSES
 from omfa.bodies.parameters import JOINT_IDS, BodyParameters

@@ -19,8 +19,9 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.check import validate
 from data_prep.poses import landmarks
-from data_prep.poses.fitting import fit, photo_estimator, view_yaw
+from data_prep.poses.fitting import fit, view_yaw
 from data_prep.poses.landmarks import ID, NAMES, Landmarks, NobodyError, agreed, detect
+from data_prep.poses.photo import photo_estimator
 from omfa.bodies.body import load_body
 from omfa.bodies.parameters import JOINT_IDS, BodyParameters
 from omfa.bodies.placing import project

@@ -1,0 +1,1 @@
+"""The open body: an SMPL-X body built from openly licensed MakeHuman data."""

@@ -1,0 +1,47 @@
+"""From a photo to what the pipeline needs: body parameters and a head crop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data_prep.faces import head_crop
+from data_prep.poses.fitting import fit
+from data_prep.poses.landmarks import detect, require
+from omfa.bodies.body import Body, load_body
+from omfa.bodies.parameters import BodyParameters
+
+
+class PhotoEstimate(NamedTuple):
+    """What the pipeline wants to know of a portrait: the body, and a head crop (None: no face is seen)."""
+
+    params: BodyParameters
+    face: Image.Image | None
+
+
+def photo_estimator(body: Body | None = None, person: int = 1) -> Callable[[Image.Image], PhotoEstimate]:
+    """A pose estimator for ``OMFAPipeline.pose_estimator``.
+
+    Args:
+        body: the body to fit; None for the open one.
+        person: which of several people, the most prominent first.
+
+    Raises:
+        ValueError: mediapipe is not installed (with the cure). The estimator itself raises it where nobody is found.
+    """
+    require()
+    fitted = load_body() if body is None else body
+
+    def estimate(photo: Image.Image) -> PhotoEstimate:
+        rgb = np.asarray(photo.convert("RGB"))
+        people = detect(rgb)
+        if person > len(people):
+            raise ValueError(f"person {person} was asked for; {len(people)} found")
+        params = fit(people[person - 1 : person], fitted)[0].params
+        crop = head_crop(rgb, params, fitted).crop
+        return PhotoEstimate(params, None if crop is None else Image.fromarray(crop))
+
+    return estimate
