@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, default_collate
 from omfa.baselines.mobile_vton.prompts import NEGATIVE, PLAIN, PromptBook, try_on_phrase
 from omfa.components import Category
 from omfa.records.prepared import Record, RecordError, read_records
-from omfa.training.examples import seeded
+from omfa.records.stream import seeded
 
 PROMPTS, ENCODING, NOTHING = "prompts.safetensors", "encoding.json", "nothing.safetensors"
 

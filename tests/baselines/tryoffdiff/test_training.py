@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from omfa.training.callbacks import last_checkpoint
 
 from omfa.baselines.tryoffdiff.networks import Version, make_scheduler
 from omfa.baselines.tryoffdiff.pipeline import TryOffDiffPipeline
@@ -17,6 +16,7 @@ from omfa.baselines.tryoffdiff.start import sd14_pipeline, small_pipeline
 from omfa.baselines.tryoffdiff.training import PairsDataset, TryOffDiffModule, noised
 from omfa.fit import main
 from omfa.records.prepared import RecordError
+from omfa.training.checkpoints import last_checkpoint
 from tests.baselines.tryoffdiff.common import golden, largest
 from tests.baselines.tryoffdiff.test_pipeline import ENCODER, PHOTOS, UNET, tiny
 from tests.conftest import VAE
