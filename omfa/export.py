@@ -23,10 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from omfa.commands import Parser
-from omfa.files import unwritable
-from omfa.fit import checkpoint_to_resume, innermost
-from omfa.training.callbacks import aside, load_weights
-from omfa.training.configs import load_yaml
+from omfa.files import aside, unwritable
+from omfa.training.checkpoints import checkpoint_to_resume, load_weights
+from omfa.training.configs import innermost, load_yaml
 from omfa.training.model_card import write_card
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -10,7 +10,8 @@ import torch
 from omfa.components import Category, State, TaskKind
 from omfa.conditioning import Drops, Guide, Layout, SlotTokens, choose, stack
 from omfa.pipeline import OMFAPipeline
-from omfa.training.examples import RecordsDataset, TaskWeights, collate, seeded
+from omfa.records.stream import seeded
+from omfa.training.examples import RecordsDataset, TaskWeights, collate
 from omfa.training.module import OMFAModule
 from tests.test_pipeline import face, gen, person, pose, shirt
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from omfa import encode
 from omfa.pipeline import OMFAPipeline
+from omfa.records.latents import encoded_file
 from omfa.records.prepared import RecordError
-from omfa.training.examples import RecordsDataset, collate, encoded_file
+from omfa.training.examples import RecordsDataset, collate
 from omfa.training.module import OMFAModule
 from tests.conftest import SIZE, full_disk, make_compact
 

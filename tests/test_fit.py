@@ -21,10 +21,10 @@ from omfa import export
 from omfa.fit import main
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import read_records
-from omfa.training.callbacks import SafeCheckpointIO, is_whole, last_checkpoint
-from omfa.training.examples import PicturesDataModule
+from omfa.training.checkpoints import SafeCheckpointIO, is_whole, last_checkpoint
 from omfa.training.model_card import last_losses
-from omfa.training.module import VAEModule, rate_at
+from omfa.training.rates import rate_at
+from omfa.training.vae import PicturesDataModule, VAEModule
 from tests.conftest import full_disk
 
 ROOT = Path(__file__).parent.parent
@@ -222,7 +222,7 @@ def vae_run(root: Path) -> VAEModule:
     torch.manual_seed(0)
     module = VAEModule({**sizes, **kinds})
     module.measure(torch.randn(2, 4, 8, 8) * 30)
-    model = {"class_path": "omfa.training.module.VAEModule", "init_args": {"vae": {**sizes, **kinds}}}
+    model = {"class_path": "omfa.training.vae.VAEModule", "init_args": {"vae": {**sizes, **kinds}}}
     root.mkdir()
     (root / "config.yaml").write_text(yaml.safe_dump({"model": model}))
     state = {"state_dict": module.state_dict(), "global_step": 1}
@@ -250,7 +250,7 @@ def test_a_vae_run_is_exported_in_half_precision(tmp_path: Path) -> None:
         ("model: 5", "no 'model'"),
         ("model: {class_path: os.system}", "not correspond to a subclass of LightningModule"),
         ("model: {class_path: omfa.training.module.OMFAModule}", "arguments are required: pipeline"),
-        ("model: {class_path: omfa.training.module.VAEModule, init_args: {vae: {nonsense: 1}}}", "argument 'nonsense'"),
+        ("model: {class_path: omfa.training.vae.VAEModule, init_args: {vae: {nonsense: 1}}}", "argument 'nonsense'"),
     ],
 )
 def test_damaged_runs_are_not_exported(

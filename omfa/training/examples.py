@@ -1,59 +1,32 @@
-"""Records as training examples.
-
-All chance in an example (task, drops, timestep, noise, which view) comes from one generator seeded by
-(seed, epoch, record id): never from rank, worker or batch. The sampler walks one endless stream of (epoch, record)
-pairs, so that a position in it is all a resumed run needs.
+"""Records as OMFA's training examples: which task, what is hidden, which pictures or latents.
 
 ``C`` latent channels, ``H W`` pixels, ``h w`` latents of the canvas.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import kornia
-import pytorch_lightning as pl
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, default_collate
 
-from omfa import images
 from omfa.canvas import FACE, PERSON, Canvas
-from omfa.components import JOINT, TRY_OFF, TRY_ON, Category, Component, Task
+from omfa.components import JOINT, TRY_OFF, TRY_ON, Component, Task
 from omfa.conditioning import Drops, Layout
 from omfa.prompts import TextEncoders, phrases
-from omfa.records.prepared import Record, RecordError, record_files, record_pictures
-from omfa.records.shards import Source, open_records
+from omfa.records.latents import encoded_file, lacks, read_encoding
+from omfa.records.prepared import Record, RecordError
+from omfa.records.shards import open_records
+from omfa.records.stream import read_fitted, seeded
+from omfa.training.streaming import StreamDataModule
 
 TRAIN_STEPS = 1000
-
-
-def seeded(*key: object) -> torch.Generator:
-    """A generator whose stream is a function of ``key`` alone, the same on every machine."""
-    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def draw_noise(states: Sequence[bytes], shape: Sequence[int]) -> Tensor:
-    """Standard normal noise (B, *shape) float32 on the CPU, each row from its own generator.
-
-    An example's noise at 768x1024 is 1 MB and its generator 5 kB: so a loader hands over the generator.
-
-    Args:
-        states: of the generators, ``Example.generator``.
-        shape: of a row.
-    """
-    generators = [torch.Generator().set_state(torch.frombuffer(bytearray(s), dtype=torch.uint8)) for s in states]
-    return torch.stack([torch.randn(*shape, generator=g) for g in generators])
 
 
 @dataclass(frozen=True)
@@ -187,6 +160,10 @@ class RecordsDataset(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.records)
 
+    def collate(self, examples: list[Example]) -> Example:
+        """A batch."""
+        return collate(examples)
+
     def __getitem__(self, key: tuple[int, int]) -> Example:
         epoch, position = key
         record = self.records[position]
@@ -259,47 +236,6 @@ class RecordsDataset(Dataset[Example]):
         return {PERSON: "person", FACE: "face"} | {slot: str(c) for slot, c in layout.categories.items()}
 
 
-def read_fitted(source: Source, record: Record, name: str, size: Sequence[int]) -> Tensor:
-    """A picture of :func:`omfa.records.prepared.record_files` fitted to ``size``: (3, *size). Garments padded white."""
-    path = record_files(record)[name]
-    fill: images.Fill = "white" if name in set(Category) else "edge"
-    return images.fit(images.decode_trusted(source.read(path), source.where(path)), size, fill)[0]
-
-
-def encoded_file(folder: Path, record_id: str) -> Path:
-    """Where ``omfa.encode`` keeps a record's posteriors; folders by hash keep directories small."""
-    return folder / hashlib.sha256(record_id.encode()).hexdigest()[:2] / f"{record_id}.safetensors"
-
-
-def pictures_of(record: Record) -> dict[str, str]:
-    """The pictures of :func:`omfa.records.prepared.record_pictures`, all of which ``omfa.encode`` encodes."""
-    return record_pictures(record)
-
-
-def lacks(path: Path, record: Record) -> list[str]:
-    """Names of a record's pictures that a file of latents does not hold; all where there is no whole file."""
-    try:
-        with safe_open(path, "pt") as file:
-            there = set(file.keys())
-    except (OSError, SafetensorError):
-        there = set()
-    return [name for name in pictures_of(record) if name not in there]
-
-
-def read_encoding(folder: Path) -> dict[str, Any]:
-    """What ``omfa.encode`` wrote down about a folder of latents: ``person_size``, ``vae`` (a fingerprint).
-
-    Raises:
-        RecordError: no such folder, or it was made by something else.
-    """
-    path = folder / "encoding.json"
-    try:
-        made = json.loads(path.read_text())
-        return {"person_size": [int(n) for n in made["person_size"]], "vae": str(made["vae"])}
-    except (OSError, ValueError, TypeError, KeyError) as e:
-        raise RecordError(f"{path}: no latents of omfa.encode ({type(e).__name__}: {e})") from None
-
-
 def moved_together(pictures: list[Tensor], jitter: float, generator: torch.Generator) -> list[Tensor]:
     """Shift and scale several aligned pictures (3, H, W) by one random transform; borders repeat."""
     h, w = pictures[0].shape[-2:]
@@ -312,218 +248,7 @@ def moved_together(pictures: list[Tensor], jitter: float, generator: torch.Gener
     return list(warped.split([p.shape[0] for p in pictures]))
 
 
-class Stream(Sampler[tuple[int, int]]):
-    """An endless stream of (epoch, position); every record once per epoch, whatever the number of ranks.
-
-    Sample k of the stream belongs to epoch k // n, shuffled by (seed, epoch). Of every global batch, rank r takes its
-    share of ``batch`` samples in order.
-
-    Args:
-        n: number of records.
-        batch: samples per rank and batch.
-        start: samples of the whole stream already consumed, by all ranks together.
-        seed: seeds the order.
-        rank, world: this process among all.
-    """
-
-    def __init__(self, n: int, batch: int, start: int = 0, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.n, self.batch, self.start, self.seed, self.rank, self.world = n, batch, start, seed, rank, world
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, order = -1, torch.empty(0)
-        base = self.start + self.rank * self.batch
-        while True:
-            for k in range(base, base + self.batch):
-                if k // self.n != epoch:
-                    epoch = k // self.n
-                    order = torch.randperm(self.n, generator=seeded(self.seed, "order", epoch))
-                yield epoch, int(order[k % self.n])
-            base += self.batch * self.world
-
-
-# Photographs in scikit-image's wheel that are in the public domain or CC0, as its own documentation says.
-PHOTOGRAPHS = (
-    *("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "hubble_deep_field.jpg"),
-    *("retina.jpg", "brick.png", "grass.png", "gravel.png"),
-)
-
-
-def packaged_photographs() -> list[Path]:
-    """The openly licensed photographs that ship with scikit-image; none where it is not installed."""
-    found = find_spec("skimage")
-    folder = Path(found.origin).parent / "data" if found and found.origin else None
-    return [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()] if folder else []
-
-
-class PicturesDataset(Dataset[Tensor]):
-    """Crops of all pictures in some folders, of photographs and of textures, for training a VAE.
-
-    Indexed by (epoch, position).
-
-    Args:
-        folders: searched recursively for pictures of any size.
-        size: (height, width) of a crop.
-        textures: fraction of examples that are textures of noise, stripes and flat colours instead.
-        photographs: fraction of examples that are crops of :func:`packaged_photographs`, recoloured and mirrored.
-        seed: seeds every draw.
-
-    Raises:
-        ImageError: a folder that is none, no pictures in them, or photographs asked for and not there.
-    """
-
-    def __init__(
-        self,
-        folders: Sequence[str],
-        size: Sequence[int],
-        textures: float = 0.1,
-        photographs: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        missing = [f for f in folders if not Path(f).is_dir()]
-        if missing:
-            raise images.ImageError(f"no such folder: {', '.join(missing)}")
-        found = [p for f in folders for p in sorted(Path(f).rglob("*")) if p.suffix.lower() in images.SUFFIXES]
-        self.paths = [p for p in found if "masks" not in p.parts]
-        if not self.paths:
-            raise images.ImageError(f"no pictures in {', '.join(folders)}")
-        self.photographs = packaged_photographs() if photographs > 0 else []
-        if photographs > 0 and not self.photographs:
-            raise images.ImageError("photographs come with scikit-image: pip install scikit-image, or photographs=0")
-        self.size, self.seed = (int(size[0]), int(size[1])), seed
-        self.shares = textures, textures + photographs
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, key: tuple[int, int]) -> Tensor:
-        epoch, position = key
-        generator = seeded(self.seed, epoch, position)
-        u = torch.rand(6, generator=generator).tolist()
-        if u[0] < self.shares[0]:
-            return texture(self.size, generator)
-        if u[0] >= self.shares[1]:
-            return self._crop(images.read_trusted(self.paths[position]), u)
-        crop = self._crop(images.read_trusted(self.photographs[int(u[5] * len(self.photographs))]), u)
-        crop = crop[torch.randperm(3, generator=generator)]
-        return crop.flip(-1) if torch.rand((), generator=generator) < 0.5 else crop
-
-    def _crop(self, picture: Tensor, u: Sequence[float]) -> Tensor:
-        """A crop at the picture's own scale (half the time), or at one between a crop's size and 1.5 times its own."""
-        h, w = picture.shape[1:]
-        least = max(self.size[0] / h, self.size[1] / w)
-        scale = max(least, 1.0) if u[1] < 0.5 else max(least, min(least, 1.0) * (1.5 / min(least, 1.0)) ** u[2])
-        if scale != 1:
-            size = max(self.size[0], round(h * scale)), max(self.size[1], round(w * scale))
-            picture = kornia.geometry.resize(picture[None], size, antialias=scale < 1)[0].clamp(-1, 1)
-        top = int(u[3] * (picture.shape[1] - self.size[0] + 1))
-        left = int(u[4] * (picture.shape[2] - self.size[1] + 1))
-        return picture[:, top : top + self.size[0], left : left + self.size[1]]
-
-
-def texture(size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Noise at a random scale between two colours, with or without stripes, (3, *size) in [-1, 1]."""
-    colours = torch.rand(2, 3, 1, 1, generator=generator) * 2 - 1
-    u = torch.rand(4, generator=generator)
-    cells = int(2 ** (2 + 4 * u[0]))
-    blend = torch.rand(1, 1, cells, cells, generator=generator)
-    blend = kornia.geometry.resize(blend, size, interpolation="bicubic")[0].clamp(0, 1)
-    if u[1] < 0.5:
-        y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
-        angle, period = u[2] * torch.pi, 4 + 28 * u[3]
-        wave = torch.sin((x * angle.cos() + y * angle.sin()) * 2 * torch.pi / period)
-        blend = (0.2 * blend + 0.8 * (wave > 0)).float()
-    return colours[0] + (colours[1] - colours[0]) * blend
-
-
-class _StreamDataModule(pl.LightningDataModule):
-    """An endless stream over a data set that resumes where it stopped. Subclasses make the data set."""
-
-    def __init__(self, batch_size: int, workers: int, seed: int) -> None:
-        super().__init__()
-        if batch_size < 1 or workers < 0:
-            raise ValueError(f"batch_size {batch_size} must be 1 or more, workers {workers} 0 or more")
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        self._consumed = 0  # samples of the stream behind us when training (re)starts
-        self._first_step = 0  # the trainer's step at that moment
-
-    def dataset(self) -> Dataset[Any]:
-        """The data set, indexed by (epoch, position)."""
-        raise NotImplementedError
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """The stream from where it stopped."""
-        trainer = self.trainer
-        assert trainer is not None
-        self._first_step = trainer.global_step
-        data: Any = self.dataset()
-        stream = Stream(len(data), self.batch_size, self._consumed, self.seed, trainer.global_rank, trainer.world_size)
-        return DataLoader(
-            data,
-            self.batch_size,
-            sampler=stream,
-            num_workers=self.workers,
-            collate_fn=collate if isinstance(data, RecordsDataset) else None,
-            worker_init_fn=_leave_stopping_to_the_parent,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def consumed(self) -> int:
-        """Samples of the stream consumed so far, by all ranks together."""
-        if self.trainer is None:
-            return self._consumed
-        per_step = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return self._consumed + (self.trainer.global_step - self._first_step) * per_step
-
-    def state_dict(self) -> dict[str, int]:
-        """The position in the stream."""
-        return {"consumed": self.consumed()}
-
-    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Continue at a saved position."""
-        self._consumed = int(state_dict["consumed"])
-
-
-def _leave_stopping_to_the_parent(worker: int) -> None:
-    """A cluster sends SIGTERM to all processes of a job; the step at hand still needs its loader."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-class PicturesDataModule(_StreamDataModule):
-    """Crops of pictures, for training a VAE; see :class:`PicturesDataset`.
-
-    Args:
-        folders: searched recursively for pictures.
-        size: (height, width) of a crop.
-        textures: fraction of made-up textures.
-        photographs: fraction of crops of openly licensed photographs (scikit-image's).
-        batch_size: crops per process and batch.
-        workers: loader processes.
-        seed: seeds order, crops and textures.
-    """
-
-    def __init__(
-        self,
-        folders: list[str],
-        size: list[int],
-        textures: float = 0.1,
-        photographs: float = 0.0,
-        batch_size: int = 16,
-        workers: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, workers, seed)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size {size} must be height and width in pixels, like [128, 128]")
-        self.folders, self.size = folders, size
-        self.textures, self.photographs = textures, photographs
-
-    def dataset(self) -> PicturesDataset:
-        """The pictures."""
-        return PicturesDataset(self.folders, self.size, self.textures, self.photographs, self.seed)
-
-
-class RecordsDataModule(_StreamDataModule):
+class RecordsDataModule(StreamDataModule):
     """Training examples from a records folder; see :class:`RecordsDataset`.
 
     Args:

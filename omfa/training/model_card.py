@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,3 +111,11 @@ def public(value: Any, key: str = "") -> Any:
         return value
     hub = key in WEIGHTS_FROM and HUB_ID.fullmatch(value) and not Path(value).exists()
     return value if hub else "(a local path)"
+
+
+def forget_origins(folder: Path) -> None:
+    """Take out of a saved model's config files where its parts were read from."""
+    for path in folder.rglob("*.json"):
+        values = json.loads(path.read_text())
+        if isinstance(values, dict) and values.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

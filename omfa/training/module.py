@@ -1,19 +1,14 @@
-"""The LightningModules: encode, delegate, log. The method itself is in partial_diffusion and conditioning."""
+"""The LightningModule: encode, delegate, log. The method itself is in partial_diffusion and conditioning."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKL
-from einops import rearrange
 from torch import Tensor
 
 from omfa import partial_diffusion as pd
@@ -22,8 +17,12 @@ from omfa.components import State
 from omfa.conditioning import Guide, choose
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import Prompts, phrases
+from omfa.records.latents import read_encoding
 from omfa.records.prepared import RecordError
-from omfa.training.examples import Example, draw_noise, read_encoding, seeded
+from omfa.records.stream import draw_noise
+from omfa.training.examples import Example
+from omfa.training.model_card import forget_origins
+from omfa.training.rates import adamw, follow_config
 from omfa.tuning import Mismatch, Train, choose_trained, merge_lora, save_tuned
 
 
@@ -253,226 +252,3 @@ class OMFAModule(pl.LightningModule):
             if pipe.prompts is not None:
                 pipe.prompts.save_pretrained(folder / "prompts")
         forget_origins(folder)
-
-
-def forget_origins(folder: Path) -> None:
-    """Take out of a saved model's config files where its parts were read from."""
-    for path in folder.rglob("*.json"):
-        values = json.loads(path.read_text())
-        if isinstance(values, dict) and values.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-
-
-class VAEModule(pl.LightningModule):
-    """Trains the compact model's own VAE: absolute error of pixels and of their differences, and a little KL.
-
-    Args:
-        vae: arguments of diffusers' ``AutoencoderKL``, such as :func:`start_as_averages` can use.
-        learning_rate: AdamW's, after warm-up.
-        kl_weight: of the KL divergence per latent number.
-        edge_weight: of the error of horizontal and vertical differences; keeps stripes and outlines sharp.
-        warmup_steps, decay_from: as in :class:`OMFAModule`.
-        channels_last: memory format.
-    """
-
-    latent_mean: Tensor
-    latent_products: Tensor
-
-    def __init__(
-        self,
-        vae: dict[str, Any],
-        learning_rate: float = 1e-3,
-        kl_weight: float = 1e-5,
-        edge_weight: float = 1.0,
-        warmup_steps: int = 100,
-        decay_from: float = 0.5,
-        channels_last: bool = False,
-    ) -> None:
-        super().__init__()
-        self.vae = start_as_averages(AutoencoderKL(**vae))
-        if channels_last:
-            self.vae.to(memory_format=torch.channels_last)
-        self.learning_rate, self.kl_weight, self.edge_weight = learning_rate, kl_weight, edge_weight
-        self.warmup_steps, self.decay_from = warmup_steps, decay_from
-        channels = self.vae.config.latent_channels
-        self.register_buffer("latent_mean", torch.zeros(channels))  # running means of latents and of their products
-        self.register_buffer("latent_products", torch.eye(channels))
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """One step on pictures (B, 3, H, W) in [-1, 1]."""
-        posterior = self.vae.encode(batch).latent_dist
-        error = (
-            self.vae.decode(posterior.sample(seeded("posterior", self.global_step, batch_idx, self.global_rank))).sample
-            - batch
-        ).float()
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        kl = posterior.kl().mean() / posterior.mean[0].numel()
-        self.measure(posterior.mean.detach().float())
-        self.log("psnr", 10 * torch.log10(4 / error.detach().square().mean()), prog_bar=True, batch_size=len(batch))
-        self.log("kl", kl.detach(), batch_size=len(batch))
-        return error.abs().mean() + self.edge_weight * edges + self.kl_weight * kl
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with linear warm-up and a linear fall at the end."""
-        return adamw(self, self.learning_rate, 0.0, self.warmup_steps, self.decay_from)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the rates of the config."""
-        follow_config(checkpoint, self, self.learning_rate, 0.0, self.warmup_steps, self.decay_from)
-
-    def measure(self, latents: Tensor) -> None:
-        """Follow mean and covariance of latents (B, C, h, w)."""
-        cells = rearrange(latents, "b c h w -> (b h w) c")
-        self.latent_mean.lerp_(cells.mean(0), 0.01)
-        self.latent_products.lerp_(cells.T @ cells / len(cells), 0.01)
-
-    def save(self, folder: Path) -> None:
-        """Write a plain diffusers folder, its latents evened out and, by ``scaling_factor``, of variance 1."""
-        vae = deepcopy(self.vae)  # training goes on with its own
-        even_out(vae, self.latent_mean, self.latent_products - torch.outer(self.latent_mean, self.latent_mean))
-        vae.save_pretrained(folder)
-        forget_origins(folder)
-
-
-@torch.no_grad()
-def even_out(vae: AutoencoderKL, mean: Tensor, covariance: Tensor) -> None:
-    """Give a VAE latents of mean 0 whose directions differ less; ``post_quant_conv`` undoes it: the pictures stay.
-
-    Noise hides what is small first and squared errors overlook it. In latents as they come brightness has ten times the
-    variance of hue, so a network learns hues late and takes noise for them. Here each eigenvalue of the covariance
-    becomes its square root: half-way to white latents, which would make as much of the finest detail as of everything
-    else. Log-variances are turned nearly: weighted means of the old ones, plus the log of the stretch.
-
-    Args:
-        vae: changed in place, its ``scaling_factor`` too.
-        mean: of its latents, before ``scaling_factor``, (C,).
-        covariance: (C, C).
-
-    Raises:
-        ValueError: a VAE without quant convolutions, which are what changes.
-    """
-    if vae.quant_conv is None or vae.post_quant_conv is None:
-        raise ValueError("the VAE needs use_quant_conv and use_post_quant_conv")
-    into, out, c = vae.quant_conv, vae.post_quant_conv, len(mean)
-    mean, (values, vectors) = mean.double(), torch.linalg.eigh(covariance.double())
-    values = values.clamp(min=values.max() * 1e-6)
-    turn, back = (vectors @ torch.diag(values**power) @ vectors.T for power in (-0.25, 0.25))
-    stretch = turn.square()
-    both = torch.block_diag(turn, stretch / stretch.sum(1, keepdim=True))
-    weight, bias = into.weight.double(), into.bias.double()
-    into.weight.copy_(torch.einsum("ij,jkhw->ikhw", both, weight))
-    into.bias.copy_(both @ (bias - F.pad(mean, (0, c))) + F.pad(stretch.sum(1).log(), (c, 0)))
-    weight, bias = out.weight.double(), out.bias.double()
-    out.bias.copy_(bias + weight[..., 0, 0] @ mean)
-    out.weight.copy_(torch.einsum("ijhw,jk->ikhw", weight, back))
-    vae.register_to_config(scaling_factor=float(values.sqrt().mean().rsqrt()))
-
-
-@torch.no_grad()
-def start_as_averages(vae: AutoencoderKL) -> AutoencoderKL:
-    """Make a fresh VAE a codec that keeps the mean colour of every f x f square and blurs it back; training adds to it.
-
-    From random weights a small VAE learns brightness first and colour hours later; from here colours are right at step
-    0. The trunk (everything but the residual branches, which start at 0) carries r, g, b, their negatives and a pair of
-    constants: x and -x keep the last norm's mean at 0 and make ``silu(x) - silu(-x) = x`` linear, the constants keep
-    its scale the same for every picture. All other channels start at random.
-
-    Args:
-        vae: of at least 8 channels everywhere, 3 or more latent channels, ``norm_num_groups=1``, with quant
-            convolutions; changed in place.
-
-    Raises:
-        ValueError: another VAE.
-    """
-    config = vae.config
-    quant = vae.quant_conv is not None and vae.post_quant_conv is not None
-    if min(config.block_out_channels) < 8 or config.latent_channels < 3 or config.norm_num_groups != 1 or not quant:
-        raise ValueError(
-            "the VAE needs 8 or more channels in every block, 3 or more latents, norm_num_groups 1, and both quant "
-            "convolutions"
-        )
-    encoder, decoder, trunk, level = vae.encoder, vae.decoder, 8, 8.0
-    for part in (encoder, decoder):
-        for name, module in part.named_modules():
-            if name.endswith("conv_shortcut") or name.endswith(("downsamplers.0.conv", "upsamplers.0.conv")):
-                module.weight[:trunk], module.bias[:trunk], module.weight[:, 6:trunk] = 0, 0, 0
-                for c in range(trunk):
-                    module.weight[c, c] = _kernel(name, constant=c >= 6)
-            elif name.endswith("conv2"):  # of a residual branch
-                module.weight.zero_()
-                module.bias.zero_()
-        conv_in, conv_out = part.conv_in, part.conv_out
-        conv_in.weight[:trunk], conv_in.bias[:trunk] = 0, 0
-        for c in range(3):
-            conv_in.weight[c, c, 1, 1], conv_in.weight[3 + c, c, 1, 1] = 1, -1
-        conv_in.bias[6], conv_in.bias[7] = level, -level
-        scale = level * (2 / conv_out.in_channels) ** 0.5  # what the last norm divides by, nearly
-        rows = slice(0, 3) if part is encoder else slice(None)
-        conv_out.weight[rows], conv_out.bias[rows] = 0, 0
-        for c in range(3):
-            conv_out.weight[c, c, 1, 1], conv_out.weight[c, 3 + c, 1, 1] = scale, -scale
-    encoder.conv_out.weight[config.latent_channels :] = 0
-    encoder.conv_out.bias[config.latent_channels :] = -6  # log-variance: little noise, to begin with
-    for conv in (vae.quant_conv, vae.post_quant_conv):
-        conv.weight.copy_(torch.eye(conv.weight.shape[0])[..., None, None])
-        conv.bias.zero_()
-    return vae
-
-
-def _kernel(name: str, constant: bool) -> Tensor:
-    """Trunk kernel of a layer: identity, the mean of 2 x 2 (down) or a smooth interpolation (up)."""
-    if name.endswith("conv_shortcut"):
-        return torch.ones(1, 1)
-    kernel = torch.zeros(3, 3)
-    if constant:  # a constant stays one at the borders too
-        kernel[0 if "down" in name else 1, 0 if "down" in name else 1] = 1
-    elif "down" in name:
-        kernel[:2, :2] = 0.25
-    else:
-        taps = torch.tensor([0.25, 0.5, 0.25])
-        kernel = taps[:, None] * taps
-    return kernel
-
-
-def adamw(
-    module: pl.LightningModule, rate: float, weight_decay: float, warmup: int, decay_from: float
-) -> dict[str, Any]:
-    """AdamW over what is trained, its rate stepped by :func:`rate_at`, as Lightning wants it."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    fused = trained[0].is_cuda and module.trainer.precision != "16-mixed"  # fp16's scaler and clipping don't go with it
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay, fused=fused or None)
-    if fused:  # no scaler here, so Lightning may clip
-        optimizer._step_supports_amp_scaling = False
-    total = module.trainer.max_steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, total, warmup, decay_from))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def follow_config(
-    checkpoint: dict[str, Any],
-    module: pl.LightningModule,
-    rate: float,
-    weight_decay: float,
-    warmup: int,
-    decay_from: float,
-) -> None:
-    """Put the config's rates in place of a checkpoint's, before they are restored, and say what changes.
-
-    Nothing changes, to the last bit, where the config is the one the checkpoint was made with.
-    """
-    (group,), (schedule,) = checkpoint["optimizer_states"][0]["param_groups"], checkpoint["lr_schedulers"]
-    wanted = {"learning_rate": (group["initial_lr"], rate), "weight_decay": (group["weight_decay"], weight_decay)}
-    changes = [f"{name} {old:g} -> {new:g}" for name, (old, new) in wanted.items() if old != new]
-    if changes and module.trainer.is_global_zero:
-        print(f"from step {checkpoint['global_step']} on: {', '.join(changes)}", flush=True)
-    now = rate * rate_at(schedule["last_epoch"], module.trainer.max_steps, warmup, decay_from)
-    group.update(lr=now, initial_lr=rate, weight_decay=weight_decay)
-    schedule.update(base_lrs=[rate], _last_lr=[now])
-
-
-def rate_at(step: int, total: int, warmup: int, decay_from: float) -> float:
-    """Fraction of the learning rate: up over ``warmup`` steps, down to 0 from ``decay_from * total`` on."""
-    rise = min(1.0, (step + 1) / (warmup + 1))
-    if decay_from >= 1:
-        return rise
-    return rise * min(1.0, max(0.0, (total - step) / (total * (1 - decay_from))))

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from omfa.fit import main
 from omfa.pipeline import OMFAPipeline
-from omfa.training.callbacks import EMA, last_checkpoint
+from omfa.training.checkpoints import last_checkpoint
+from omfa.training.ema import EMA
 from omfa.training.guards import BadLoss, LossGuard, load_batch
 from tests.ranks import Ended, run, saved
 
@@ -53,8 +54,8 @@ def train(
     ``more`` are options; those that begin with "- " are callbacks. ``own`` are options of each process.
     """
     callbacks = [
-        "- {class_path: omfa.training.callbacks.EMA, init_args: {decay: 0.9}}",
-        "- class_path: omfa.training.callbacks.SaveModel",
+        "- {class_path: omfa.training.ema.EMA, init_args: {decay: 0.9}}",
+        "- class_path: omfa.training.checkpoints.SaveModel",
     ]
     callbacks += [x for x in more if x.startswith("- ")]
     trainer = {

@@ -1,4 +1,4 @@
-"""Examples are functions of (seed, epoch, record); the stream visits every record once per epoch."""
+"""Examples are functions of (seed, epoch, record)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ import torch
 
 from omfa.components import Category, State, TaskKind
 from omfa.pipeline import OMFAPipeline
+from omfa.records.stream import Stream, draw_noise, seeded
 from omfa.training.examples import (
     TRAIN_STEPS,
     Drops,
     Example,
     RecordsDataModule,
     RecordsDataset,
-    Stream,
     TaskWeights,
     collate,
-    draw_noise,
     moved_together,
-    seeded,
 )
 
 
@@ -84,22 +82,6 @@ def test_draws_do_not_depend_on_workers(records: Path, compact: OMFAPipeline, wo
     for n, batch in enumerate(batches):
         alone = collate([data[k] for k in keys[2 * n : 2 * n + 2]])
         assert batch.layout == alone.layout and batch.generator == alone.generator and batch.t == alone.t
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_every_record_once_per_epoch_whatever_the_ranks(world: int) -> None:
-    n, batch = 10, 8 // world
-    ranks = [iter(Stream(n, batch, 0, 7, r, world)) for r in range(world)]
-    whole = [key for _ in range(10) for r in ranks for key in itertools.islice(r, batch)]
-    assert whole == list(itertools.islice(Stream(n, 8, 0, 7), 80))
-    for epoch in range(8):
-        assert sorted(i for e, i in whole if e == epoch) == list(range(n))
-
-
-@pytest.mark.parametrize("start", [0, 3, 8, 17])
-def test_the_stream_resumes_anywhere(start: int) -> None:
-    whole = list(itertools.islice(Stream(5, 4), 60))
-    assert list(itertools.islice(Stream(5, 4, start), 40)) == whole[start : start + 40]
 
 
 def test_tasks_and_slots(records: Path, compact: OMFAPipeline) -> None:
