@@ -13,7 +13,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from omfa import images
 from omfa.backbone import encode
@@ -22,9 +22,9 @@ from omfa.baselines.tryoffdiff.pictures import to_square
 from omfa.baselines.tryoffdiff.pipeline import TryOffDiffPipeline
 from omfa.records.prepared import Record, RecordError, record_files
 from omfa.records.shards import open_records
-from omfa.training.examples import _StreamDataModule as StreamDataModule
-from omfa.training.examples import draw_noise, seeded
-from omfa.training.module import forget_origins
+from omfa.records.stream import draw_noise, seeded
+from omfa.training.model_card import forget_origins
+from omfa.training.streaming import StreamDataModule
 
 TRAIN_STEPS = 1000
 Schedule = Literal["cosine_with_restarts", "linear", "constant_with_warmup"]
@@ -85,6 +85,10 @@ class PairsDataset(Dataset[Pair]):
         t = int(torch.randint(TRAIN_STEPS, (1,), generator=generator))
         person, garment = (self._square(record, name) for name in ("person", category.value))
         return Pair(record.id, person, garment, CLASSES[category], t, generator.get_state())
+
+    def collate(self, examples: list[Pair]) -> Pair:
+        """A batch."""
+        return default_collate(examples)
 
     def _square(self, record: Record, name: str) -> Tensor:
         path = record_files(record)[name]

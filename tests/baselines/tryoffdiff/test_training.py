@@ -16,7 +16,7 @@ from omfa.baselines.tryoffdiff.start import sd14_pipeline, small_pipeline
 from omfa.baselines.tryoffdiff.training import PairsDataset, TryOffDiffModule, noised
 from omfa.fit import main
 from omfa.records.prepared import RecordError
-from omfa.training.callbacks import last_checkpoint
+from omfa.training.checkpoints import last_checkpoint
 from tests.baselines.tryoffdiff.common import golden, largest
 from tests.baselines.tryoffdiff.test_pipeline import ENCODER, PHOTOS, UNET, tiny
 from tests.conftest import VAE
