@@ -23,7 +23,7 @@ from omfa.baselines.tryoffdiff.pipeline import TryOffDiffPipeline
 from omfa.records.prepared import Record, RecordError, record_files
 from omfa.records.shards import open_records
 from omfa.records.stream import draw_noise, seeded
-from omfa.training.module import forget_origins
+from omfa.training.model_card import forget_origins
 from omfa.training.streaming import StreamDataModule
 
 TRAIN_STEPS = 1000
@@ -87,7 +87,7 @@ class PairsDataset(Dataset[Pair]):
         return Pair(record.id, person, garment, CLASSES[category], t, generator.get_state())
 
     def collate(self, examples: list[Pair]) -> Pair:
-        """A batch: a row for each pair."""
+        """A batch."""
         return default_collate(examples)
 
     def _square(self, record: Record, name: str) -> Tensor:
