@@ -149,7 +149,7 @@ def _taken_apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return value.hex()
     if value is None or isinstance(value, str | int | float):  # enums of strings too
         return value
-    raise TypeError(f"{name} is a {type(value).__name__}: a batch is made of tensors, plain values and dataclasses")
+    raise TypeError(f"{name} is of type {type(value).__name__}: batches are of tensors, plain values, dataclasses")
 
 
 def _put_together(kind: Any, value: Any, tensors: Mapping[str, Tensor]) -> Any:
