@@ -3,13 +3,14 @@
 Every example runs as it stands, from top to bottom; the first line makes the pictures the others use:
 
     python -m data_prep synthetic --records 16 --seed 77 --out data/demo
-    python -m omfa try-off data/demo/person/s77-o1-v0.png --category upper lower -o outputs/off
-    python -m omfa try-on --garment upper=outputs/off/s77-o1-v0_upper.png --face data/demo/face/s77-o2.png \\
-        --pose data/demo/pose/s77-o2-v0.npz -o outputs/on --contact-sheet
-    python -m omfa transfer data/demo/person/s77-o1-v0.png data/demo/person/s77-o2-v0.png \\
-        --pose data/demo/pose/s77-o2-v0.npz --face data/demo/face/s77-o2.png -o outputs/transfer
-    python -m omfa turntable data/demo/person/s77-o1-v0.png --pose data/demo/pose/s77-o1-v0.npz \\
-        --face data/demo/face/s77-o1.png --views 4 -o outputs/turn --contact-sheet
+    python -m omfa try-off data/demo/person/s77-o0-v0.png --category upper lower -o outputs/off
+    python -m omfa try-on --garment upper=outputs/off/s77-o0-v0_upper.png \\
+        --garment lower=outputs/off/s77-o0-v0_lower.png --face data/demo/face/s77-o2.png \\
+        --pose data/demo/pose/s77-o2-v1.npz -o outputs/on --contact-sheet
+    python -m omfa transfer data/demo/person/s77-o0-v0.png data/demo/person/s77-o2-v1.png \\
+        --pose data/demo/pose/s77-o2-v1.npz --face data/demo/face/s77-o2.png -o outputs/transfer
+    python -m omfa turntable data/demo/person/s77-o2-v1.png --pose data/demo/pose/s77-o2-v1.npz \\
+        --face data/demo/face/s77-o2.png --views 4 -o outputs/turn --contact-sheet
 
 Without --pose the pose comes from the photo, by the estimator of data_prep. Exit code 0: all well; 1: some inputs
 failed, each named on a line; 2: the call or all of its input was wrong, and no input was finished.
