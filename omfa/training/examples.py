@@ -62,7 +62,7 @@ class Example:
         pose: the pose map, likewise; not looked at where ``has_pose`` is False.
         has_pose: whether the network sees the pose.
         unconditional: whether everything given is dropped.
-        t: timestep.
+        t: timestep of each draw of the noise.
         generator: state of the example's own generator, for :func:`omfa.records.stream.draw_noise`.
         encoded: whether ``pixels`` and ``pose`` are posteriors; the same for a whole data set.
     """
@@ -73,7 +73,7 @@ class Example:
     pose: Tensor
     has_pose: bool
     unconditional: bool
-    t: int
+    t: tuple[int, ...]
     generator: bytes
     encoded: bool = False
 
@@ -91,7 +91,7 @@ class Batch:
     pose: Tensor
     has_pose: list[bool]
     unconditional: list[bool]
-    t: list[int]
+    t: list[tuple[int, ...]]
     generator: list[bytes]
     encoded: bool = False
 
@@ -146,6 +146,7 @@ class ExampleOptions:
             hurry learns those it will be sampled at: with 2 trailing steps 999 and 499. The colours of large areas
             show through most levels of noise; only near 999 must it take them from what is given.
         captions: whether the prompt ends with the record's caption.
+        draws: of the noise, each with its own timestep, that share what is given; more than 1 for ``join: rows`` alone.
 
     Raises:
         ValueError: a number out of range.
@@ -160,11 +161,14 @@ class ExampleOptions:
     latents: str | Path | None = None
     timesteps: Sequence[int] | None = None
     captions: bool = True
+    draws: int = 1
 
     def __post_init__(self) -> None:
         named = self.timesteps
         if named is not None and not (named and all(0 <= t < TRAIN_STEPS for t in named)):
             raise ValueError(f"timesteps {named} must be one or more of 0 to {TRAIN_STEPS - 1}, or null for all")
+        if not 1 <= self.draws <= 16:
+            raise ValueError(f"draws {self.draws} must be in 1 to 16")
         if not 0 <= self.jitter < 0.5:
             raise ValueError(f"jitter {self.jitter} must be in [0, 0.5)")
         if self.latents is not None and self.jitter > 0:
@@ -199,7 +203,7 @@ class RecordsDataset(RecordExamples[Example]):
         """Task, drops, timestep and pictures; the noise comes from where the generator then stands."""
         layout, keep_pose, unconditional = self.options.drops.draw(self.layout(record, generator), generator)
         choice = range(TRAIN_STEPS) if self.options.timesteps is None else self.options.timesteps
-        t = choice[int(torch.randint(len(choice), (1,), generator=generator))]
+        t = tuple(choice[i] for i in torch.randint(len(choice), (self.options.draws,), generator=generator).tolist())
         has_pose = record.pose is not None and record.pose.map is not None
         keep_pose = keep_pose and has_pose
         look = self._pictures if self.latents is None else self._posteriors
@@ -292,6 +296,7 @@ class RecordsDataModule(StreamDataModule):
         latents: folder that ``omfa.encode`` made of these records; None encodes them in every step.
         timesteps: the only ones to train, such as [999, 499]; None for all; see :class:`RecordsDataset`.
         captions: whether prompts end with the record's caption (SDXL only); its phrases are many then.
+        draws: of the noise, each with its own timestep, that share what is given (``join: rows`` alone).
     """
 
     def __init__(
@@ -307,10 +312,11 @@ class RecordsDataModule(StreamDataModule):
         latents: str | None = None,
         timesteps: Sequence[int] | None = None,
         captions: bool = True,
+        draws: int = 1,
     ) -> None:
         super().__init__(batch_size, workers, seed)
         self.options = ExampleOptions(
-            split, seed, tasks or TaskWeights(), drops or Drops(), jitter, latents, timesteps, captions
+            split, seed, tasks or TaskWeights(), drops or Drops(), jitter, latents, timesteps, captions, draws
         )
         self.folder, self.split, self.latents = folder, split, latents
 
@@ -318,6 +324,8 @@ class RecordsDataModule(StreamDataModule):
         """The records, laid out for the canvas of the pipeline in training."""
         assert self.trainer is not None
         pipe: Any = self.trainer.lightning_module.pipe
+        if self.options.draws > 1 and pipe.config.join != "rows":
+            raise RecordError(f"draws {self.options.draws} go with join: rows; on a canvas leave them at 1")
         data = RecordsDataset(self.folder, Geometry.of(pipe), self.options)
         if self.options.captions and pipe.slot_tokens is None:
             check_captions(data.records, pipe.texts)

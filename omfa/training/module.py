@@ -24,6 +24,7 @@ from omfa.records.prepared import Record, RecordError
 from omfa.records.shards import Source
 from omfa.records.stream import draw_noise
 from omfa.training.examples import Batch
+from omfa.training.in_rows import row_losses
 from omfa.training.model_card import About, forget_origins
 from omfa.training.parts import Sampling, TrainedModule
 from omfa.training.rates import Rates
@@ -144,8 +145,10 @@ class OMFAModule(TrainedModule):
 
     def losses(self, batch: Batch) -> Tensor:
         """Each example's loss, (B,): noise the targets, predict, compare on the targets."""
+        if self.pipe.config.join == "rows":
+            return self._losses_in_rows(batch)
         z0, noise, guide = self.prepare(batch)
-        t = torch.tensor(batch.t, device=self.device)
+        t = torch.tensor([t for (t,) in batch.t], device=self.device)
         alpha_bar = self.alphas_cumprod[t]
         z_t = torch.where(guide.target, pd.add_noise(z0, noise, alpha_bar, guide.target), guide.known)
         prediction = self.predict(z_t, t, guide, batch)
@@ -173,9 +176,16 @@ class OMFAModule(TrainedModule):
 
         Targets are samples of the VAE's posterior, given components its mode; each picture is encoded alone.
         """
-        canvas, vae = self.pipe.canvas, self.pipe.vae
-        draws = draw_noise(batch.generator, (2, vae.config.latent_channels, *canvas.size)).to(self.device)
-        latents, noise = {}, canvas.split(draws[:, 1])
+        canvas, channels = self.pipe.canvas, self.pipe.vae.config.latent_channels
+        draws = draw_noise(batch.generator, (2, channels, *canvas.size)).to(self.device)
+        latents, pose = self._latents(batch, canvas.split(draws[:, 1]))
+        guide = self.pipe.guide(batch.layout, latents, pose, torch.tensor(batch.has_pose), self.device)
+        guide = choose(torch.tensor(batch.unconditional), self.pipe.unconditional(guide), guide)
+        return canvas.join(latents), draws[:, 0], guide
+
+    def _latents(self, batch: Batch, noise: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Latents of every slot, and of the pose maps, (B, C, h, w); ``noise`` samples the targets' posteriors."""
+        vae = self.pipe.vae
 
         def look(pixels: Tensor, noise: Tensor | None) -> Tensor:
             if batch.encoded:
@@ -183,6 +193,7 @@ class OMFAModule(TrainedModule):
             moments = posterior(vae.to(pixels.device), pixels)
             return latents_from(moments, noise, vae.config.scaling_factor)
 
+        latents = {}
         with torch.no_grad():
             for slot, pixels in batch.pixels.items():
                 states = [layout.states.get(slot, State.ABSENT) for layout in batch.layout]
@@ -196,9 +207,25 @@ class OMFAModule(TrainedModule):
             posed = [i for i, has in enumerate(batch.has_pose) if has]
             if posed:
                 pose[posed] = look(batch.pose[posed], None)
-        guide = self.pipe.guide(batch.layout, latents, pose, torch.tensor(batch.has_pose), self.device)
-        guide = choose(torch.tensor(batch.unconditional), self.pipe.unconditional(guide), guide)
-        return canvas.join(latents), draws[:, 0], guide
+        return latents, pose
+
+    def _losses_in_rows(self, batch: Batch) -> Tensor:
+        """The same in rows, the mean over several draws of the noise; see :func:`omfa.training.in_rows.row_losses`."""
+        canvas, steps = self.pipe.canvas, torch.tensor(batch.t)
+        shape = (steps.shape[1] + 1, self.pipe.vae.config.latent_channels, *canvas.size)
+        *draws, last = draw_noise(batch.generator, shape).to(self.device).unbind(1)
+        latents, pose = self._latents(batch, canvas.split(last))
+        planes = {PERSON: [p if has else None for p, has in zip(pose, batch.has_pose, strict=True)]}
+        guide = self.pipe.row_guide(batch.layout, latents, planes, self.device)
+        here = list(zip(guide.targets.owner.tolist(), guide.targets.slots, strict=True))
+
+        def of_targets(by_slot: Mapping[str, Tensor]) -> Tensor:
+            return torch.stack([by_slot[slot][b] for b, slot in here])
+
+        noise = torch.stack([of_targets(canvas.split(draw)) for draw in draws])
+        dropped = torch.tensor(batch.unconditional)
+        how = (self.alphas_cumprod, self.kind, self.min_snr)
+        return row_losses(self.pipe, guide, batch.layout, of_targets(latents), noise, steps, dropped, *how)
 
     def save(self, folder: Path, whole: bool = False, dtype: torch.dtype | None = None) -> None:
         """Write what was trained; see :class:`omfa.training.parts.Saves`.

@@ -15,6 +15,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -71,11 +72,21 @@ def labels_of(folder: Path, record: Record, category: Category, rules: Rules) ->
     Raises:
         RecordError: no label map, or one with unknown values.
     """
+    return ids_of_parts(_parts(folder, record), category, rules)
+
+
+def ids_of_parts(parts: np.ndarray, category: Category, rules: Rules) -> np.ndarray:
+    """A part map in the ids of a data set's rules, (H, W) uint8.
+
+    Args:
+        parts: (H, W) uint8 of :class:`omfa.records.labels.Part`.
+        category: of the garment that a mask is wanted for.
+        rules: whose ids.
+    """
     table = dict(_CIHP if rules == "vitonhd" else _ATR)
     if rules == "dresscode" and category is Category.LOWER:
         table |= _LOWER
-    lookup = np.array([table[part] for part in Part], np.uint8)
-    return lookup[_parts(folder, record)]
+    return np.array([table[part] for part in Part], np.uint8)[parts]
 
 
 def _parts(folder: Path, record: Record) -> np.ndarray:
@@ -173,13 +184,22 @@ def person_of(folder: Path, record: Record, category: Category, rules: Rules, si
 
 def cloth_of(folder: Path, garment: GarmentRef, size: tuple[int, int]) -> Tensor:
     """A garment's picture, (3, H, W) in [-1, 1], white outside its mask, where it has one; then it is resized."""
-    pixels = np.asarray(read_image(resolve(folder, garment.path))).copy()
-    if garment.mask is not None:
-        mask = np.asarray(read_image(resolve(folder, garment.mask)).convert("L"))
-        if mask.shape != pixels.shape[:2]:
-            raise RecordError(f"{garment.mask}: a mask of {mask.shape} for a picture of {pixels.shape[:2]}")
-        pixels[mask == 0] = 255
-    return images.fit(images.pixels_to_tensor(pixels), size, "white")[0]
+    mask = None if garment.mask is None else read_labels(resolve(folder, garment.mask)) > 0
+    return images.load(on_white(read_image(resolve(folder, garment.path)), mask), size, "white")[0]
+
+
+def on_white(garment: Image.Image, mask: np.ndarray | None) -> Image.Image:
+    """A garment's picture, white outside its mask, (H, W) bool, if there is one.
+
+    Raises:
+        RecordError: a mask of another size.
+    """
+    if mask is None:
+        return garment
+    pixels = np.asarray(garment)
+    if mask.shape != pixels.shape[:2]:
+        raise RecordError(f"a garment's mask of {mask.shape} for a picture of {pixels.shape[:2]}")
+    return Image.fromarray(np.where(mask[..., None], pixels, 255).astype(np.uint8))
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from omfa.backbone import latents_from
 from omfa.baselines.ladi_vton import emasc
-from omfa.baselines.ladi_vton.from_records import Example
+from omfa.baselines.ladi_vton.from_records import Example, Examples
 from omfa.baselines.ladi_vton.inputs import Inputs
 from omfa.baselines.ladi_vton.perceptual import VGGLoss
 from omfa.baselines.ladi_vton.pipeline import LaDIVTONPipeline
 from omfa.baselines.ladi_vton.warping import regularisers, resize, sample
+from omfa.components import Category
+from omfa.training.streaming import StreamDataModule
 
 
 class _Stage(pl.LightningModule):
@@ -44,7 +46,7 @@ class _Stage(pl.LightningModule):
         super().__init__()
         if learning_rate <= 0 or warmup_steps < 0:
             raise ValueError(f"learning_rate {learning_rate} must be over 0 and warmup_steps {warmup_steps} 0 or more")
-        self.pipe = pipeline  # no nn.Module: what is frozen stays out of checkpoints
+        self.system = pipeline  # no nn.Module: what is frozen stays out of checkpoints
         self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
@@ -53,14 +55,14 @@ class _Stage(pl.LightningModule):
         self.parts.requires_grad_(True).train()
 
     def _part(self, name: str) -> nn.Module:
-        part = getattr(self.pipe, name)
+        part = getattr(self.system, name)
         if part is None:
             raise ValueError(f"the pipeline has no {name} to train; give one that has")
         return part
 
     def on_fit_start(self) -> None:
         """Bring what is frozen to the device."""
-        self.pipe.to(self.device)
+        self.system.to(self.device)
 
     def transfer_batch_to_device(self, batch: Example, device: torch.device, dataloader_idx: int) -> Example:
         """Move a batch."""
@@ -87,10 +89,18 @@ class _Stage(pl.LightningModule):
         """Each picture's loss, (B,)."""
         raise NotImplementedError
 
-    def save(self, folder: Path) -> None:
-        """Write the whole pipeline, for the next stage or for good."""
+    def save(self, folder: Path, whole: bool = False, dtype: torch.dtype | None = None) -> None:
+        """Write the pipeline, for the next stage or for good.
+
+        Args:
+            folder: to be made.
+            whole: says nothing here: every stage's folder is whole.
+            dtype: of all numbers in the files; None leaves them. Training need not go on afterwards.
+        """
+        if dtype is not None:
+            self.system.to(dtype=dtype)
         self.parts.eval()
-        self.pipe.save_pretrained(folder)
+        self.system.save_pretrained(folder)
         self.parts.train()
 
 
@@ -114,8 +124,8 @@ class TPSModule(_Stage):
     def losses(self, batch: Example) -> Tensor:
         """L1 between the warped garment and the worn one, plus the regularisers, which are the whole batch's."""
         inputs = batch.inputs
-        size = self.pipe.tps.config.size
-        grid, theta = self.pipe.align(inputs)
+        size = self.system.tps.config.size
+        grid, theta = self.system.align(inputs)
         warped = sample(resize(inputs.cloth, size), grid)
         apart = _each(warped - resize(batch.worn, size))
         return apart + self.regularisation * regularisers(theta).total()
@@ -149,8 +159,8 @@ class RefineModule(_Stage):
         """L1 and perceptual loss of the refined garment against the worn one."""
         inputs = batch.inputs
         with torch.no_grad():
-            warped = sample(inputs.cloth, self.pipe.align(inputs).grid)
-        made = self.pipe.refinement(torch.cat([inputs.kept, inputs.pose, warped], 1))
+            warped = sample(inputs.cloth, self.system.align(inputs).grid)
+        made = self.system.refinement(torch.cat([inputs.kept, inputs.pose, warped], 1))
         return _each(made - batch.worn) + self.look(made, batch.worn)
 
 
@@ -179,7 +189,7 @@ class EMASCModule(_Stage):
 
     def losses(self, batch: Example) -> Tensor:
         """The photo through the VAE, helped by what its encoder saw around the mask, against the photo itself."""
-        inputs, pipe = batch.inputs, self.pipe
+        inputs, pipe = batch.inputs, self.system
         with torch.no_grad():
             moments = pipe.vae.encode(inputs.photo).latent_dist.parameters
             z = latents_from(moments, torch.randn_like(moments.chunk(2, 1)[0]), 1.0)
@@ -213,9 +223,9 @@ class InversionModule(_Stage):
     def losses(self, batch: Example) -> Tensor:
         """Squared error of the predicted noise; pose map and garment are not given."""
         inputs = batch.inputs
-        text, _ = self.pipe.encode_text(inputs)
+        text, _ = self.system.encode_text(inputs)
         dropped = torch.ones(len(inputs), dtype=torch.bool, device=self.device)
-        return noise_losses(self.pipe, inputs, batch.worn, text, no_pose=dropped, no_cloth=dropped)
+        return noise_losses(self.system, inputs, batch.worn, text, no_pose=dropped, no_cloth=dropped)
 
 
 class RepaintModule(_Stage):
@@ -253,11 +263,11 @@ class RepaintModule(_Stage):
         """Squared error of the predicted noise."""
         inputs, count = batch.inputs, len(batch.ids)
         with torch.no_grad():
-            worn = self.pipe.warp(inputs)
-        text, nothing = self.pipe.encode_text(inputs)
+            worn = self.system.warp(inputs)
+        text, nothing = self.system.encode_text(inputs)
         no_text, no_pose, no_cloth = torch.rand(3, count, device=self.device) < self.drop
         text = torch.where(no_text[:, None, None], nothing, text)
-        return noise_losses(self.pipe, inputs, worn, text, no_pose, no_cloth)
+        return noise_losses(self.system, inputs, worn, text, no_pose, no_cloth)
 
 
 def noise_losses(
@@ -285,6 +295,40 @@ def noise_losses(
         given = pipe.given(inputs, kept, cloth, pose)
     made = pipe.unet(torch.cat([noisy, given], 1), t, text, return_dict=False)[0]
     return (made.float() - noise.float()).square().flatten(1).mean(1)
+
+
+class LaDIVTONData(StreamDataModule):
+    """Examples out of records, endlessly; see :class:`omfa.baselines.ladi_vton.from_records.Examples`.
+
+    Args:
+        folder: a records folder.
+        size: (height, width) in pixels; the spline's own for the first stage, the pipeline's for the others.
+        split: to train on.
+        categories: garments to take; None for all that the model's rules know.
+        batch_size: examples per process and batch.
+        workers: loader processes.
+        seed: seeds order and draws.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        size: list[int],
+        split: str = "train",
+        categories: list[Category] | None = None,
+        batch_size: int = 16,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, workers, seed)
+        self.folder, self.size, self.split, self.categories = folder, size, split, categories
+
+    def dataset(self) -> Examples:
+        """The records, masked by the rules of the pipeline in training."""
+        assert self.trainer is not None
+        stage: Any = self.trainer.lightning_module
+        rules = stage.system.config.rules
+        return Examples(self.folder, self.size, rules, self.split, self.categories, self.seed)
 
 
 class _Perceptual(nn.Module):

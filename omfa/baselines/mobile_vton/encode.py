@@ -22,8 +22,9 @@ from omfa.baselines.mobile_vton.examples import ENCODING, NOTHING, PROMPTS, enco
 from omfa.baselines.mobile_vton.pipeline import SIZE, MobileVTON
 from omfa.baselines.mobile_vton.prompts import NEGATIVE, PLAIN, PromptBook, TextEncoders, try_on_phrase
 from omfa.commands import Parser, find_device
+from omfa.components import Category
 from omfa.files import check_writable, whole, write_json
-from omfa.records.prepared import RecordError, read_records, resolve
+from omfa.records.prepared import RecordError, read_records, record_pictures, resolve
 
 
 @torch.no_grad()
@@ -61,12 +62,14 @@ def encode_records(pipe: MobileVTON, folder: Path, out: Path, size: Sequence[int
         if encoded_file(out, record.id).is_file():
             continue
         made = {}
-        pictures = {"person": record.file_name} | {str(g.category): g.path for g in record.garments}
-        for name, file in pictures.items():
+        for name, file in record_pictures(record).items():
+            if name in ("face", "pose_map"):
+                continue
+            garment = name in set(Category)
             raw = images.read_trusted(resolve(folder, file))
-            pixels = images.fit(raw, size, "edge" if name == "person" else "white")[0][None].to(pipe.device)
+            pixels = images.fit(raw, size, "white" if garment else "edge")[0][None].to(pipe.device)
             made[name] = posterior(pipe.parts.vae, pixels)[0].half().cpu().contiguous()
-            if name != "person":
+            if garment:
                 made[f"{name}.features"] = pipe.look(pixels)[0][0].half().cpu().contiguous()
         with whole(encoded_file(out, record.id)) as part:
             save_file(made, part)

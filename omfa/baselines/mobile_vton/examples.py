@@ -22,6 +22,7 @@ from omfa.baselines.mobile_vton.prompts import NEGATIVE, PLAIN, PromptBook, try_
 from omfa.components import Category
 from omfa.records.prepared import Record, RecordError, read_records
 from omfa.records.stream import seeded
+from omfa.training.streaming import StreamDataModule
 
 PROMPTS, ENCODING, NOTHING = "prompts.safetensors", "encoding.json", "nothing.safetensors"
 
@@ -73,10 +74,13 @@ def target_phrase(record: Record, category: Category) -> str:
 
 
 def sources(records: Sequence[Record]) -> dict[str, list[str]]:
-    """For each record, pictures of the same person in other clothes, those seen from the most alike side first.
+    """For each record, names of photos to be changed: its portrait, or else its person in other clothes.
+
+    Returns:
+        Record id to encoded pictures ``<record id>/<name>``, of others those seen from the most alike side first.
 
     Raises:
-        RecordError: nobody is there in two outfits.
+        RecordError: no record has a portrait, and nobody is there in two outfits.
     """
     persons = defaultdict(list)
     for record in records:
@@ -88,11 +92,15 @@ def sources(records: Sequence[Record]) -> dict[str, list[str]]:
     found = {}
     for record in records:
         others = [r for r in persons[record.person_id] if r.outfit_id != record.outfit_id]
-        if record.garments and others:
-            found[record.id] = [r.id for r in sorted(others, key=lambda r: (turned(record, r), r.id))]
+        if record.garments and record.portrait is not None:
+            found[record.id] = [f"{record.id}/portrait"]
+        elif record.garments and others:
+            near = sorted(others, key=lambda r: (turned(record, r), r.id))
+            found[record.id] = [f"{r.id}/person" for r in near]
     if not found:
         raise RecordError(
-            "nobody is seen in two outfits: an example needs a photo before and after a change of clothes"
+            "no record has a portrait and nobody is seen in two outfits: an example needs a photo before and after a "
+            "change of clothes"
         )
     return found
 
@@ -106,7 +114,7 @@ class TryOnDataset(Dataset[TryOnExample]):
         split: which records; None for all.
         seed: seeds every draw.
         drop: how often everything given is dropped.
-        nearest: the photo to be changed is drawn from so many that are seen from the most alike side.
+        nearest: without a portrait the photo is drawn from so many that are seen from the most alike side.
 
     Raises:
         RecordError: nobody in two outfits, or no encoded records.
@@ -148,7 +156,7 @@ class TryOnDataset(Dataset[TryOnExample]):
         u = torch.rand(3, generator=generator, dtype=torch.float64)
         category = record.garments[int(u[0] * len(record.garments))].category
         near = self.sources[record.id][: self.nearest]
-        photo = near[int(u[1] * len(near))]
+        photo, _, name = near[int(u[1] * len(near))].partition("/")
         dropped = bool(u[2] < self.drop)
         own, garment = load_file(encoded_file(self.encoded, record.id)), PLAIN[category]
         said = NEGATIVE if dropped else try_on_phrase(category, garment)
@@ -158,7 +166,7 @@ class TryOnDataset(Dataset[TryOnExample]):
         return TryOnExample(
             id=record.id,
             target=own["person"],
-            person=load_file(encoded_file(self.encoded, photo))["person"],
+            person=load_file(encoded_file(self.encoded, photo))[name],
             garment=own[str(category)],
             text=text,
             garment_text=garment_text,
@@ -174,3 +182,31 @@ class TryOnDataset(Dataset[TryOnExample]):
 def encoded_file(folder: Path, record_id: str) -> Path:
     """Where a record's latents and features lie."""
     return folder / "records" / f"{record_id}.safetensors"
+
+
+class TryOnDataModule(StreamDataModule):
+    """:class:`TryOnDataset` for training.
+
+    Args:
+        folder, encoded, split, seed, drop, nearest: see there.
+        batch_size: examples per process and batch.
+        workers: loader processes.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        encoded: str,
+        split: str | None = "train",
+        seed: int = 0,
+        drop: float = 0.1,
+        nearest: int = 4,
+        batch_size: int = 32,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, workers, seed)
+        self.given = folder, encoded, split, seed, drop, nearest
+
+    def dataset(self) -> TryOnDataset:
+        """The examples."""
+        return TryOnDataset(*self.given)

@@ -71,6 +71,11 @@ class MobileVTON:
         return self
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) that the networks hold position tables for; TryonNet's are for two such, one above the other."""
+        return self.parts.tryon.config.height // 2, self.parts.tryon.config.width
+
+    @property
     def device(self) -> torch.device:
         """Where TryonNet is."""
         return self.parts.tryon.device
@@ -88,7 +93,7 @@ class MobileVTON:
         garment: images.Picture | Sequence[images.Picture],
         category: Category | str | Sequence[Category | str],
         description: str | Sequence[str] | None = None,
-        size: Sequence[int] = SIZE,
+        size: Sequence[int] | None = None,
         num_inference_steps: int = STEPS,
         guidance_scale: float = GUIDANCE,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -102,7 +107,8 @@ class MobileVTON:
             garment: shop pictures; one or B.
             category: what each garment is: "upper", "lower" or "dress".
             description: of each garment, beginning with an article ("a red shirt with a collar").
-            size: (H, W) to work at, multiples of 32; the picture comes back at the photo's own shape within it.
+            size: (H, W) to work at, multiples of 32; None for the one that the networks hold tables for (1024x768
+                as published). The picture comes back at the photo's own shape within it.
             num_inference_steps, guidance_scale: of the sampler.
             generator: one, or one for each example.
             output_type: what to return.
@@ -116,6 +122,7 @@ class MobileVTON:
             raise ValueError(f"output_type {output_type!r} must be 'pil', 'pt' or 'latent'")
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps {num_inference_steps} must be at least 1")
+        size = self.size if size is None else size
         if len(size) != 2 or any(n < 32 or n % 32 for n in size):
             raise ValueError(f"size {tuple(size)} must be height and width, multiples of 32")
         photos, shops = images.as_list(person), images.as_list(garment)
@@ -160,6 +167,38 @@ class MobileVTON:
             return MobileVTONOutput(pixels)
         rows = zip(images.tensor_to_pixels(pixels), fitted, strict=True)
         return MobileVTONOutput([Image.fromarray(p[box.window]) for p, (_, box) in rows])
+
+    # ------------------------------------------------------------------------------------------------ being judged
+    # Names of the inputs of omfa.evaluation.predictions, for python -m omfa.predict.
+    try_on_needs = frozenset({"photos", "garments"})
+    try_on_takes: frozenset[str] = frozenset()
+
+    @classmethod
+    def sampler_defaults(cls, weights: str) -> tuple[int, float]:
+        """Steps and guidance of a call that names none."""
+        return STEPS, GUIDANCE
+
+    @classmethod
+    def weights_path(cls, weights: str) -> Path | None:
+        """Where weights lie, if here."""
+        return Path(weights) if Path(weights).is_dir() else None
+
+    def try_on(self, batch: Any) -> list[Image.Image]:
+        """A picture of each person of a batch in its garments, put on one after the other in the batch's order."""
+        pictures: list[Any] = list(batch.photos)
+        for category, garments in batch.garments.items():
+            steps = STEPS if batch.steps is None else batch.steps
+            guidance = GUIDANCE if batch.guidance is None else batch.guidance
+            made = self(
+                pictures,
+                list(garments),
+                category,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=list(batch.generators),
+            )
+            pictures = made.persons
+        return pictures
 
     # --------------------------------------------------------------------------------------- in and out of latents
     def texts(self, phrases: Sequence[str]) -> TextEmbeds:

@@ -171,17 +171,25 @@ class TryOffDiffPipeline(DiffusionPipeline):
         where = str(pretrained_model_name_or_path)
         if where.endswith(SUFFIXES):
             return official_pipeline(where, **kwargs)
-        if not Path(where, "model_index.json").is_file() and (Path(where).exists() or where.count("/") != 1):
-            raise ValueError(
-                f"{where!r} is no model folder (it holds no model_index.json); give one that save_pretrained wrote, a "
-                f"hub id 'owner/name', or a published file ({', '.join(SUFFIXES)})"
-            )
+        _check_folder(where)
         try:
             return super().from_pretrained(where, **{"use_safetensors": True, **kwargs})
         except Exception as e:  # loaders raise almost anything
             first = next(iter(str(e).splitlines()), "")
             cure = "save or fetch it again" if Path(where).exists() else "check name and network, or give a folder"
             raise ValueError(f"{where!r} can't be loaded ({type(e).__name__}: {first}); {cure}") from e
+
+    @classmethod
+    def sampler_defaults(cls, pretrained_model_name_or_path: str | Path) -> tuple[int, float]:
+        """``default_steps`` and ``default_guidance`` of a model, before it is loaded; errors as above."""
+        where = str(pretrained_model_name_or_path)
+        if where.endswith(SUFFIXES):
+            path = local_file(where)
+            config = PUBLISHED[official_version(read_official(path), path)]
+        else:
+            _check_folder(where)
+            config = cls.load_config(where)
+        return int(config["default_steps"]), float(config["default_guidance"])
 
     @torch.no_grad()
     def __call__(
@@ -338,6 +346,14 @@ class TryOffDiffPipeline(DiffusionPipeline):
             array = made.permute(0, 2, 3, 1).cpu().numpy()
             return [a[b.window] for a, b in zip(array, boxes, strict=True)] if cut else array
         return [m[:, *b.window] for m, b in zip(made, boxes, strict=True)] if cut else made
+
+
+def _check_folder(where: str) -> None:
+    if not Path(where, "model_index.json").is_file() and (Path(where).exists() or where.count("/") != 1):
+        raise ValueError(
+            f"{where!r} is no model folder (it holds no model_index.json); give one that save_pretrained wrote, a "
+            f"hub id 'owner/name', or a published file ({', '.join(SUFFIXES)})"
+        )
 
 
 def official_pipeline(

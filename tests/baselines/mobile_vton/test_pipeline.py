@@ -174,3 +174,20 @@ def test_phrases_encoded_ahead(pipe: MobileVTON, tmp_path: Path) -> None:
         small(photo, photo, "upper", "a hat", generator=generator(), **call)
     with pytest.raises(ValueError, match="no phrases encoded ahead"):
         PromptBook.read(tmp_path / "nothing")
+
+
+def test_two_garments_are_put_on_one_after_the_other(pipe: MobileVTON) -> None:
+    photo, top, skirt = (Image.new("RGB", (32, 64), c) for c in ("tan", "navy", "olive"))
+    batch = SimpleNamespace(
+        photos=(photo,),
+        garments={"upper": (top,), "lower": (skirt,)},
+        steps=1,
+        guidance=None,
+        generators=(generator(),),
+    )
+    (both,) = pipe.try_on(batch)
+    draws = generator()
+    (first,) = pipe(photo, top, "upper", num_inference_steps=1, generator=[draws]).persons
+    (second,) = pipe(first, skirt, "lower", num_inference_steps=1, generator=[draws]).persons
+    assert both.size == (32, 64) and both.tobytes() == second.tobytes()
+    assert pipe.try_on_needs == {"photos", "garments"} and pipe.sampler_defaults("x") == (28, 2.5)

@@ -17,7 +17,7 @@ from omfa.baselines.mobile_vton.examples import TryOnExample, collate
 from omfa.baselines.mobile_vton.prompts import TextEmbeds
 from omfa.baselines.mobile_vton.teacher import velocity_of
 from omfa.baselines.mobile_vton.training import Draws, MobileVTONModule, Weights
-from omfa.training.examples import seeded
+from omfa.records.stream import seeded
 from tests.baselines.mobile_vton import tiny
 
 SHAPE = (4, 8, 4)  # of a picture's latents

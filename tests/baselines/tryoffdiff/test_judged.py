@@ -20,7 +20,7 @@ from tests.baselines.tryoffdiff.common import networks, unet_config
 from tests.baselines.tryoffdiff.test_pipeline import ENCODER, tiny
 from tests.conftest import VAE, make_compact
 
-CLASS = "omfa.baselines.tryoffdiff.pipeline.TryOffDiffPipeline"
+CLASS = "omfa.baselines.tryoffdiff.judged.TryOffDiffModel"
 
 
 def call(records: Path, model: Path, out: Path, *more: str) -> int:
@@ -90,4 +90,6 @@ def test_the_walk_of_the_readme(tmp_path: Path) -> None:
     made = pipe.try_off(photo, ["upper", "lower"], num_inference_steps=1)
     assert [p.size for pictures in made.garments.values() for p in pictures] == [(256, 256)] * 2
     pipe.save_pretrained(tmp_path / "folder")
+    assert TryOffDiffPipeline.sampler_defaults(tmp_path / "multi.pth") == (20, 2.5)
+    assert TryOffDiffPipeline.sampler_defaults(tmp_path / "folder") == (20, 2.5)
     assert TryOffDiffPipeline.from_pretrained(tmp_path / "folder").config.categories == ["upper", "lower", "dress"]
