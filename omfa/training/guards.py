@@ -108,7 +108,7 @@ def save_batch(path: Path, batch: Any, about: Mapping[str, Any]) -> None:
 
     Args:
         path: without a suffix.
-        batch: a tensor, or a dataclass whose fields are tensors, plain values, bytes, enums and dataclasses, and
+        batch: a tensor, or a dataclass or NamedTuple of tensors, plain values, bytes, enums and dataclasses, and
             mappings, lists and tuples of these, as its annotations say.
         about: what else to write down.
 
@@ -128,7 +128,7 @@ def load_batch(path: str | Path, kind: type[T]) -> T:
 
     Args:
         path: like ``runs/x/stopped/step=7/batch-0``; the weights lie beside it, for ``load_state_dict(strict=False)``.
-        kind: of the batch: ``Tensor``, or the dataclass it was, like :class:`omfa.training.examples.Batch`.
+        kind: of the batch: ``Tensor``, or the class it was of, like :class:`omfa.training.examples.Batch`.
     """
     plain = json.loads(Path(f"{path}.json").read_text())["batch"]
     return _put_together(kind, plain, load_file(f"{path}.safetensors"))
@@ -141,6 +141,8 @@ def _taken_apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return name
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: _taken_apart(getattr(value, f.name), f"{name}/{f.name}", tensors) for f in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a NamedTuple
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {str(k): _taken_apart(v, f"{name}/{k}", tensors) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -158,7 +160,9 @@ def _put_together(kind: Any, value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return None
     if kind is Tensor:
         return tensors[value]
-    if is_dataclass(kind):
+    if kind is Any:
+        return tensors.get(value, value) if isinstance(value, str) else value
+    if is_dataclass(kind) or hasattr(kind, "_fields"):
         hints = get_type_hints(kind)
         return kind(**{name: _put_together(hints[name], v, tensors) for name, v in value.items()})  # type: ignore[operator]
     inner = get_args(kind)

@@ -140,11 +140,13 @@ def _leave_stopping_to_the_parent(worker: int) -> None:
 
 
 def moved_to(value: Any, device: torch.device) -> Any:
-    """The same value with every tensor in it on ``device``: in mappings, lists, tuples and fields of a dataclass."""
+    """The same value with every tensor in it on ``device``: in mappings, lists, tuples and fields."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
         return {k: moved_to(v, device) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a NamedTuple
+        return type(value)(*(moved_to(v, device) for v in value))
     if type(value) in (list, tuple):
         return type(value)(moved_to(v, device) for v in value)
     if is_dataclass(value) and not isinstance(value, type):

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -137,6 +138,14 @@ class Odd:
     x: Tensor | None
     states: list[bytes]
     flags: dict[str, list[bool]]
+    named: Named
+
+
+class Named(NamedTuple):
+    """In a batch too."""
+
+    x: Tensor
+    anything: Any
 
 
 def same(a: object, b: object) -> bool:
@@ -161,7 +170,7 @@ def batches(records: Path) -> list[object]:
         pairs.collate([pairs[0, i] for i in range(3)]),
         collate([ours[0, i] for i in range(8)]),
         torch.rand(2, 3),
-        Odd(inner, None, [b"\x00\xff"], {"a": [True, False]}),
+        Odd(inner, None, [b"\x00\xff"], {"a": [True, False]}, Named(torch.ones(1), ["a", 1])),
     ]
 
 

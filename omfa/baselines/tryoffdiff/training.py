@@ -227,8 +227,10 @@ class TryOffDiffModule(pl.LightningModule):
         schedule = get_scheduler(self.schedule, optimizer, **steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that ``TryOffDiffPipeline.from_pretrained`` reads."""
+    def save(self, folder: Path, whole: bool = False, dtype: torch.dtype | None = None) -> None:
+        """Write a folder that ``TryOffDiffPipeline.from_pretrained`` reads; see :class:`omfa.training.parts.Saves`."""
+        if dtype is not None:
+            self.pipeline.to(dtype)
         self.pipeline.save_pretrained(folder)
         forget_origins(folder)
 
