@@ -16,7 +16,6 @@ Exit code 0: all well; 1: some records failed, each named; 2: the call was wrong
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,23 +23,21 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
 from omfa.backbone import fingerprint, posterior, vae_factor
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.commands import Parser, count, find_device
-from omfa.files import check_writable, unwritable, whole, write_json
+from omfa.files import check_writable, unwritable, write_json
 from omfa.images import ImageError
 from omfa.prompts import KEPT_PHRASES, PromptFiles, Prompts, TextEncoders, phrases, save_whole
-from omfa.records.prepared import Record, RecordError
+from omfa.records.latents import Hashes, encoded_file, read_encoding, write_latents
+from omfa.records.prepared import Record, RecordError, record_pictures
 from omfa.records.shards import Source, open_records
+from omfa.records.stream import read_fitted
 from omfa.sdxl import BASE, CAPTIONS, PROMPTS, load_prompts, load_vae, text_encoders
-from omfa.training.examples import encoded_file, pictures_of, read_encoding, read_fitted
-
-MADE_FROM = "made_from"  # in the metadata of a file of latents
 
 
 @torch.no_grad()
@@ -50,7 +47,7 @@ def encode_records(
     """Posteriors of all pictures of some records: name in ``record_files`` to (2C, h, w) float16, a dict a record."""
     factor = vae_factor(vae)
     sizes = {slot.name: (slot.height * factor, slot.width * factor) for slot in canvas.slots}
-    files = [pictures_of(r) for r in records]
+    files = [record_pictures(r) for r in records]
     owner = {(n, path): r for r, named in zip(records, files, strict=True) for n, path in named.items()}
     done: dict[tuple[str, str], Tensor] = {}
     for faces in (False, True):  # two sizes, a batch of each; views of one outfit share their garments
@@ -176,61 +173,15 @@ def encode_all(
         for at in range(0, len(todo), batch):
             some = todo[at : at + batch]
             try:
-                write(out, some, encode_records(vae, source, some, canvas, device), hashes)
+                write_latents(out, some, encode_records(vae, source, some, canvas, device), hashes)
             except (ImageError, RecordError):  # one bad picture does not spoil its neighbours
                 for record in some:
                     try:
-                        write(out, [record], encode_records(vae, source, [record], canvas, device), hashes)
+                        write_latents(out, [record], encode_records(vae, source, [record], canvas, device), hashes)
                     except (ImageError, RecordError) as e:
                         failed.append(f"{record.id}: {e}")
             bar.update(len(some))
     return failed
-
-
-class Hashes:
-    """What latents are made from: a hash of a record's pictures, which moves and copies of the files don't change.
-
-    Args:
-        source: of the records.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self.source, self._known = source, dict[str, bytes]()  # views of one outfit share their garments
-
-    def of(self, record: Record) -> str:
-        """64 hex digits of the bytes of all pictures by name.
-
-        Raises:
-            RecordError: a file that is not there.
-        """
-        digest = hashlib.sha256()
-        for name, path in sorted(pictures_of(record).items()):
-            if path not in self._known:
-                self._known[path] = hashlib.sha256(self.source.read(path)).digest()
-            digest.update(name.encode() + b"\0" + self._known[path])
-        return digest.hexdigest()
-
-    def match(self, record: Record, path: Path) -> bool:
-        """Whether a file of latents was made from the record's pictures as they are."""
-        try:
-            with safe_open(path, "pt") as file:
-                return (file.metadata() or {}).get(MADE_FROM) == self.of(record)
-        except (OSError, RecordError, SafetensorError):
-            return False
-
-
-def write(
-    out: Path, records: Sequence[Record], made: Sequence[dict[str, Tensor]], hashes: Hashes | None = None
-) -> None:
-    """A file for each record, whole or not at all; with ``hashes`` it says what it was made from.
-
-    Raises:
-        Unwritable: it can't be written.
-    """
-    for record, tensors in zip(records, made, strict=True):
-        data = save(tensors, None if hashes is None else {MADE_FROM: hashes.of(record)})
-        with whole(encoded_file(out, record.id)) as part:
-            part.write_bytes(data)
 
 
 if __name__ == "__main__":

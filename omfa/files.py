@@ -1,10 +1,11 @@
-"""Files written whole or not at all, and folders that can't be written to named with the cure."""
+"""Files and folders written whole or not at all, and folders that can't be written to named with the cure."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -65,3 +66,23 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """A JSON file, whole or not at all; errors as those of :func:`whole`."""
     with whole(path) as part:
         part.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """A path to write a folder to, which takes the place of ``folder`` at the end of the ``with`` block.
+
+    Where the block raises, ``folder`` stays as it was and nothing is left beside it.
+    """
+    folder = folder.absolute()
+    part, old = (folder.with_name(f".{folder.name}.{x}") for x in ("part", "replaced"))
+    for left_by_a_kill in (part, old):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    try:
+        yield part
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

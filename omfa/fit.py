@@ -26,19 +26,19 @@ from pytorch_lightning.strategies import DeepSpeedStrategy
 from omfa.files import check_writable
 from omfa.images import ImageError
 from omfa.records.prepared import RecordError
-from omfa.training.callbacks import (
+from omfa.training import examples, module, vae  # noqa: F401  a config may name their classes alone
+from omfa.training.checkpoints import (
+    Checkpoints,
     SafeCheckpointIO,
-    SamplePictures,
     SaveModel,
-    StepBar,
-    is_whole,
-    last_checkpoint,
+    checkpoint_to_resume,
     load_weights,
     save_model,
     step_of,
 )
-from omfa.training.configs import follow_moves
-from omfa.training.guards import BadLoss, Checkpoints, LossGuard
+from omfa.training.configs import follow_moves, innermost
+from omfa.training.guards import BadLoss, LossGuard
+from omfa.training.sample_pictures import SamplePictures, StepBar
 from omfa.training.zero import ZeRO
 from omfa.tuning import Mismatch
 
@@ -104,43 +104,11 @@ def check_strategy(trainer: pl.Trainer) -> pl.Trainer:
     return trainer
 
 
-def checkpoint_to_resume(root: Path, wanted: str | None) -> Path | None:
-    """The checkpoint a call goes on from.
-
-    Args:
-        root: the run folder.
-        wanted: a path, "last", or None for a fresh start.
-
-    Raises:
-        ValueError: nothing to resume, or a fresh start where a run already lies.
-    """
-    last = last_checkpoint(root / "checkpoints")
-    if wanted is None:
-        if last is not None:
-            raise ValueError(
-                f"{root} already holds a run up to {last.name}; go on with --ckpt_path last, or choose another "
-                "--trainer.default_root_dir"
-            )
-        return None
-    if wanted == "last":
-        return last  # a run killed before its first checkpoint simply starts again
-    if not is_whole(Path(wanted)):
-        raise ValueError(f"--ckpt_path {wanted}: no such file, or damaged; give a whole checkpoint, or 'last'")
-    return Path(wanted)
-
-
 def only_its_model_is_missing(trainer: pl.Trainer, checkpoint: Path) -> bool:
     """Whether a run has taken its last step, and was killed before :class:`SaveModel` was done."""
     asked = any(isinstance(c, SaveModel) for c in trainer.callbacks) and not trainer.fast_dev_run  # type: ignore[attr-defined]
     written = Path(trainer.default_root_dir, "model").exists()
     return asked and not written and step_of(checkpoint) == trainer.max_steps
-
-
-def innermost(error: BaseException) -> str:
-    """What an error says, without jsonargparse's account of the types that it tried."""
-    while str(error).startswith("Does not validate against any of the Union") and error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).rpartition("Errors:")[2].partition("- Expected a <class 'NoneType'>")[0].strip(" -\n")
 
 
 def unreadable(words: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from omfa import fit
-from omfa.training.callbacks import SafeCheckpointIO, last_checkpoint
+from omfa.training.checkpoints import SafeCheckpointIO, last_checkpoint
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from omfa import export
 from omfa.fit import main
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import read_records
-from omfa.training.callbacks import SafeCheckpointIO, is_whole, last_checkpoint
-from omfa.training.examples import PicturesDataModule
+from omfa.training.checkpoints import SafeCheckpointIO, is_whole, last_checkpoint
 from omfa.training.model_card import last_losses
-from omfa.training.module import VAEModule, rate_at
+from omfa.training.rates import Rates
+from omfa.training.vae import PicturesDataModule, VAEModule
 from tests.conftest import full_disk
 
 ROOT = Path(__file__).parent.parent
@@ -222,7 +222,7 @@ def vae_run(root: Path) -> VAEModule:
     torch.manual_seed(0)
     module = VAEModule({**sizes, **kinds})
     module.measure(torch.randn(2, 4, 8, 8) * 30)
-    model = {"class_path": "omfa.training.module.VAEModule", "init_args": {"vae": {**sizes, **kinds}}}
+    model = {"class_path": "omfa.training.vae.VAEModule", "init_args": {"vae": {**sizes, **kinds}}}
     root.mkdir()
     (root / "config.yaml").write_text(yaml.safe_dump({"model": model}))
     state = {"state_dict": module.state_dict(), "global_step": 1}
@@ -244,13 +244,13 @@ def test_a_vae_run_is_exported_in_half_precision(tmp_path: Path) -> None:
     ("config", "words"),
     [
         ("", "no 'model'"),
-        ("garbage: [", "expected the node content"),
+        ("garbage: [", "node content"),
         ("[]", "no 'model'"),
         ("trainer: {}", "no 'model'"),
         ("model: 5", "no 'model'"),
         ("model: {class_path: os.system}", "not correspond to a subclass of LightningModule"),
         ("model: {class_path: omfa.training.module.OMFAModule}", "arguments are required: pipeline"),
-        ("model: {class_path: omfa.training.module.VAEModule, init_args: {vae: {nonsense: 1}}}", "argument 'nonsense'"),
+        ("model: {class_path: omfa.training.vae.VAEModule, init_args: {vae: {nonsense: 1}}}", "argument 'nonsense'"),
     ],
 )
 def test_damaged_runs_are_not_exported(
@@ -281,6 +281,6 @@ def test_checkpoints_that_do_not_fit_and_full_disks_leave_nothing(
 
 
 def test_learning_rate_rises_and_falls() -> None:
-    rates = [rate_at(s, 100, 9, 0.5) for s in (0, 4, 9, 50, 75, 100)]
+    rates = [Rates(1.0, 0.0, 9, 0.5).at(s, 100) for s in (0, 4, 9, 50, 75, 100)]
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0])
-    assert rate_at(100, 100, 0, 1.0) == 1.0
+    assert Rates(1.0, 0.0, 0, 1.0).at(100, 100) == 1.0

@@ -17,11 +17,11 @@ from omfa import encode, export
 from omfa.fit import main as fit
 from omfa.pipeline import OMFAPipeline
 from omfa.sdxl import load_small, text_encoders
-from omfa.training.callbacks import last_checkpoint
+from omfa.training.checkpoints import last_checkpoint
 from tests import ranks
 from tests.conftest import SIZE, encode_call, make_sdxl_folder
-from tests.test_scale import needs_deepspeed
 from tests.test_sdxl import picture, silent
+from tests.training.test_scale import needs_deepspeed
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "lightning_configs"
@@ -216,7 +216,7 @@ def test_sample_pictures_on_the_way(base: Path, latents: Path, records: Path, tm
     """Frozen weights in bfloat16, nothing but latents loaded: the callback brings VAE and autocast along."""
     swap = tiny(base, latents, records, tmp_path, max_steps=1, accumulate_grad_batches=1)
     pictures = {
-        "class_path": "omfa.training.callbacks.SamplePictures",
+        "class_path": "omfa.training.sample_pictures.SamplePictures",
         "init_args": {"every": 1, "records": 1, "steps": 2},
     }
     swap["trainer"]["callbacks"] = [pictures]  # type: ignore[index]

@@ -7,14 +7,14 @@ from typing import Any
 from jsonargparse import get_loader, set_loader
 
 MOVED = {
-    "omfa.callbacks.EMA": "omfa.training.callbacks.EMA",
-    "omfa.callbacks.SamplePictures": "omfa.training.callbacks.SamplePictures",
-    "omfa.callbacks.SaveModel": "omfa.training.callbacks.SaveModel",
-    "omfa.data.PicturesDataModule": "omfa.training.examples.PicturesDataModule",
+    "omfa.callbacks.EMA": "omfa.training.ema.EMA",
+    "omfa.callbacks.SamplePictures": "omfa.training.sample_pictures.SamplePictures",
+    "omfa.callbacks.SaveModel": "omfa.training.checkpoints.SaveModel",
+    "omfa.data.PicturesDataModule": "omfa.training.vae.PicturesDataModule",
     "omfa.data.RecordsDataModule": "omfa.training.examples.RecordsDataModule",
     "omfa.guards.LossGuard": "omfa.training.guards.LossGuard",
     "omfa.module.OMFAModule": "omfa.training.module.OMFAModule",
-    "omfa.module.VAEModule": "omfa.training.module.VAEModule",
+    "omfa.module.VAEModule": "omfa.training.vae.VAEModule",
     "omfa.pipeline.compact_pipeline": "omfa.compact.compact_pipeline",
     "omfa.zero.ZeRO": "omfa.training.zero.ZeRO",
 }
@@ -38,3 +38,10 @@ def load_yaml(text: str) -> Any:
 def follow_moves() -> None:
     """Have jsonargparse read every config by :func:`load_yaml`."""
     set_loader("yaml", load_yaml)
+
+
+def innermost(error: BaseException) -> str:
+    """What an error says, without jsonargparse's account of the types that it tried."""
+    while str(error).startswith("Does not validate against any of the Union") and error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).rpartition("Errors:")[2].partition("- Expected a <class 'NoneType'>")[0].strip(" -\n")

@@ -1,147 +1,30 @@
-"""What keeps a long run trustworthy: timely checkpoints, a stop on request, a stop when the loss blows up.
-
-All processes of a run decide together, by a word exchanged after every step, so none waits for one that has left.
-"""
+"""A stop when the loss blows up, with the batch that did it written down."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import statistics
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.callbacks import Checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omfa.components import Category, State, TaskKind
-from omfa.conditioning import Layout
-from omfa.training.callbacks import by_step, checksum_file, step_of
-from omfa.training.examples import Example
 from omfa.training.zero import ZeRO, trained
-from omfa.tuning import Mismatch
+
+T = TypeVar("T")  # a batch
 
 
 class BadLoss(RuntimeError):
     """Training stopped because its loss or its weights went wrong; the message says where the evidence lies."""
-
-
-class Checkpoints(Checkpoint):
-    """``checkpoints/step=N.ckpt`` every so often, at the last step, and when SIGTERM asks for the end.
-
-    SIGTERM to any process of the run lets all of them finish the step at hand (where they have already exchanged their
-    word on it, the next one), write a checkpoint and end well. Lightning's own handler is replaced while training: it
-    talks to the other processes from within the signal, in the midst of whatever they are just telling each other.
-    Under SLURM ask for the signal by ``--signal=TERM@120``: the default leaves 30 seconds, as does torchrun, which
-    hands the signal on to its processes and itself ends with an error all the same.
-
-    Weights that are not finite are never written over good ones: they end the run instead. A run that goes on from an
-    older checkpoint puts the newer ones into ``checkpoints/abandoned``, so that "last" is always of one history.
-
-    Args:
-        every: steps between two checkpoints.
-        keep: how many of the newest are kept.
-
-    Raises:
-        ValueError: a number below 1.
-    """
-
-    def __init__(self, every: int = 500, keep: int = 2) -> None:
-        if every < 1 or keep < 1:
-            raise ValueError(f"checkpoints every {every} steps, {keep} of them kept: both must be 1 or more")
-        self.every, self.keep = every, keep
-        self.goes_on_from: Path | None = None  # the checkpoint that is about to be read
-        self._asked = False
-        self._seen = 0
-
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Listen from the beginning, for reading a checkpoint can take long; all processes must read the same one.
-
-        Raises:
-            Mismatch: some process sees another checkpoint than the first one does.
-        """
-        self._listen()
-        seen = None if self.goes_on_from is None else _identity(self.goes_on_from)
-        if _any_process(seen != trainer.strategy.broadcast(seen), trainer):
-            raise Mismatch(
-                f"process {trainer.global_rank} goes on from {seen or 'the beginning'}, and not all see the same: "
-                "trainer.default_root_dir must be a folder that all nodes share"
-            )
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Listen again, in place of Lightning's handler, which has come in between."""
-        self._listen()
-        self._seen = trainer.global_step
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            abandon_after(_folder(trainer), self._seen)
-
-    def _listen(self) -> None:
-        signal.signal(signal.SIGTERM, self._on_sigterm)
-
-    def _on_sigterm(self, number: int, frame: Any) -> None:
-        self._asked = True  # once or often: torchrun and SLURM may both tell the same process
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """After an optimiser step: save if it is time, stop if somebody asked."""
-        if trainer.global_step == self._seen or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return  # within an accumulation, or a rehearsal that leaves nothing behind
-        self._seen = trainer.global_step
-        stop = _any_process(self._asked, trainer)
-        if stop or self._seen % self.every == 0 or self._seen >= trainer.max_steps:
-            self._save(trainer, pl_module)
-        if stop and self._seen < trainer.max_steps:
-            trainer.should_stop = True
-            if trainer.is_global_zero:
-                print(f"SIGTERM: saved step {self._seen}; go on with --ckpt_path last", flush=True)
-
-    def _save(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        parts = trainer.strategy.masters() if isinstance(trainer.strategy, ZeRO) else pl_module.parameters()
-        if _any_process(not all(bool(p.isfinite().all()) for p in parts), trainer):
-            raise BadLoss(
-                f"the weights are no longer finite at step {self._seen}: the gradients of a loss that was still finite "
-                "were not. No checkpoint was written; go on from the last one with a lower learning rate or a "
-                "tighter trainer.gradient_clip_val"
-            )
-        folder = _folder(trainer)
-        if trainer.is_global_zero:
-            for part in folder.glob("*.part"):  # what a killed run left behind
-                part.unlink()
-        trainer.save_checkpoint(folder / f"step={self._seen}.ckpt", False)  # all of the run, not its weights alone
-        if trainer.is_global_zero:
-            for path in by_step(folder)[: -self.keep]:
-                trainer.strategy.checkpoint_io.remove_checkpoint(path)
-
-
-def _folder(trainer: pl.Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "checkpoints"
-
-
-def _identity(checkpoint: Path) -> str:
-    """Name and checksum of a whole checkpoint."""
-    return f"{checkpoint.name} ({checksum_file(checkpoint).read_text()[:16]})"
-
-
-def abandon_after(folder: Path, step: int) -> None:
-    """Move checkpoints of a later step, which the run no longer leads to, into ``folder/abandoned``."""
-    later = [path for path in by_step(folder) if step_of(path) > step]
-    for path in later:
-        (folder / "abandoned").mkdir(exist_ok=True)
-        checksum = checksum_file(path)
-        if checksum.exists():
-            os.replace(checksum, folder / "abandoned" / checksum.name)
-        os.replace(path, folder / "abandoned" / path.name)
-    if later:
-        print(
-            f"going on from step {step}: {', '.join(p.name for p in later)} moved to {folder / 'abandoned'}", flush=True
-        )
 
 
 class LossGuard(pl.Callback):
@@ -220,55 +103,70 @@ class LossGuard(pl.Callback):
         self.recent.extend(state_dict["recent"])
 
 
-def _any_process(flag: bool, trainer: pl.Trainer) -> bool:
-    if trainer.world_size == 1:
-        return flag
-    word = torch.tensor(float(flag), device=trainer.strategy.root_device)
-    dist.all_reduce(word, dist.ReduceOp.MAX)
-    return bool(word)
+def save_batch(path: Path, batch: Any, about: Mapping[str, Any]) -> None:
+    """Write a training batch as ``path.safetensors`` (all tensors) and ``path.json`` (all else, and ``about``).
 
+    Args:
+        path: without a suffix.
+        batch: a tensor, or a dataclass whose fields are tensors, plain values, bytes, enums and dataclasses, and
+            mappings, lists and tuples of these, as its annotations say.
+        about: what else to write down.
 
-def save_batch(path: Path, batch: Example | Tensor, about: Mapping[str, Any]) -> None:
-    """Write a training batch as ``path.safetensors`` (all tensors) and ``path.json`` (all else, and ``about``)."""
-    values: dict[str, Any] = (
-        {"batch": batch} if isinstance(batch, Tensor) else {f.name: getattr(batch, f.name) for f in fields(batch)}
-    )
+    Raises:
+        TypeError: a value of another kind.
+    """
     tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
-    for name, value in values.items():
-        if name == "pixels":
-            tensors |= {f"pixels/{slot}": v for slot, v in value.items()}
-        elif isinstance(value, Tensor):
-            tensors[name] = value
-        else:
-            plain[name] = [asdict(layout) for layout in value] if name == "layout" else value
+    plain = _taken_apart(batch, "batch", tensors)
     save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, f"{path}.safetensors")
     part = Path(f"{path}.json.part")
-    text = json.dumps({**about, "batch": plain}, indent=1, default=lambda value: {"hex": value.hex()})
-    part.write_text(text + "\n")
+    part.write_text(json.dumps({**about, "batch": plain}, indent=1) + "\n")
     os.replace(part, f"{path}.json")
 
 
-def load_batch(path: str | Path) -> Example | Tensor:
+def load_batch(path: str | Path, kind: type[T]) -> T:
     """Read a batch of a stopped run, for ``module.losses`` (or a VAE's ``training_step``) to make its loss again.
 
     Args:
         path: like ``runs/x/stopped/step=7/batch-0``; the weights lie beside it, for ``load_state_dict(strict=False)``.
+        kind: of the batch: ``Tensor``, or the dataclass it was, like :class:`omfa.training.examples.Batch`.
     """
-    tensors: dict[str, Any] = load_file(f"{path}.safetensors")
-    if "batch" in tensors:
-        return tensors["batch"]
-    text = Path(f"{path}.json").read_text()
-    plain = json.loads(text, object_hook=lambda x: bytes.fromhex(x["hex"]) if set(x) == {"hex"} else x)["batch"]
-    pixels = {name.split("/")[1]: tensors.pop(name) for name in list(tensors) if name.startswith("pixels/")}
-    layouts = [
-        Layout(
-            TaskKind(x["kind"]),
-            {slot: State(s) for slot, s in x["states"].items()},
-            {slot: Category(c) for slot, c in x["categories"].items()},
-            x["caption"],
-            x["prompted"],
-        )
-        for x in plain.pop("layout")
-    ]
-    return Example(**plain, **tensors, layout=layouts, pixels=pixels)
+    plain = json.loads(Path(f"{path}.json").read_text())["batch"]
+    return _put_together(kind, plain, load_file(f"{path}.safetensors"))
+
+
+def _taken_apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """What JSON can say of a value; its tensors go to ``tensors``, by names that stand in their place."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return name
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _taken_apart(getattr(value, f.name), f"{name}/{f.name}", tensors) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _taken_apart(v, f"{name}/{k}", tensors) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_taken_apart(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]
+    if isinstance(value, bytes):
+        return value.hex()
+    if value is None or isinstance(value, str | int | float):  # enums of strings too
+        return value
+    raise TypeError(f"{name} is of type {type(value).__name__}: batches are of tensors, plain values, dataclasses")
+
+
+def _put_together(kind: Any, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The opposite of :func:`_taken_apart`, by a value's annotated type."""
+    if value is None:
+        return None
+    if kind is Tensor:
+        return tensors[value]
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _put_together(hints[name], v, tensors) for name, v in value.items()})  # type: ignore[operator]
+    inner = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return _put_together(next(k for k in inner if k is not NoneType), value, tensors)
+    if isinstance(value, dict):
+        return {_put_together(inner[0], k, tensors): _put_together(inner[1], v, tensors) for k, v in value.items()}
+    if isinstance(value, list):
+        made = [_put_together(inner[0], v, tensors) for v in value]
+        return tuple(made) if get_origin(kind) is tuple else made
+    return bytes.fromhex(value) if kind is bytes else kind(value)

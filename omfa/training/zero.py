@@ -2,7 +2,7 @@
 
 DeepSpeed itself writes a folder of pickles, a file per rank, that only the same number of ranks reads back, and
 unpickles whatever they hold. Here nothing of that format is written or read. What ZeRO keeps in parts (float32 weights,
-AdamW's two moments, the average of :class:`omfa.training.callbacks.EMA`) is gathered parameter by parameter into the
+AdamW's two moments, the average of :class:`omfa.training.ema.EMA`) is gathered parameter by parameter into the
 checkpoint that a run on one process writes. So any checkpoint goes on under ZeRO-2, ZeRO-3, DDP or one process, on any
 number of ranks, with all of the optimiser's state, and is checksummed and read with ``weights_only=True``.
 The price: the first rank holds one whole checkpoint in CPU memory while it writes (SDXL with an average: 41 GB).

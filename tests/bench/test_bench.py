@@ -12,8 +12,8 @@ from omfa.bench import __main__ as bench
 from omfa.canvas import Canvas
 from omfa.pipeline import OMFAPipeline
 from omfa.training.examples import collate
+from tests.bench.test_costs import TINY
 from tests.conftest import VAE
-from tests.test_costs import TINY
 
 
 def test_the_table_of_this_machine(

@@ -22,7 +22,9 @@ from safetensors.torch import load_file
 
 from omfa.fit import main
 from omfa.pipeline import OMFAPipeline
-from omfa.training.callbacks import EMA, last_checkpoint
+from omfa.training.checkpoints import last_checkpoint
+from omfa.training.ema import EMA
+from omfa.training.examples import Batch
 from omfa.training.guards import BadLoss, LossGuard, load_batch
 from tests.ranks import Ended, run, saved
 
@@ -53,8 +55,8 @@ def train(
     ``more`` are options; those that begin with "- " are callbacks. ``own`` are options of each process.
     """
     callbacks = [
-        "- {class_path: omfa.training.callbacks.EMA, init_args: {decay: 0.9}}",
-        "- class_path: omfa.training.callbacks.SaveModel",
+        "- {class_path: omfa.training.ema.EMA, init_args: {decay: 0.9}}",
+        "- class_path: omfa.training.checkpoints.SaveModel",
     ]
     callbacks += [x for x in more if x.startswith("- ")]
     trainer = {
@@ -178,7 +180,7 @@ def loss_again(root: Path, rank: int) -> tuple[float, float]:
     assert not unused.unexpected_keys
     about = json.loads((folder / f"batch-{rank}.json").read_text())
     with torch.no_grad():
-        return about["loss"], float(module.losses(load_batch(folder / f"batch-{rank}")).mean())
+        return about["loss"], float(module.losses(load_batch(folder / f"batch-{rank}", Batch)).mean())
 
 
 def test_a_bad_loss_stops_the_run_with_its_batch_saved(records: Path, tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_a_jump_stops_a_run(tmp_path: Path) -> None:
         guard.on_before_backward(trainer, module, torch.tensor(loss))
     with pytest.raises(BadLoss, match="loss 30 at step 0"):
         guard.on_before_backward(trainer, module, torch.tensor(30.0))
-    assert torch.equal(load_batch(tmp_path / "stopped/step=0/batch-0"), torch.arange(6.0))  # type: ignore[arg-type]
+    assert torch.equal(load_batch(tmp_path / "stopped/step=0/batch-0", torch.Tensor), torch.arange(6.0))
 
 
 def test_sound_losses_never_stop_a_run() -> None:

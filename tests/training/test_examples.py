@@ -1,4 +1,4 @@
-"""Examples are functions of (seed, epoch, record); the stream visits every record once per epoch."""
+"""Examples are functions of (seed, epoch, record)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import torch
 
 from omfa.components import Category, State, TaskKind
 from omfa.pipeline import OMFAPipeline
+from omfa.records.stream import Stream, draw_noise, seeded
 from omfa.training.examples import (
     TRAIN_STEPS,
     Drops,
     Example,
+    ExampleOptions,
+    Geometry,
     RecordsDataModule,
     RecordsDataset,
-    Stream,
     TaskWeights,
     collate,
-    draw_noise,
     moved_together,
-    seeded,
 )
 
 
 def dataset(records: Path, pipe: OMFAPipeline, **options: object) -> RecordsDataset:
-    return RecordsDataset(records, pipe.canvas, 4, 4, **options)  # type: ignore[arg-type]
+    return RecordsDataset(records, Geometry(pipe.canvas, 4, 4), ExampleOptions(**options))  # type: ignore[arg-type]
 
 
 def equal(a: Example, b: Example) -> bool:
@@ -61,7 +61,7 @@ def test_the_noise_is_what_the_generator_of_seed_epoch_and_record_draws_next(
     drawn = draw_noise(batch.generator, (2, 4, 16, 12))
     for i, row in enumerate(drawn):
         generator = seeded(0, 0, data.records[i].id)
-        data.drops.draw(data.layout(data.records[i], generator), generator)
+        data.options.drops.draw(data.layout(data.records[i], generator), generator)
         torch.randint(TRAIN_STEPS, (1,), generator=generator)
         assert torch.equal(row, torch.randn(2, 4, 16, 12, generator=generator))
         assert torch.equal(row, noise(data[0, i])[0])
@@ -84,22 +84,6 @@ def test_draws_do_not_depend_on_workers(records: Path, compact: OMFAPipeline, wo
     for n, batch in enumerate(batches):
         alone = collate([data[k] for k in keys[2 * n : 2 * n + 2]])
         assert batch.layout == alone.layout and batch.generator == alone.generator and batch.t == alone.t
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_every_record_once_per_epoch_whatever_the_ranks(world: int) -> None:
-    n, batch = 10, 8 // world
-    ranks = [iter(Stream(n, batch, 0, 7, r, world)) for r in range(world)]
-    whole = [key for _ in range(10) for r in ranks for key in itertools.islice(r, batch)]
-    assert whole == list(itertools.islice(Stream(n, 8, 0, 7), 80))
-    for epoch in range(8):
-        assert sorted(i for e, i in whole if e == epoch) == list(range(n))
-
-
-@pytest.mark.parametrize("start", [0, 3, 8, 17])
-def test_the_stream_resumes_anywhere(start: int) -> None:
-    whole = list(itertools.islice(Stream(5, 4), 60))
-    assert list(itertools.islice(Stream(5, 4, start), 40)) == whole[start : start + 40]
 
 
 def test_tasks_and_slots(records: Path, compact: OMFAPipeline) -> None:
@@ -144,7 +128,7 @@ def test_bad_input_is_refused(records: Path, compact: OMFAPipeline) -> None:
 def test_timesteps_are_drawn_alike_or_from_those_named(records: Path, compact: OMFAPipeline) -> None:
     def drawn(timesteps: list[int] | None) -> list[int]:
         data = dataset(records, compact, timesteps=timesteps)
-        return [data[epoch, 0].t for epoch in range(600)]
+        return [t for epoch in range(600) for t in data[epoch, 0].t]
 
     every = drawn(None)
     assert min(every) < 20 and max(every) >= 980 and sum(every) / 600 == pytest.approx(499.5, abs=50)
