@@ -38,6 +38,8 @@ STRETCH = 0.35  # the source must see a point at least this squarely, as a share
 GRAZING = 0.1  # cosine between normal and line of sight below which a picture shows nothing of use
 ASTRAY = 0.25  # metres on the body at rest: farther off, a pixel beside an arm shows the trunk, not the sleeve
 SEAM = 0.01  # metres; gaps narrower than this are closed
+AROUND = -0.7  # cosine down to which cloth beside the body still shows: it stands off the side that faces away
+_LIKE = 0.04  # of [-1, 1]: paper is as plain as this
 SHARPNESS = 4  # of blending: weight = cosine to this power, so that the squarest view nearly wins alone
 _PLAIN = set(PARTS) - {"left_hand", "right_hand", "left_foot", "right_foot"}  # parts that clothes stand off from
 
@@ -324,9 +326,9 @@ def _look_up(source: Source, at: _Points, target: Seen, reach: float) -> tuple[T
     there = _at(corner, grid).long()
     astray = (rest[there] - _mixed(rest, at.corners, at.bary)).norm(dim=1) > ASTRAY
     squarely = torch.where(
-        side, outlined & ~astray & (cosine > -0.3), cosine > torch.clamp_min(STRETCH * at.cosine, GRAZING)
+        side, outlined & ~astray & (cosine > AROUND), cosine > torch.clamp_min(STRETCH * at.cosine, GRAZING)
     )
-    weight = torch.where(side, cosine + 0.4, cosine).clamp_min(0) ** SHARPNESS
+    weight = torch.where(side, (cosine - AROUND) / 2, cosine).clamp_min(0) ** SHARPNESS
     return colour.clamp(-1, 1), weight * (open_ & squarely & (share > 0.5))
 
 
@@ -375,14 +377,16 @@ def _outline(source: Source) -> tuple[Tensor, bool]:
 def off_paper(picture: Tensor) -> Tensor:
     """Where a picture (3, H, W) in [-1, 1] shows anything but plain light paper that reaches in from its rim.
 
-    White cloth stays, as far as its edge can be told from the paper.
+    White cloth stays, as far as its edge can be told from the paper; so does paper that cloth encloses.
 
     Returns:
-        (H, W) bool on the picture's device; true everywhere if the rim is no paper.
+        (H, W) bool on the picture's device; true everywhere if the rim is no paper, or paper of uneven brightness.
     """
     rim = torch.cat([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], 1).float()
     paper = rim.median(1).values
-    like = ((picture - paper[:, None, None].to(picture)).abs().amax(0) < 0.04) & bool((paper > 0.8).all())
+    off = (rim - paper[:, None]).abs().amax(0)
+    plain = bool((paper > 0.8).all() & (((off > _LIKE) & (off < 5 * _LIKE)).float().mean() < 0.05))
+    like = ((picture - paper[:, None, None].to(picture)).abs().amax(0) < _LIKE) & plain
     framed = np.pad(like.cpu().numpy().astype(np.uint8), 1, constant_values=1)
     _, label = cv2.connectedComponents(framed, connectivity=4)
     return torch.from_numpy((label != label[0, 0])[1:-1, 1:-1]).to(picture.device)
