@@ -25,7 +25,7 @@ from omfa.commands import Parser, count
 from omfa.files import check_writable
 from omfa.images import contact_sheet, read_image, save_whole
 from omfa.pipeline import OMFAPipeline
-from omfa.records.prepared import Record, read_records, record_files, resolve
+from omfa.records.prepared import Record, read_records, record_pictures, resolve
 from omfa.training.vae import packaged_photographs
 
 FRONT = 40.0  # degrees; beyond it half of a print is out of sight
@@ -42,18 +42,18 @@ class Row(NamedTuple):
     truth: list[Image.Image]
 
 
-class Look:
+class Person:
     """A record's pictures, read."""
 
     def __init__(self, folder: Path, record: Record) -> None:
-        files = {role: resolve(folder, path) for role, path in record_files(record).items()}
-        self.params = BodyParameters.load(files.pop("pose_params"))
-        pictures = {role: read_image(path) for role, path in files.items()}
-        self.person, self.face, self.map = (pictures.pop(n) for n in ("person", "face", "pose_map"))
-        self.garments = pictures
+        pictures = {role: read_image(resolve(folder, path)) for role, path in record_pictures(record).items()}
+        self.person, self.face, self.map = (pictures[n] for n in ("person", "face", "pose_map"))
+        self.garments = {g.category.value: pictures[g.category.value] for g in record.garments}
+        assert record.pose is not None and record.pose.params is not None
+        self.params = BodyParameters.load(resolve(folder, record.pose.params))
 
 
-def looks(folder: Path) -> tuple[list[Look], list[Look]]:
+def two_people(folder: Path) -> tuple[list[Person], list[Person]]:
     """The pictures of two people in upper and lower garments who face the camera in their first one.
 
     Raises:
@@ -69,7 +69,7 @@ def looks(folder: Path) -> tuple[list[Look], list[Look]]:
         records.sort(key=lambda r: abs(r.view_yaw or 0))
         same = [r for r in records if r.outfit_id == records[0].outfit_id]
         if abs(records[0].view_yaw or 0) < FRONT and len(same) > 1:
-            found.append([Look(folder, r) for r in same])
+            found.append([Person(folder, r) for r in same])
     if len(found) < 2:
         raise ValueError(
             f"{folder} needs two pictures each of two people in upper and lower garments, with face and pose, one of "
@@ -79,7 +79,7 @@ def looks(folder: Path) -> tuple[list[Look], list[Look]]:
 
 
 def rows(
-    pipe: OMFAPipeline, people: tuple[list[Look], list[Look]], steps: int | None, seed: int, views: int = 6
+    pipe: OMFAPipeline, people: tuple[list[Person], list[Person]], steps: int | None, seed: int, views: int = 6
 ) -> Iterator[Row]:
     """All rows, made one by one."""
     (anna, anna_again, *_), (ben, *_) = people
@@ -133,7 +133,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise ValueError(f"--seed {call.seed} must be from 0 to 2^63 - 1")
         pipe = OMFAPipeline.from_pretrained(call.model)
         pipe.set_progress_bar_config(disable=True)
-        people = looks(call.records)
+        people = two_people(call.records)
         check_writable(call.out)
         done = []
         for row in tqdm(rows(pipe, people, call.steps, call.seed), unit="row", disable=None):

@@ -29,21 +29,25 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from omfa import evaluate, predict
 from omfa.backbone import decode, encode
-from omfa.commands import Parser, count
+from omfa.commands import Parser, count, find_device
 from omfa.components import Category, TaskKind
+from omfa.evaluation.making import VERSION, Job, run
+from omfa.evaluation.pairs import ALL, Item, Selection, make_items
+from omfa.evaluation.predictions import PREDICTIONS, weights_state
 from omfa.evaluation.protocols import METRICS, find_protocol
 from omfa.evaluation.results import FEWEST, Results, formatted, read_json
-from omfa.evaluation.scoring import Item
+from omfa.evaluation.runs import gather, make_run, score_all
 from omfa.files import check_writable, whole, write_json
 from omfa.images import read_image, tensor_to_pixels
+from omfa.judged import OMFAModel
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import METADATA, Record, RecordError, record_pictures
 from omfa.records.shards import Source, open_records
 from omfa.records.stream import read_fitted
 
 THUMBNAIL = (32, 24)  # pixels; coarse enough that a shift of a hand's breadth does not matter
+CLASS_PATH = "omfa.judged.OMFAModel"
 GIVEN = ("face", "pose_map", *(c.value for c in Category))  # to a try-on, of what a record shows
 COLUMNS = {
     TaskKind.TRY_OFF: ("psnr_garment", "ssim_rgb_valid_garment", "palette_error", "pattern_agreement"),
@@ -118,7 +122,7 @@ def on_a_wall(pose_map: Tensor) -> Tensor:
 
 
 def make(
-    job: predict.Job, name: str, one: Callable[[Item], Image.Image], out: Path, failed: dict[str, str]
+    job: Job, name: str, one: Callable[[Item], Image.Image], out: Path, failed: dict[str, str]
 ) -> tuple[str, Path]:
     """A predictions folder as ``omfa.predict`` writes it, each picture by ``one``; why a picture can't be had, by key.
 
@@ -136,8 +140,8 @@ def make(
             continue
         with whole(path) as part:
             made.save(part, "PNG")
-    told = {"version": predict.VERSION, "model": name, "task": job.task.value, "pairs": "paired", "split": None}
-    write_json(out / predict.PREDICTIONS, told)
+    told = {"version": VERSION, "model": name, "task": job.task.value, "pairs": "paired", "split": None}
+    write_json(out / PREDICTIONS, told)
     return name, out
 
 
@@ -154,7 +158,7 @@ def check_same(call: argparse.Namespace, records: Sequence[Record]) -> None:
     """
     check_writable(call.out)
     told = {
-        "model": predict.model_state(call.model),
+        "model": weights_state(CLASS_PATH, call.model),
         "records": hashlib.sha256((call.records / METADATA).read_bytes()).hexdigest(),
         "train, split or limit": hashlib.sha256("\n".join(r.to_json() for r in records).encode()).hexdigest(),
         "size of protocol": list(find_protocol(call.protocol).size or ()),
@@ -172,15 +176,16 @@ def folders(
 ) -> Iterator[tuple[str, Path]]:
     """Name and predictions folder of the model and every yardstick, made one after the other; failures as ``make``."""
     source, out = open_records(call.records), call.out / task.value
-    arguments = ["--records", str(call.records), "--task", task.value, "--out", str(out / "omfa")]
-    arguments += ["--model", call.model, "--batch", str(call.batch)]
-    for name in ("steps", "guidance"):
-        if getattr(call, name) is not None:
-            arguments += [f"--{name}", str(getattr(call, name))]
-    if task is TaskKind.TRY_OFF:
-        arguments += ["--max-yaw", "60"]
-    job = predict.prepare(predict.parser().parse_args(arguments))
-    for failure in predict.run(job, "paired", "omfa"):
+    every, chosen = source.records(), chosen_for(task)
+    own = OMFAModel.sampler_defaults(call.model)
+    job = Job(
+        call.records, out / "omfa", task, make_items(chosen.of(every), task, None, every), CLASS_PATH, call.model,
+        call.steps or own[0], own[1] if call.guidance is None else call.guidance, batch=call.batch,
+        device=find_device("auto"), chosen=chosen,
+    )  # fmt: skip
+    if not job.items:
+        raise ValueError(f"{call.records} holds no records with garments to make pictures of")
+    for failure in run(job, "omfa"):
         failed.setdefault(failure["key"], failure["error"])
     yield "omfa", out / "omfa"
 
@@ -212,6 +217,11 @@ def folders(
     if task is TaskKind.TRY_ON:
         yield make(job, "wrong pose", wrong_pose, out / "wrong_pose", failed)
         yield make(job, "pose map", pose_map, out / "pose_map", failed)
+
+
+def chosen_for(task: TaskKind) -> Selection:
+    """Try-off is judged where garments are seen from the front."""
+    return Selection(max_yaw=60) if task is TaskKind.TRY_OFF else ALL
 
 
 def table(task: TaskKind, results: dict[str, Results]) -> str:
@@ -265,12 +275,12 @@ def main(args: Sequence[str] | None = None) -> int:
             results, failed = {}, dict[str, str]()
             for name, folder in folders(call, task, memory, pipe, failed):
                 scores = folder.with_name(folder.name + "_scores")
-                told = ["--records", str(call.records), "--predictions", str(folder), "--out", str(scores)]
-                told += ["--protocol", call.protocol, "--name", name]
-                told += ["--max-yaw", "60"] if task is TaskKind.TRY_OFF else []
-                run = evaluate.prepare(evaluate.parser().parse_args(["run", *told]))
-                evaluate.score_all(run)
-                for problem in evaluate.gather(run)["problems"]:
+                scoring = make_run(
+                    call.records, folder, scores, call.protocol, name, chosen=chosen_for(task),
+                    device=find_device("auto"),
+                )  # fmt: skip
+                score_all(scoring)
+                for problem in gather(scoring)["problems"]:
                     failed.setdefault(problem["key"], problem["problem"])
                 results[name] = Results(scores)
             print(table(task, results), end="\n\n", flush=True)

@@ -5,6 +5,7 @@ python -m tests.figures OUT
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import cv2
 import numpy as np
 
 from omfa.components import Category
-from omfa.records.prepared import FaceRef, GarmentRef, PoseRef, Record
+from omfa.records.labels import Part
+from omfa.records.prepared import FaceRef, GarmentRef, KeypointsRef, Maps, PoseRef, Record
 from tests.records.writing import write_records
 
 SIZE = (64, 48)
@@ -79,6 +81,47 @@ def draw_person(name: str, outfit: int, pose: int) -> np.ndarray:
     return _small(picture)
 
 
+def draw_parts(name: str, outfit: int, pose: int) -> np.ndarray:
+    """The part map of :func:`draw_person`, (64, 48) uint8."""
+    lower, x, stride = OUTFITS[name][outfit][1], 24.0, 2.0 * pose
+    big = np.zeros((SIZE[0] * SCALE, SIZE[1] * SCALE, 3), np.uint8)
+
+    def limb(a: tuple[float, float], b: tuple[float, float], part: Part) -> None:
+        ends = [tuple(int(v * SCALE) for v in p) for p in (a, b)]
+        cv2.line(big, ends[0], ends[1], (int(part),) * 3, 5 * SCALE)
+
+    for side, arm, leg in ((-1, Part.RIGHT_ARM, Part.RIGHT_LEG), (1, Part.LEFT_ARM, Part.LEFT_LEG)):
+        hand = (x + side * (15 if pose else 12), 8.0 if pose else 36.0)
+        limb((x + side * 7, 20.0), hand, Part.UPPER if lower is not None else Part.DRESS)
+        cv2.circle(big, tuple(int(v * SCALE) for v in hand), 2 * SCALE + 4, (int(arm),) * 3, -1)
+        if lower is None:
+            limb((x + side * 4, 44.0), (x + side * (4 + stride), 57.0), leg)
+        foot = tuple(int(v * SCALE) for v in (x + side * (4 + stride), 59.0))
+        cv2.ellipse(big, foot, (4 * SCALE, 2 * SCALE), 0, 0, 360, (int(Part.SHOES),) * 3, -1)
+    if lower is not None:
+        _fill(big, _lower(x, stride), (int(Part.PANTS),) * 3)
+    _fill(big, _upper(x, lower is None), (int(Part.DRESS if lower is None else Part.UPPER),) * 3)
+    cv2.circle(big, (int(x * SCALE), int(8.8 * SCALE)), 6 * SCALE, (int(Part.HAIR),) * 3, -1)
+    cv2.ellipse(big, (int(x * SCALE), 11 * SCALE), (39, 43), 0, 0, 360, (int(Part.FACE),) * 3, -1)
+    return big[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE, 0]
+
+
+def keypoints(pose: int) -> list[list[float]]:
+    """OpenPose's 18 points of a figure: x, y, confidence."""
+    x, stride, hand = 24.0, 2.0 * pose, (15.0, 8.0) if pose else (12.0, 36.0)
+    points = [(x, 11.0), (x, 17.0)]
+    for side in (-1, 1):  # the person's right is on the picture's left
+        points += [
+            (x + side * 7, 20.0),
+            (x + side * (7 + hand[0]) / 2, (20 + hand[1]) / 2),
+            (x + side * hand[0], hand[1]),
+        ]
+    for side in (-1, 1):
+        points += [(x + side * 4, 34.0), (x + side * (4 + stride / 2), 46.0), (x + side * (4 + stride), 57.0)]
+    points += [(x - 2, 10.0), (x + 2, 10.0), (x - 5, 11.0), (x + 5, 11.0)]
+    return [[*point, 1.0] for point in points]
+
+
 def _head(picture: np.ndarray, name: str, centre: tuple[float, float], radius: float) -> None:
     x, y = (int(v * SCALE) for v in centre)
     r = int(radius * SCALE)
@@ -127,7 +170,7 @@ def make_records(out: Path) -> list[Record]:
 
     def save(path: str, pixels: np.ndarray) -> str:
         (out / path).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(out / path), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+        cv2.imwrite(str(out / path), pixels[..., ::-1] if pixels.ndim == 3 else pixels)
         return path
 
     for name, outfits in OUTFITS.items():
@@ -139,6 +182,11 @@ def make_records(out: Path) -> list[Record]:
             )
             for pose in (0, 1):
                 key = f"{name}-{outfit}-{pose}"
+                points = out / f"keypoints/{pose}.json"
+                points.parent.mkdir(exist_ok=True)
+                points.write_text(
+                    json.dumps({"people": [{"pose_keypoints_2d": [v for point in keypoints(pose) for v in point]}]})
+                )
                 records.append(
                     Record(
                         id=key,
@@ -149,6 +197,8 @@ def make_records(out: Path) -> list[Record]:
                         face=FaceRef(face),
                         garments=garments,
                         pose=PoseRef(save(f"pose/{pose}.png", draw_pose(pose))),
+                        maps=Maps(save(f"parts/{key}.png", draw_parts(name, outfit, pose))),
+                        keypoints=KeypointsRef(f"keypoints/{pose}.json", "openpose-18"),
                         caption=f"{name} in outfit {outfit}",
                         view_yaw=0.0,
                         provenance={"drawn_by": "tests.figures"},

@@ -13,13 +13,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from omfa import evaluate, predict
 from omfa.components import TaskKind
+from omfa.evaluation.pairs import Item, donors_from_file, make_items
+from omfa.evaluation.predictions import Batch, Input, weights_state
 from omfa.evaluation.protocols import METRICS, PROTOCOLS, Protocol
 from omfa.evaluation.report import histogram, latex, markdown, page, pictured, write_report
 from omfa.evaluation.results import Results, compare
-from omfa.evaluation.scoring import Item, beside, make_items, read_prediction, truth_masks
+from omfa.evaluation.scoring import beside, read_prediction, truth_masks
 from omfa.records.prepared import GarmentRef, Maps, Record, read_records
 from tests.conftest import full_disk
 from tests.evaluation.metrics_golden import picture
@@ -379,8 +382,6 @@ def test_presets_hold_together() -> None:
 
 
 def test_protocols_bring_pictures_to_their_size() -> None:
-    from PIL import Image
-
     square, portrait = Image.new("RGB", (512, 512)), Image.new("RGB", (768, 1024))
     for name, prediction in {"tryoffdiff": square, "temu-vtoff": portrait, "omfa-vitonhd-paired": portrait}.items():
         assert {p.size for p in beside(prediction, portrait, PROTOCOLS[name], "x")} == {(768, 1024)}
@@ -411,20 +412,24 @@ def test_masks_of_both_kinds(wardrobe: Path, tmp_path: Path) -> None:
 class Echo:
     """A model that draws its seed: what a prediction depends on can then be read off it."""
 
-    @staticmethod
-    def _draw(generators: list[torch.Generator]) -> list[object]:
-        from PIL import Image
+    try_on_needs = frozenset({Input.GARMENTS, Input.POSE_MAP})
+    try_on_takes = frozenset({Input.FACE})
+    try_off_needs = frozenset({Input.PHOTO})
+    try_off_takes: frozenset[Input] = frozenset()
 
-        values = [torch.randint(0, 256, (64, 48, 3), generator=g, dtype=torch.uint8) for g in generators]
+    @staticmethod
+    def _draw(batch: Batch) -> list[Image.Image]:
+        values = [torch.randint(0, 256, (64, 48, 3), generator=g, dtype=torch.uint8) for g in batch.generators]
         return [Image.fromarray(v.numpy()) for v in values]
 
-    def try_off(self, person, categories, generator, **options):
-        assert len(person) == len(generator) and options == {"num_inference_steps": 3}
-        return type("Out", (), {"images": self._draw(generator)})()
+    def try_off(self, batch: Batch) -> list[Image.Image]:
+        assert len(batch.photos) == len(batch.generators) and batch.steps == 3 and not batch.garments
+        return self._draw(batch)
 
-    def try_on(self, portrait, garments, pose, face, generator, **options):
-        assert portrait is None and all(len(g) == len(pose) for g in garments.values())
-        return type("Out", (), {"images": self._draw(generator)})()
+    def try_on(self, batch: Batch) -> list[Image.Image]:
+        assert not batch.photos and all(len(g) == len(batch.pose_maps) for g in batch.garments.values())
+        assert len(batch.faces) == len(batch.pose_maps) == len(batch.keys)
+        return self._draw(batch)
 
 
 def predicted(records: Path, out: Path, *more: str) -> int:
@@ -494,25 +499,25 @@ def test_pairs_of_data_sets_are_found_by_their_file_names(tmp_path: Path) -> Non
     dresscode = [record(f"upper_body-{n}", "dresscode", f"upper_body/images/{n}_0.jpg") for n in ("048462", "049951")]
     pairs = tmp_path / "pairs.txt"
     pairs.write_text("00055_00.jpg 00069_00.jpg\n00069_00.jpg 00069_00.jpg\n00001_00.jpg 00055_00.jpg\n")
-    found, absent = predict.donors_from_file(pairs, vitonhd)
+    found, absent = donors_from_file(pairs, vitonhd)
     assert found == {"test-00055_00": "test-00069_00", "test-00069_00": "test-00069_00"}
     assert len(absent) == 1 and "pairs.txt:3" in absent[0]
     pairs.write_text("048462_0.jpg 049951_1.jpg\n049951_0.jpg 048462_1.jpg 0\n")
-    found, absent = predict.donors_from_file(pairs, dresscode)
+    found, absent = donors_from_file(pairs, dresscode)
     assert found == {"upper_body-048462": "upper_body-049951", "upper_body-049951": "upper_body-048462"} and not absent
     double = record("train-00055_00", "vitonhd", "train/image/00055_00.jpg")
     pairs.write_text("00055_00.jpg 00069_00.jpg\n")
     with pytest.raises(ValueError, match=r"pairs.txt:1: .*test-00055_00, train-00055_00; give ids"):
-        predict.donors_from_file(pairs, [*vitonhd, double])
+        donors_from_file(pairs, [*vitonhd, double])
 
 
 class Moody(Echo):
     """A foreign model that raises what nobody foresaw, and hands back too little."""
 
-    def try_off(self, person, categories, generator, **options):
-        if categories == "dress":
+    def try_off(self, batch: Batch) -> list[Image.Image]:
+        if batch.category == "dress":
             raise KeyError("sleeve")
-        return type("Out", (), {"images": [None] if categories == "lower" else self._draw(generator)})()
+        return [None] if batch.category == "lower" else self._draw(batch)  # type: ignore[list-item]
 
 
 def test_whatever_a_foreign_model_raises_is_a_named_failure(records: Path, tmp_path: Path, capsys) -> None:
@@ -527,10 +532,10 @@ def test_whatever_a_foreign_model_raises_is_a_named_failure(records: Path, tmp_p
 class Picky(Echo):
     """A foreign model that can't read one picture."""
 
-    def try_off(self, person, categories, generator, **options):
-        if any(Path(p).read_bytes() == b"no picture" for p in person):
+    def try_off(self, batch: Batch) -> list[Image.Image]:
+        if any(p.read_bytes() == b"no picture" for p in batch.photos):
             raise ValueError("damaged")
-        return super().try_off(person, categories, generator, **options)
+        return super().try_off(batch)
 
 
 def test_a_bad_record_spoils_no_other_of_its_batch(records: Path, tmp_path: Path, capsys) -> None:
@@ -548,10 +553,11 @@ def test_predictions_of_changed_weights_or_records_are_refused(records: Path, tm
     weights, copy = tmp_path / "weights", shutil.copytree(records, tmp_path / "records")
     weights.mkdir()
     (weights / "a.bin").write_bytes(b"1")
-    assert predict.model_state("owner/name") == "owner/name" and predict.model_state(None) is None
-    before = predict.model_state(str(weights))
+    echo = "tests.test_evaluate.Echo"
+    assert weights_state(echo, "owner/name") == "owner/name" and weights_state(echo, None) is None
+    before = weights_state(echo, str(weights))
     (weights / "a.bin").write_bytes(b"12")
-    assert before != predict.model_state(str(weights))
+    assert before != weights_state(echo, str(weights))
     assert predicted(copy, tmp_path / "made", "--task", "try_off") == 0
     told = tmp_path / "made" / "predictions.json"
     kept = told.read_text()
@@ -571,6 +577,7 @@ def test_predictions_of_changed_weights_or_records_are_refused(records: Path, tm
     ("more", "words"),
     [
         (["--class-path", "os.path"], "--class-path 'os.path' is no class"),
+        (["--class-path", "omfa.pipeline.OMFAPipeline"], "OMFAPipeline is no TryOffModel of"),
         (["--device", "cuda"], "--device cuda: there is none here"),
         (["--task", "try_on", "--pairs", "{pairs}"], "pairs.txt is no UTF-8 text"),
     ],

@@ -1,1 +1,1 @@
-"""Published try-on and try-off systems, written anew so that their weights load; none knows another, or the canvas."""
+"""Published try-on and try-off systems beside OMFA, each in a folder of its own; none knows another."""

@@ -7,7 +7,7 @@ back as a problem that names the file. Legend: H W pixels, D feature width.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from omfa.components import Category, TaskKind
 from omfa.evaluation import metrics
 from omfa.evaluation.judges import pattern_kinds, person_outline
 from omfa.evaluation.metrics import inner, masked_mean
+from omfa.evaluation.pairs import Item
 from omfa.evaluation.protocols import METRICS, PROTOCOLS, Filter, Pairing, Protocol
 from omfa.images import SUFFIXES, ImageError, read_image
 from omfa.records.labels import AREAS
-from omfa.records.prepared import GarmentRef, Record, RecordError, resolve
+from omfa.records.prepared import RecordError, resolve
 
 SCORING = 2  # counts changes of what a number means; results of another count are made anew
 _FILTERS = {
@@ -34,75 +35,6 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _LIMBS = ("forearms", "shins")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One prediction to score.
-
-    Args:
-        record: whose picture it is (try-on) or whose garment (try-off).
-        category: the garment of a try-off; None for try-on.
-        donor: the record whose garments an unpaired try-on wears; None for paired.
-    """
-
-    record: Record
-    category: Category | None = None
-    donor: Record | None = None
-
-    @property
-    def key(self) -> str:
-        """Name of the prediction's file, without its suffix."""
-        return self.record.id if self.category is None else f"{self.record.id}.{self.category}"
-
-    @property
-    def garment(self) -> GarmentRef | None:
-        """The record's garment of ``category``."""
-        return next((g for g in self.record.garments if g.category == self.category), None)
-
-    @property
-    def truth(self) -> str:
-        """Path of the true picture, relative to the records folder."""
-        garment = self.garment
-        return self.record.file_name if garment is None else garment.path
-
-
-def select(records: Iterable[Record], split: str | None, max_yaw: float | None) -> list[Record]:
-    """Records of a split (None: all) turned by at most ``max_yaw`` degrees (None: any)."""
-    chosen = [r for r in records if split in (None, r.split)]
-    return [r for r in chosen if max_yaw is None or (r.view_yaw is not None and abs(r.view_yaw) <= max_yaw)]
-
-
-def make_items(
-    chosen: Sequence[Record],
-    task: TaskKind,
-    donors: Mapping[str, str] | None,
-    every: Sequence[Record],
-    limit: int | None = None,
-) -> tuple[Item, ...]:
-    """One item a picture: what is predicted is what is scored.
-
-    Args:
-        chosen: whose pictures, in order; a record without garments has none to make.
-        task: TRY_ON or TRY_OFF.
-        donors: unpaired try-on: id to the id of the record whose garments are worn; None for paired.
-        every: all records, donors among them.
-        limit: only the first so many.
-
-    Raises:
-        ValueError: a donor that is no record.
-    """
-    by_id = {r.id: r for r in every}
-    unknown = sorted(set((donors or {}).values()) - set(by_id))
-    if unknown:
-        raise ValueError(f"predictions wear garments of {unknown[0]!r}, which is no record; give the right --records")
-    if task == TaskKind.TRY_OFF:
-        items = [Item(r, g.category) for r in chosen for g in r.garments]
-    elif donors is None:
-        items = [Item(r) for r in chosen if r.garments]
-    else:
-        items = [Item(r, donor=by_id[donors[r.id]]) for r in chosen if r.id in donors]
-    return tuple(items[:limit])
 
 
 @dataclass

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from omfa.baselines.ladi_vton import training
+from omfa.baselines.ladi_vton.compact import compact
+from omfa.baselines.ladi_vton.from_records import Example
+from omfa.baselines.ladi_vton.inputs import fit_person, make_inputs, stack
+from omfa.baselines.ladi_vton.masks import garment_on_white
+from omfa.baselines.ladi_vton.pipeline import LaDIVTONPipeline
+from omfa.components import Category
+from omfa.images import load
+from tests.baselines.ladi_vton import tiny
+from tests.baselines.ladi_vton.test_perceptual import vgg19
+
+SMALL = {k: v for k, v in tiny.UNET.items() if k != "cross_attention_dim"}
+VAE = {
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+}
+
+
+def new() -> LaDIVTONPipeline:
+    torch.manual_seed(0)
+    pipe = compact(VAE, SMALL, (64, 64), width=16, words=4, warp_width=4)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def batch() -> Example:
+    photo, labels, points = tiny.person()
+    person = fit_person(photo, labels, points, (64, 64))
+    cloth, _ = load(tiny.garment(), (64, 64), "white")
+    both = [make_inputs(person, cloth, c, "dresscode") for c in (Category.UPPER, Category.LOWER)]
+    worn = [garment_on_white(person.photo, person.labels, c, "dresscode") for c in (Category.UPPER, Category.LOWER)]
+    return Example(stack(both), torch.stack(worn), ("a", "b"), 5)
+
+
+STAGES: dict[str, Callable[[LaDIVTONPipeline], Any]] = {
+    "tps": lambda p: training.TPSModule(p, learning_rate=1e-3),
+    "refine": lambda p: training.RefineModule(p, None, learning_rate=1e-3),
+    "emasc": lambda p: training.EMASCModule(p, None, learning_rate=1e-3, warmup_steps=2),
+    "inversion": lambda p: training.InversionModule(p, learning_rate=1e-3, warmup_steps=2, train_encoders=True),
+    "repaint": lambda p: training.RepaintModule(p, learning_rate=1e-3, warmup_steps=2, train_encoders=True),
+}
+
+
+def fit(module: Any, steps: int, path: Path, resume: Path | None = None) -> None:
+    trainer = pl.Trainer(
+        max_steps=steps,
+        default_root_dir=path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    examples = [Example(b.inputs, b.worn, b.ids, 10 + i) for i, b in enumerate([batch()] * 8)]
+    steps_behind = 0 if resume is None else 2
+    loader: Any = DataLoader(examples[steps_behind:], batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
+    trainer.save_checkpoint(path / f"{steps}.ckpt")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_learns_its_own_part_and_nothing_else(name: str, tmp_path: Path) -> None:
+    pipe = new()
+    module = STAGES[name](pipe)
+    before = {n: {k: v.clone() for k, v in p.state_dict().items()} for n, p in _networks(pipe).items()}
+    example = batch()
+    torch.manual_seed(1)
+    first = module.losses(example)
+    assert first.shape == (2,)
+    fit(module, 8, tmp_path)
+    changed = {
+        n
+        for n, p in _networks(pipe).items()
+        if any(not torch.equal(v, before[n][k]) for k, v in p.state_dict().items())
+    }
+    assert changed == set(module.trained)
+    torch.manual_seed(1)
+    assert module.losses(example).mean() < first.mean()
+
+
+def _networks(pipe: LaDIVTONPipeline) -> dict[str, torch.nn.Module]:
+    return {n: p for n, p in pipe.components.items() if isinstance(p, torch.nn.Module)}
+
+
+@pytest.mark.parametrize("name", ["tps", "repaint"])
+def test_a_stage_goes_on_exactly(name: str, tmp_path: Path) -> None:
+    whole, first, second = (STAGES[name](new()) for _ in range(3))
+    fit(whole, 4, tmp_path / "whole")
+    fit(first, 2, tmp_path / "half")
+    fit(second, 4, tmp_path / "half", tmp_path / "half/2.ckpt")
+    for k, v in whole.state_dict().items():
+        assert torch.equal(v, second.state_dict()[k]), k
+
+
+def test_stages_hand_on_a_folder(tmp_path: Path) -> None:
+    pipe = new()
+    for name, make in STAGES.items():
+        module = make(pipe)
+        module.save(tmp_path / name)
+        pipe = LaDIVTONPipeline.from_pretrained(tmp_path / name)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(batch().inputs, 2, output_type="pt").images.shape == (2, 3, 64, 64)
+
+
+def test_the_perceptual_loss_counts(tmp_path: Path) -> None:
+    torch.save(vgg19(), tmp_path / "vgg19.pth")
+    example = batch()
+    with_it = training.RefineModule(new(), str(tmp_path / "vgg19.pth"))
+    without = training.RefineModule(new(), None)
+    more = with_it.losses(example) - without.losses(example)
+    assert (more > 0).all() and not any("look" in k for k in with_it.state_dict())
+
+
+def test_wrong_settings_are_told() -> None:
+    with pytest.raises(ValueError, match="over 0"):
+        training.TPSModule(new(), learning_rate=0)
+    with pytest.raises(ValueError, match=r"in \[0, 1\)"):
+        training.RepaintModule(new(), drop=1)
+    pipe = new()
+    pipe.register_modules(emasc=None)
+    with pytest.raises(ValueError, match="no emasc"):
+        training.EMASCModule(pipe, None)
