@@ -23,6 +23,7 @@ from omfa.baselines.mobile_vton.light_unet import PIXELS_PER_LATENT
 from omfa.baselines.mobile_vton.prompts import NEGATIVE, PLAIN, PromptBook, TextEmbeds, TextEncoders, try_on_phrase
 from omfa.baselines.mobile_vton.sampling import GUIDANCE, STEPS, Given, sample
 from omfa.components import Category
+from omfa.evaluation.predictions import Batch, Input
 
 SIZE = (1024, 768)
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # DINOv2's
@@ -169,9 +170,8 @@ class MobileVTON:
         return MobileVTONOutput([Image.fromarray(p[box.window]) for p, (_, box) in rows])
 
     # ------------------------------------------------------------------------------------------------ being judged
-    # Names of the inputs of omfa.evaluation.predictions, for python -m omfa.predict.
-    try_on_needs = frozenset({"photos", "garments"})
-    try_on_takes: frozenset[str] = frozenset()
+    try_on_needs = frozenset({Input.PHOTO, Input.GARMENTS})
+    try_on_takes: frozenset[Input] = frozenset()
 
     @classmethod
     def sampler_defaults(cls, weights: str) -> tuple[int, float]:
@@ -183,7 +183,7 @@ class MobileVTON:
         """Where weights lie, if here."""
         return Path(weights) if Path(weights).is_dir() else None
 
-    def try_on(self, batch: Any) -> list[Image.Image]:
+    def try_on(self, batch: Batch) -> list[Image.Image]:
         """A picture of each person of a batch in its garments, put on one after the other in the batch's order."""
         pictures: list[Any] = list(batch.photos)
         for category, garments in batch.garments.items():

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from omfa.baselines.mobile_vton import losses
 from omfa.baselines.mobile_vton.examples import TryOnExample
-from omfa.baselines.mobile_vton.folder import Parts
+from omfa.baselines.mobile_vton.folder import GARMENT, TRYON, Parts
 from omfa.baselines.mobile_vton.light_unet import LightUNet
 from omfa.baselines.mobile_vton.losses import Weights
 from omfa.baselines.mobile_vton.prompts import TextEmbeds, widened
@@ -188,11 +188,20 @@ class MobileVTONModule(pl.LightningModule):
         optimizer.step()
         optimizer.zero_grad()
 
-    def save(self, folder: Path) -> None:
-        """Write the student, in a folder that ``MobileVTON.from_pretrained`` reads where ``parts`` lends the rest."""
+    def save(self, folder: Path, whole: bool = False, dtype: torch.dtype | None = None) -> None:
+        """Write the student, in a folder that ``MobileVTON.from_pretrained`` reads where ``parts`` lends the rest.
+
+        Args:
+            folder: where to.
+            whole: nothing else is known here.
+            dtype: of the student's numbers, for good; None leaves them.
+        """
+        if dtype is not None:
+            self.tryon.to(dtype)
+            self.garment.to(dtype)
         if self.parts is None:
-            self.tryon.save_pretrained(folder / "denoiser")
-            self.garment.save_pretrained(folder / "denoiser_garment")
+            self.tryon.save_pretrained(folder / TRYON)
+            self.garment.save_pretrained(folder / GARMENT)
         else:
             replace(Parts.read(self.parts), tryon=self.tryon, garment=self.garment).write(folder)
 

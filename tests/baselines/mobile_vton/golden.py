@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from omfa.baselines.mobile_vton.decoder import SmallDecoder
 from omfa.baselines.mobile_vton.light_unet import LightUNet
-from tests.baselines.mobile_vton.rule import weights
+from tests.baselines.rule import weight
 
 FOLDER = Path(__file__).parent.parent / "golden"
 TIGHT, LOOSE = 1e-5, 1e-4  # absolute and relative; loose for deep networks and loops
@@ -44,7 +44,8 @@ def filled(module: nn.Module, prefix: str, shapes: dict[str, list[int]]) -> nn.M
     own = {k: list(v.shape) for k, v in module.state_dict().items()}
     assert own == shapes
     tables = {k: v for k, v in module.state_dict().items() if k.startswith("reso")}
-    module.load_state_dict({**weights(prefix, shapes), **tables})
+    ruled = {k: weight(prefix, k, shape) for k, shape in shapes.items() if k not in tables}
+    module.load_state_dict({**ruled, **tables})
     return module.eval()
 
 
