@@ -7,17 +7,17 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from data_prep.run import ENGINES, positive
+from omfa.commands import Parser
 
 # Stage to its module (imported only when chosen, so that --help is fast) and what it does.
 _ALL = {
     "synthetic": ("wardrobe.synthetic", "dressed people and their garments, rendered from nothing"),
-    "vitonhd": ("data_sets.stage", "the VITON-HD data set to records"),
-    "dresscode": ("data_sets.stage", "the DressCode data set to records"),
-    "deepfashion-mm": ("data_sets.stage", "the DeepFashion-MultiModal data set to records"),
-    "folder": ("data_sets.stage", "a folder of photos, with garments and pairs if there are any, to records"),
+    "vitonhd": ("data_sets.convert", "the VITON-HD data set to records"),
+    "dresscode": ("data_sets.convert", "the DressCode data set to records"),
+    "deepfashion-mm": ("data_sets.convert", "the DeepFashion-MultiModal data set to records"),
+    "folder": ("data_sets.convert", "a folder of photos, with garments and pairs if there are any, to records"),
     "pose-maps": ("poses.pose_maps", "photos to body parameters and pose maps"),
     "render": ("poses.render", "body parameters to pose maps"),
     "faces": ("faces", "a head crop for every record"),
@@ -30,14 +30,6 @@ _ALL = {
 STAGES = {s: entry for s, entry in _ALL.items() if importlib.util.find_spec(f"data_prep.{entry[0]}") is not None}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what was wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """One line, and exit code 2."""
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run a stage.
 
@@ -46,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     width = max(map(len, STAGES), default=0)
-    choose = _Parser(
+    choose = Parser(
         prog="python -m data_prep",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
@@ -58,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     stage = choose.parse_args(argv[:1]).stage
 
     module = importlib.import_module(f"data_prep.{STAGES[stage][0]}")
-    parser = _Parser(prog=f"python -m data_prep {stage}", description=STAGES[stage][1], allow_abbrev=False)
+    parser = Parser(prog=f"python -m data_prep {stage}", description=STAGES[stage][1], allow_abbrev=False)
     parser.set_defaults(stage=stage)
     module.add_arguments(parser)
     if stage != "check":

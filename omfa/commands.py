@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-import torch
-
 
 class Parser(argparse.ArgumentParser):
     """Says what was wrong in one line."""
@@ -29,6 +27,8 @@ def find_device(name: str) -> str:
     Raises:
         ValueError: there is none of that name.
     """
+    import torch  # here, so that commands that need none of it start at once
+
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if name == "auto":
         return next(d for d in ("cuda", "mps", "cpu") if there[d])

@@ -20,18 +20,18 @@ import yaml
 from jsonargparse import ArgumentParser
 from pytorch_lightning import LightningModule
 from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from omfa.commands import Parser
 from omfa.files import aside, unwritable
 from omfa.training.checkpoints import checkpoint_to_resume, load_weights
 from omfa.training.configs import innermost, load_yaml
 from omfa.training.model_card import write_card
+from omfa.training.parts import Describes, Saves
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_run(root: Path, wanted: str = "last") -> tuple[Any, int]:
+def load_run(root: Path, wanted: str = "last") -> tuple[Saves, int]:
     """The module of a run with the weights of a checkpoint (averaged where the run keeps an average), and its step.
 
     Args:
@@ -48,6 +48,10 @@ def load_run(root: Path, wanted: str = "last") -> tuple[Any, int]:
     if path is None:
         raise ValueError(f"{root / 'checkpoints'} holds no whole checkpoint yet")
     module = build_module(config)
+    if not isinstance(module, Saves):
+        raise ValueError(
+            f"{config}: {type(module).__name__} has no save(folder, whole, dtype), so it can't be exported"
+        )
     return module, load_weights(module, path)
 
 
@@ -73,21 +77,6 @@ def build_module(config: Path) -> Any:
         raise ValueError(f"{config}: its model can't be built: {innermost(e)}") from None
 
 
-def cast_files(folder: Path, dtype: torch.dtype) -> None:
-    """Bring all numbers of a saved folder to ``dtype``."""
-    for path in folder.rglob("*.safetensors"):
-        tensors = {name: tensor.to(dtype) for name, tensor in load(path.read_bytes()).items()}
-        path.write_bytes(save(tensors, {"format": "pt"}))
-
-
-def cast(module: Any, dtype: torch.dtype) -> None:
-    """Bring a module and all parts of its pipeline to ``dtype``."""
-    module.to(dtype)
-    for part in module.pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            torch.nn.Module.to(part, dtype)  # diffusers' own warns of nothing
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Write the folder; 0 all well, 2 the call or its input was wrong."""
     parser = Parser(prog="python -m omfa.export", description=(__doc__ or "").split("\n")[0])
@@ -106,13 +95,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     try:
         with aside(call.out) as folder:
-            if getattr(module, "pipe", None) is None:
-                module.save(folder)  # a VAE's latents are evened out in float32
-                cast_files(folder, DTYPES[call.dtype])
-            else:
-                cast(module, DTYPES[call.dtype])
-                module.save(folder, whole=call.whole)
-                write_card(call.run, folder, step)
+            module.save(folder, call.whole, DTYPES[call.dtype])
+            if isinstance(module, Describes):
+                write_card(call.run, folder, step, module.about(folder))
     except (ValueError, OSError, SafetensorError) as e:
         print(f"error: {e if isinstance(e, ValueError) else unwritable(call.out, e)}", file=sys.stderr)
         return 2

@@ -23,10 +23,10 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
-import omfa.training.vae  # noqa: F401  a config may name its classes without their modules
 from omfa.files import check_writable
 from omfa.images import ImageError
 from omfa.records.prepared import RecordError
+from omfa.training import examples, module, vae  # noqa: F401  a config may name their classes alone
 from omfa.training.checkpoints import (
     Checkpoints,
     SafeCheckpointIO,

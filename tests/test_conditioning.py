@@ -11,7 +11,7 @@ from omfa.components import Category, State, TaskKind
 from omfa.conditioning import Drops, Guide, Layout, SlotTokens, choose, stack
 from omfa.pipeline import OMFAPipeline
 from omfa.records.stream import seeded
-from omfa.training.examples import RecordsDataset, TaskWeights, collate
+from omfa.training.examples import ExampleOptions, Geometry, RecordsDataset, TaskWeights, collate
 from omfa.training.module import OMFAModule
 from tests.test_pipeline import face, gen, person, pose, shirt
 
@@ -60,7 +60,9 @@ def test_unconditional_input_is_the_same_in_training_and_sampling(pipe: OMFAPipe
     hook = pipe.unet.register_forward_pre_hook(record, with_kwargs=True)
     try:
         tasks = TaskWeights(1, 0, 0)
-        data = RecordsDataset(records, pipe.canvas, 4, 4, tasks=tasks, drops=Drops(everything=1.0, each=0.0))
+        data = RecordsDataset(
+            records, Geometry(pipe.canvas, 4, 4), ExampleOptions(tasks=tasks, drops=Drops(everything=1.0, each=0.0))
+        )
         OMFAModule(pipe).losses(collate([data[0, 0]]))
         worn = {"upper": shirt(), "lower": shirt()}
         pipe(["person"], None, worn, face(), pose(), num_inference_steps=1, generator=gen(), output_type="latent")
@@ -92,7 +94,7 @@ def test_the_unconditional_pass_can_run_over_the_targets_alone(pipe: OMFAPipelin
     narrow, seen = on_targets(pipe), []
     everything = Drops(everything=1.0, each=0.0)
     tasks = TaskWeights(kind is TaskKind.TRY_ON, kind is TaskKind.TRY_OFF, 0)
-    data = RecordsDataset(records, pipe.canvas, 4, 4, tasks=tasks, drops=everything)
+    data = RecordsDataset(records, Geometry(pipe.canvas, 4, 4), ExampleOptions(tasks=tasks, drops=everything))
     hook = pipe.unet.register_forward_pre_hook(lambda m, a, k: seen.append(a[0].clone()), with_kwargs=True)
     try:
         for used in (pipe, narrow):
@@ -117,7 +119,9 @@ def test_the_unconditional_pass_can_run_over_the_targets_alone(pipe: OMFAPipelin
 @torch.no_grad()
 def test_a_mixed_batch_has_the_losses_of_its_examples(compact: OMFAPipeline, records) -> None:  # type: ignore[no-untyped-def]
     narrow = on_targets(compact)
-    data = RecordsDataset(records, compact.canvas, 4, 4, tasks=TaskWeights(1, 1, 1), drops=Drops(0.5, 0, 0.5))
+    data = RecordsDataset(
+        records, Geometry(compact.canvas, 4, 4), ExampleOptions(tasks=TaskWeights(1, 1, 1), drops=Drops(0.5, 0, 0.5))
+    )
     examples = [data[0, i] for i in range(8)]
     assert 1 < sum(e.unconditional for e in examples) < 7
     module = OMFAModule(narrow)
@@ -139,7 +143,7 @@ def test_where_the_unconditional_pass_runs_is_kept_and_checked(compact: OMFAPipe
 def test_encoding_alone(compact: OMFAPipeline, records) -> None:  # type: ignore[no-untyped-def]
     """Another target picture in the same batch changes no given latent by a bit."""
     tasks, drops = TaskWeights(1, 0, 0), Drops(0, 0, 0)
-    data = RecordsDataset(records, compact.canvas, 4, 4, tasks=tasks, drops=drops)
+    data = RecordsDataset(records, Geometry(compact.canvas, 4, 4), ExampleOptions(tasks=tasks, drops=drops))
     batch, module = collate([data[0, i] for i in range(3)]), OMFAModule(compact)
     z0, _, guide = module.prepare(batch)
     other = replace(batch, pixels=batch.pixels | {"person": batch.pixels["person"].flip(0) * 0.5})

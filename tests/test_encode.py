@@ -14,7 +14,7 @@ from omfa import encode
 from omfa.pipeline import OMFAPipeline
 from omfa.records.latents import encoded_file
 from omfa.records.prepared import RecordError
-from omfa.training.examples import RecordsDataset, collate
+from omfa.training.examples import ExampleOptions, Geometry, RecordsDataset, collate
 from omfa.training.module import OMFAModule
 from tests.conftest import SIZE, full_disk, make_compact
 
@@ -40,7 +40,7 @@ def call(records: Path, vae: Path, out: Path, size: str = SIZE_TEXT) -> list[str
 
 
 def dataset(records: Path, pipe: OMFAPipeline, **options: object) -> RecordsDataset:
-    return RecordsDataset(records, pipe.canvas, 4, 4, **options)  # type: ignore[arg-type]
+    return RecordsDataset(records, Geometry(pipe.canvas, 4, 4), ExampleOptions(**options))  # type: ignore[arg-type]
 
 
 def test_latents_give_the_losses_of_pictures(records: Path, latents: Path) -> None:

@@ -23,7 +23,7 @@ from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import read_records
 from omfa.training.checkpoints import SafeCheckpointIO, is_whole, last_checkpoint
 from omfa.training.model_card import last_losses
-from omfa.training.rates import rate_at
+from omfa.training.rates import Rates
 from omfa.training.vae import PicturesDataModule, VAEModule
 from tests.conftest import full_disk
 
@@ -244,7 +244,7 @@ def test_a_vae_run_is_exported_in_half_precision(tmp_path: Path) -> None:
     ("config", "words"),
     [
         ("", "no 'model'"),
-        ("garbage: [", "expected the node content"),
+        ("garbage: [", "node content"),
         ("[]", "no 'model'"),
         ("trainer: {}", "no 'model'"),
         ("model: 5", "no 'model'"),
@@ -281,6 +281,6 @@ def test_checkpoints_that_do_not_fit_and_full_disks_leave_nothing(
 
 
 def test_learning_rate_rises_and_falls() -> None:
-    rates = [rate_at(s, 100, 9, 0.5) for s in (0, 4, 9, 50, 75, 100)]
+    rates = [Rates(1.0, 0.0, 9, 0.5).at(s, 100) for s in (0, 4, 9, 50, 75, 100)]
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0])
-    assert rate_at(100, 100, 0, 1.0) == 1.0
+    assert Rates(1.0, 0.0, 0, 1.0).at(100, 100) == 1.0

@@ -15,7 +15,7 @@ from omfa.backbone import posterior
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import PromptFiles, phrases
 from omfa.sdxl import BASE, CLASSES, INPAINTING, sdxl_pipeline, text_encoders
-from omfa.training.examples import RecordsDataset, collate
+from omfa.training.examples import ExampleOptions, Geometry, RecordsDataset, collate
 from omfa.training.module import OMFAModule
 from omfa.tuning import choose_trained
 from tests.conftest import SIZE, encode_call, make_sdxl_folder
@@ -136,7 +136,9 @@ def test_every_phrase_of_training_is_kept(base: Path, records: Path, latents: Pa
     for slots in (1, 2):
         pipe = make(base, latents, slots)
         for captions in (True, False):
-            data = RecordsDataset(records, pipe.canvas, 4, 4, split=None, latents=latents, captions=captions)
+            data = RecordsDataset(
+                records, Geometry(pipe.canvas, 4, 4), ExampleOptions(split=None, latents=latents, captions=captions)
+            )
             asked = {data[epoch, i].layout.prompt() for epoch in range(25) for i in range(len(data))}
             assert len(asked) > 20 or not captions
             pipe.texts(sorted(asked), "cpu")
@@ -165,7 +167,7 @@ def test_encoding_goes_on_and_refuses_other_encoders(
 
 
 def batch(pipe: OMFAPipeline, records: Path) -> object:
-    data = RecordsDataset(records, pipe.canvas, 4, 4, captions=False)
+    data = RecordsDataset(records, Geometry(pipe.canvas, 4, 4), ExampleOptions(captions=False))
     return collate([data[0, i] for i in range(4)])
 
 

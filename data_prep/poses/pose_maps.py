@@ -20,7 +20,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.data_sets.stage import Entry, Missing, convert, scan_folder
+from data_prep.data_sets.convert import convert
+from data_prep.data_sets.entries import Entry, Missing
+from data_prep.data_sets.folder import scan_folder
 from data_prep.poses.fitting import Fit, fit, view_yaw
 from data_prep.poses.landmarks import detect, require
 from data_prep.poses.parameter_files import FORMATS, Imported

@@ -1,1 +1,1 @@
-"""Published systems beside OMFA, each a folder of its own: networks, pipeline, training. None knows another."""
+"""Published try-on and try-off systems beside OMFA, each in a folder of its own; none knows another."""

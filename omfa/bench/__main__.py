@@ -32,7 +32,7 @@ from omfa.components import Category
 from omfa.pipeline import OMFAPipeline
 from omfa.records.latents import write_latents
 from omfa.records.prepared import METADATA, FaceRef, GarmentRef, PoseRef, Record
-from omfa.training.examples import RecordsDataset, collate
+from omfa.training.examples import ExampleOptions, Geometry, RecordsDataset, collate
 from omfa.training.module import OMFAModule
 from omfa.tuning import Train, choose_trained
 
@@ -74,7 +74,7 @@ def random_latents(folder: Path, canvas: Canvas, channels: int, factor: int, rec
         write_latents(latents, [record], [{n: torch.randn(2 * channels, *s).half() for n, s in sizes.items()}])
     person = [n * factor for n in canvas.person]
     (latents / "encoding.json").write_text(json.dumps({"person_size": person, "vae": "random"}))
-    return RecordsDataset(folder, canvas, factor, channels, latents=latents)
+    return RecordsDataset(folder, Geometry(canvas, factor, channels), ExampleOptions(latents=latents))
 
 
 def loading(name: str, data: RecordsDataset, batch: int, repeats: int) -> Row:
@@ -298,9 +298,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     try:
         pipe = OMFAPipeline.from_pretrained(call.model)
-        records = RecordsDataset(
-            call.records, pipe.canvas, pipe.vae_scale_factor, pipe.vae.config.latent_channels, split=None
-        )
+        records = RecordsDataset(call.records, Geometry.of(pipe), ExampleOptions(split=None))
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

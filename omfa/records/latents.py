@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from omfa.files import whole
@@ -50,6 +50,45 @@ def read_encoding(folder: Path) -> dict[str, Any]:
         return {"person_size": [int(n) for n in made["person_size"]], "vae": str(made["vae"])}
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise RecordError(f"{path}: no latents of omfa.encode ({type(e).__name__}: {e})") from None
+
+
+class Latents:
+    """A folder of latents that ``omfa.encode`` made, to train from in place of pictures.
+
+    Args:
+        folder: its ``--out``.
+
+    Raises:
+        RecordError: no such folder, or it was made by something else.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        made = read_encoding(self.folder)
+        self.person_size, self.vae = made["person_size"], made["vae"]
+
+    def check(self, records: Sequence[Record], size: Sequence[int]) -> None:
+        """Refuse latents of person pictures of another size than (height, width), or that lack some of the pictures.
+
+        Raises:
+            RecordError: they don't fit, and how to make those that do.
+        """
+        if self.person_size != list(size):
+            raise RecordError(
+                f"{self.folder} holds latents of {self.person_size} pictures, the model's are {list(size)}: "
+                "encode them anew"
+            )
+        lacking = {r.id: names for r in records if (names := lacks(encoded_file(self.folder, r.id), r))}
+        if lacking:
+            first, names = next(iter(lacking.items()))
+            raise RecordError(
+                f"{self.folder} lacks latents of {len(lacking)} of {len(records)} records, the first one {first!r} "
+                f"({', '.join(names)}): run the same python -m omfa.encode again"
+            )
+
+    def of(self, record: Record) -> dict[str, Tensor]:
+        """Posteriors of all of a record's pictures: name to (2C, h, w) float16."""
+        return load(encoded_file(self.folder, record.id).read_bytes())
 
 
 class Hashes:

@@ -105,7 +105,7 @@ class Shards:
             if name in self._where:
                 raise RecordError(f"{path}: member {name!r} stands twice; every record is in one shard once")
             self._where[name] = (path, offset, size)
-            if name.endswith(".json"):
+            if name.endswith(".json") and name.count(".") == 1:  # others are files of a record, like p1.keypoints.json
                 lines.append(name)
         for name in lines:
             try:

@@ -21,7 +21,7 @@ from omfa.files import aside
 from omfa.training.ema import EMA, best_weights, lent
 from omfa.training.guards import BadLoss
 from omfa.training.model_card import write_card
-from omfa.training.module import OMFAModule
+from omfa.training.parts import Checks, Describes, Saves
 from omfa.training.zero import ZeRO
 from omfa.tuning import Mismatch
 
@@ -129,7 +129,7 @@ def load_weights(pl_module: Any, checkpoint: Path) -> int:
     """
     try:
         loaded = SafeCheckpointIO().load_checkpoint(checkpoint)
-        if isinstance(pl_module, OMFAModule):
+        if isinstance(pl_module, Checks):
             pl_module.check(loaded)
         pl_module.load_state_dict(loaded["state_dict"])
         for key, state in loaded.get("callbacks", {}).items():
@@ -268,6 +268,17 @@ class SaveModel(pl.Callback):
     The folder is there whole or not at all. Where a run was killed while it wrote, ``--ckpt_path last`` writes it.
     """
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """See at once that there will be something to write.
+
+        Raises:
+            Mismatch: a module that can't be saved.
+        """
+        if not isinstance(pl_module, Saves):
+            raise Mismatch(
+                f"SaveModel asks for a module with save(folder, whole, dtype); {type(pl_module).__name__} has none"
+            )
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write the folder, unless the run was stopped before its end or was only a rehearsal."""
         if trainer.global_step < trainer.max_steps or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -281,9 +292,9 @@ class SaveModel(pl.Callback):
             save_model(pl_module, Path(trainer.default_root_dir), trainer.global_step)
 
 
-def save_model(pl_module: Any, run: Path, step: int) -> None:
+def save_model(pl_module: Saves, run: Path, step: int) -> None:
     """The module as it is, and a card of the run, as ``model/`` of the run folder."""
     with aside(run / "model") as folder:
         pl_module.save(folder)
-        if hasattr(pl_module, "pipe") and (run / "config.yaml").is_file():
-            write_card(run, folder, step)
+        if isinstance(pl_module, Describes) and (run / "config.yaml").is_file():
+            write_card(run, folder, step, pl_module.about(folder))

@@ -6,25 +6,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import kornia
 import torch
-from safetensors.torch import load
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.components import JOINT, TRY_OFF, TRY_ON, Component, Task
 from omfa.conditioning import Drops, Layout
+from omfa.pipeline import OMFAPipeline
 from omfa.prompts import TextEncoders, phrases
-from omfa.records.latents import encoded_file, lacks, read_encoding
+from omfa.records.latents import Latents
 from omfa.records.prepared import Record, RecordError
-from omfa.records.shards import open_records
-from omfa.records.stream import read_fitted, seeded
-from omfa.training.streaming import StreamDataModule
+from omfa.records.stream import read_fitted
+from omfa.training.streaming import RecordExamples, StreamDataModule
 
 TRAIN_STEPS = 1000
 
@@ -53,7 +52,7 @@ class TaskWeights:
 
 @dataclass(frozen=True)
 class Example:
-    """One training example, or a batch of them after :func:`collate` (tensors have B rows, other fields are lists).
+    """One training example.
 
     Args:
         id: record id.
@@ -63,25 +62,43 @@ class Example:
         pose: the pose map, likewise; not looked at where ``has_pose`` is False.
         has_pose: whether the network sees the pose.
         unconditional: whether everything given is dropped.
-        t: timestep.
-        generator: state of the example's own generator, for :func:`draw_noise`.
+        t: timestep of each draw of the noise.
+        generator: state of the example's own generator, for :func:`omfa.records.stream.draw_noise`.
         encoded: whether ``pixels`` and ``pose`` are posteriors; the same for a whole data set.
     """
 
-    id: Any
-    layout: Any
+    id: str
+    layout: Layout
     pixels: dict[str, Tensor]
     pose: Tensor
-    has_pose: Any
-    unconditional: Any
-    t: Any
-    generator: Any
+    has_pose: bool
+    unconditional: bool
+    t: tuple[int, ...]
+    generator: bytes
     encoded: bool = False
 
 
-def collate(examples: Sequence[Example]) -> Example:
-    """Stack examples: pictures to tensors (B, ...), in a worker right into shared memory; the rest to lists."""
-    return Example(
+@dataclass(frozen=True)
+class Batch:
+    """``B`` examples: pictures (B, ...) by slot, pose maps (B, ...), and a list of B of every other field.
+
+    Fields are named as those of :class:`Example`.
+    """
+
+    id: list[str]
+    layout: list[Layout]
+    pixels: dict[str, Tensor]
+    pose: Tensor
+    has_pose: list[bool]
+    unconditional: list[bool]
+    t: list[tuple[int, ...]]
+    generator: list[bytes]
+    encoded: bool = False
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """A batch of examples: pictures to tensors (B, ...), in a worker right into shared memory; the rest to lists."""
+    return Batch(
         id=[e.id for e in examples],
         layout=[e.layout for e in examples],
         pixels={slot: default_collate([e.pixels[slot] for e in examples]) for slot in examples[0].pixels},
@@ -94,14 +111,31 @@ def collate(examples: Sequence[Example]) -> Example:
     )
 
 
-class RecordsDataset(Dataset[Example]):
-    """Records of a folder as examples; indexed by (epoch, position).
+@dataclass(frozen=True)
+class Geometry:
+    """What examples are fitted to.
 
     Args:
-        folder: a records folder (``omfa.records.prepared``), or one of shards (``omfa.records.shards``).
         canvas: the model's canvas.
         factor: pixels per latent on a side.
         channels: latent channels.
+    """
+
+    canvas: Canvas
+    factor: int
+    channels: int
+
+    @classmethod
+    def of(cls, pipe: OMFAPipeline) -> Geometry:
+        """A pipeline's."""
+        return cls(pipe.canvas, pipe.vae_scale_factor, pipe.vae.config.latent_channels)
+
+
+@dataclass(frozen=True)
+class ExampleOptions:
+    """How examples are made of records.
+
+    Args:
         split: which records; None for all.
         seed: seeds every draw.
         tasks: how often each task is drawn.
@@ -112,65 +146,64 @@ class RecordsDataset(Dataset[Example]):
             hurry learns those it will be sampled at: with 2 trailing steps 999 and 499. The colours of large areas
             show through most levels of noise; only near 999 must it take them from what is given.
         captions: whether the prompt ends with the record's caption.
+        draws: of the noise, each with its own timestep, that share what is given; more than 1 for ``join: rows`` alone.
+
+    Raises:
+        ValueError: a number out of range.
+        RecordError: latents, which can't be jittered, and jitter.
+    """
+
+    split: str | None = "train"
+    seed: int = 0
+    tasks: TaskWeights = field(default_factory=TaskWeights)
+    drops: Drops = field(default_factory=Drops)
+    jitter: float = 0.0
+    latents: str | Path | None = None
+    timesteps: Sequence[int] | None = None
+    captions: bool = True
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        named = self.timesteps
+        if named is not None and not (named and all(0 <= t < TRAIN_STEPS for t in named)):
+            raise ValueError(f"timesteps {named} must be one or more of 0 to {TRAIN_STEPS - 1}, or null for all")
+        if not 1 <= self.draws <= 16:
+            raise ValueError(f"draws {self.draws} must be in 1 to 16")
+        if not 0 <= self.jitter < 0.5:
+            raise ValueError(f"jitter {self.jitter} must be in [0, 0.5)")
+        if self.latents is not None and self.jitter > 0:
+            raise RecordError("latents are encoded ahead and can't be jittered; give jitter=0, or no latents")
+
+
+class RecordsDataset(RecordExamples[Example]):
+    """Records of a folder as OMFA's examples; indexed by (epoch, position).
+
+    Args:
+        folder: a records folder (``omfa.records.prepared``), or one of shards (``omfa.records.shards``).
+        geometry: the model's.
+        options: which records, and what is made of them.
 
     Raises:
         RecordError: no records with garments there, or latents made for something else.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        canvas: Canvas,
-        factor: int,
-        channels: int,
-        split: str | None = "train",
-        seed: int = 0,
-        tasks: TaskWeights | None = None,
-        drops: Drops | None = None,
-        jitter: float = 0.0,
-        latents: str | Path | None = None,
-        timesteps: Sequence[int] | None = None,
-        captions: bool = True,
-    ) -> None:
-        self.source, self.canvas, self.factor, self.channels = open_records(folder), canvas, factor, channels
-        self.seed, self.jitter, self.timesteps, self.captions = seed, jitter, timesteps, captions
-        self.tasks, self.drops = tasks or TaskWeights(), drops or Drops()
-        self.records = [r for r in self.source.records(split) if r.garments]
-        if not self.records:
-            raise RecordError(f"{folder} holds no records of split {split!r} with garments; check metadata.jsonl")
-        self.latents = None if latents is None else Path(latents)
+    def __init__(self, folder: str | Path, geometry: Geometry, options: ExampleOptions | None = None) -> None:
+        self.options = options or ExampleOptions()
+        super().__init__(folder, self.options.split, self.options.seed)
+        self.canvas, self.factor, self.channels = geometry.canvas, geometry.factor, geometry.channels
+        self.latents = None if self.options.latents is None else Latents(self.options.latents)
         if self.latents is not None:
-            self._check_latents(self.latents)
+            self.latents.check(self.records, [n * self.factor for n in self.canvas.person])
 
-    def _check_latents(self, folder: Path) -> None:
-        """Refuse latents of another size, or that don't hold all records."""
-        if self.jitter > 0:
-            raise RecordError("latents are encoded ahead and can't be jittered; give jitter=0, or no latents")
-        size = [n * self.factor for n in self.canvas.person]
-        if (made := read_encoding(folder)["person_size"]) != size:
-            raise RecordError(f"{folder} holds latents of {made} pictures, the model's are {size}: encode them anew")
-        lacking = {r.id: names for r in self.records if (names := lacks(encoded_file(folder, r.id), r))}
-        if lacking:
-            first, names = next(iter(lacking.items()))
-            raise RecordError(
-                f"{folder} lacks latents of {len(lacking)} of {len(self.records)} records, the first one {first!r} "
-                f"({', '.join(names)}): run the same python -m omfa.encode again"
-            )
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def collate(self, examples: list[Example]) -> Example:
+    def collate(self, examples: list[Example]) -> Batch:
         """A batch."""
         return collate(examples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Example:
-        epoch, position = key
-        record = self.records[position]
-        generator = seeded(self.seed, epoch, record.id)
-        layout, keep_pose, unconditional = self.drops.draw(self.layout(record, generator), generator)
-        choice = range(TRAIN_STEPS) if self.timesteps is None else self.timesteps
-        t = choice[int(torch.randint(len(choice), (1,), generator=generator))]
+    def example(self, record: Record, generator: torch.Generator) -> Example:
+        """Task, drops, timestep and pictures; the noise comes from where the generator then stands."""
+        layout, keep_pose, unconditional = self.options.drops.draw(self.layout(record, generator), generator)
+        choice = range(TRAIN_STEPS) if self.options.timesteps is None else self.options.timesteps
+        t = tuple(choice[i] for i in torch.randint(len(choice), (self.options.draws,), generator=generator).tolist())
         has_pose = record.pose is not None and record.pose.map is not None
         keep_pose = keep_pose and has_pose
         look = self._pictures if self.latents is None else self._posteriors
@@ -184,7 +217,7 @@ class RecordsDataset(Dataset[Example]):
         With one garment slot, or half the time in try-off, one of several garments is drawn alone: taking off just the
         trousers is a task too.
         """
-        task = self.tasks.draw(generator)
+        task = self.options.tasks.draw(generator)
         u = torch.rand(2, generator=generator, dtype=torch.float64)
         worn = [g.category for g in record.garments]
         if self.canvas.garments == 1 or (task == TRY_OFF and u[0] < 0.5):
@@ -193,7 +226,7 @@ class RecordsDataset(Dataset[Example]):
         present = {PERSON: Component.PERSON} | {places[c]: Component.GARMENT for c in worn}
         if record.face is not None and task != TRY_OFF:
             present[FACE] = Component.FACE
-        caption = record.caption if self.captions else None
+        caption = record.caption if self.options.captions else None
         return Layout(task.kind, task.states(present), {places[c]: c for c in worn}, caption)
 
     def _pictures(
@@ -212,8 +245,8 @@ class RecordsDataset(Dataset[Example]):
         pose = torch.full_like(pixels[PERSON], -1.0)
         if with_pose:
             pose = read_fitted(self.source, record, "pose_map", pose.shape[-2:])
-        if self.jitter > 0:
-            pixels[PERSON], pose = moved_together([pixels[PERSON], pose], self.jitter, generator)
+        if self.options.jitter > 0:
+            pixels[PERSON], pose = moved_together([pixels[PERSON], pose], self.options.jitter, generator)
         return pixels, pose
 
     def _posteriors(
@@ -222,7 +255,7 @@ class RecordsDataset(Dataset[Example]):
         """The same from latents encoded ahead: float16 posteriors (2C, h, w) of each slot."""
         assert self.latents is not None
         names, empty = self._names(layout), torch.zeros(2 * self.channels, *self.canvas.person, dtype=torch.float16)
-        encoded = load(encoded_file(self.latents, record.id).read_bytes())
+        encoded = self.latents.of(record)
         pixels = {
             slot.name: encoded[names[slot.name]]
             if slot.name in layout.states
@@ -263,6 +296,7 @@ class RecordsDataModule(StreamDataModule):
         latents: folder that ``omfa.encode`` made of these records; None encodes them in every step.
         timesteps: the only ones to train, such as [999, 499]; None for all; see :class:`RecordsDataset`.
         captions: whether prompts end with the record's caption (SDXL only); its phrases are many then.
+        draws: of the noise, each with its own timestep, that share what is given (``join: rows`` alone).
     """
 
     def __init__(
@@ -278,41 +312,24 @@ class RecordsDataModule(StreamDataModule):
         latents: str | None = None,
         timesteps: Sequence[int] | None = None,
         captions: bool = True,
+        draws: int = 1,
     ) -> None:
         super().__init__(batch_size, workers, seed)
-        if timesteps is not None and not (timesteps and all(0 <= t < TRAIN_STEPS for t in timesteps)):
-            raise ValueError(f"timesteps {timesteps} must be one or more of 0 to {TRAIN_STEPS - 1}, or null for all")
-        if not 0 <= jitter < 0.5:
-            raise ValueError(f"jitter {jitter} must be in [0, 0.5)")
-        self.folder, self.split, self.tasks, self.drops = folder, split, tasks, drops
-        self.jitter, self.latents, self.timesteps, self.captions = jitter, latents, timesteps, captions
+        self.options = ExampleOptions(
+            split, seed, tasks or TaskWeights(), drops or Drops(), jitter, latents, timesteps, captions, draws
+        )
+        self.folder, self.split, self.latents = folder, split, latents
 
     def dataset(self) -> RecordsDataset:
         """The records, laid out for the canvas of the pipeline in training."""
         assert self.trainer is not None
         pipe: Any = self.trainer.lightning_module.pipe
-        data = RecordsDataset(
-            self.folder,
-            pipe.canvas,
-            pipe.vae_scale_factor,
-            pipe.vae.config.latent_channels,
-            self.split,
-            self.seed,
-            self.tasks,
-            self.drops,
-            self.jitter,
-            self.latents,
-            self.timesteps,
-            self.captions,
-        )
-        if self.captions and pipe.slot_tokens is None:
+        if self.options.draws > 1 and pipe.config.join != "rows":
+            raise RecordError(f"draws {self.options.draws} go with join: rows; on a canvas leave them at 1")
+        data = RecordsDataset(self.folder, Geometry.of(pipe), self.options)
+        if self.options.captions and pipe.slot_tokens is None:
             check_captions(data.records, pipe.texts)
         return data
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move an :class:`Example` batch; its plain values stay."""
-        moved = {name: _to(getattr(batch, name), device) for name in batch.__dataclass_fields__}
-        return replace(batch, **moved)
 
 
 def check_captions(records: Sequence[Record], texts: TextEncoders) -> None:
@@ -330,9 +347,3 @@ def check_captions(records: Sequence[Record], texts: TextEncoders) -> None:
             f"the captions of {len(lacking)} of {len(records)} records, the first one {lacking[0]!r}, are not encoded "
             "ahead: run python -m omfa.encode again with --captions, or set data.init_args.captions false"
         )
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, dict):
-        return {k: _to(v, device) for k, v in value.items()}
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

@@ -7,9 +7,10 @@ import os
 import statistics
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pytorch_lightning as pl
 import torch
@@ -17,10 +18,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omfa.components import Category, State, TaskKind
-from omfa.conditioning import Layout
-from omfa.training.examples import Example
 from omfa.training.zero import ZeRO, trained
+
+T = TypeVar("T")  # a batch
 
 
 class BadLoss(RuntimeError):
@@ -103,47 +103,70 @@ class LossGuard(pl.Callback):
         self.recent.extend(state_dict["recent"])
 
 
-def save_batch(path: Path, batch: Example | Tensor, about: Mapping[str, Any]) -> None:
-    """Write a training batch as ``path.safetensors`` (all tensors) and ``path.json`` (all else, and ``about``)."""
-    values: dict[str, Any] = (
-        {"batch": batch} if isinstance(batch, Tensor) else {f.name: getattr(batch, f.name) for f in fields(batch)}
-    )
+def save_batch(path: Path, batch: Any, about: Mapping[str, Any]) -> None:
+    """Write a training batch as ``path.safetensors`` (all tensors) and ``path.json`` (all else, and ``about``).
+
+    Args:
+        path: without a suffix.
+        batch: a tensor, or a dataclass whose fields are tensors, plain values, bytes, enums and dataclasses, and
+            mappings, lists and tuples of these, as its annotations say.
+        about: what else to write down.
+
+    Raises:
+        TypeError: a value of another kind.
+    """
     tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
-    for name, value in values.items():
-        if name == "pixels":
-            tensors |= {f"pixels/{slot}": v for slot, v in value.items()}
-        elif isinstance(value, Tensor):
-            tensors[name] = value
-        else:
-            plain[name] = [asdict(layout) for layout in value] if name == "layout" else value
+    plain = _taken_apart(batch, "batch", tensors)
     save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, f"{path}.safetensors")
     part = Path(f"{path}.json.part")
-    text = json.dumps({**about, "batch": plain}, indent=1, default=lambda value: {"hex": value.hex()})
-    part.write_text(text + "\n")
+    part.write_text(json.dumps({**about, "batch": plain}, indent=1) + "\n")
     os.replace(part, f"{path}.json")
 
 
-def load_batch(path: str | Path) -> Example | Tensor:
+def load_batch(path: str | Path, kind: type[T]) -> T:
     """Read a batch of a stopped run, for ``module.losses`` (or a VAE's ``training_step``) to make its loss again.
 
     Args:
         path: like ``runs/x/stopped/step=7/batch-0``; the weights lie beside it, for ``load_state_dict(strict=False)``.
+        kind: of the batch: ``Tensor``, or the dataclass it was, like :class:`omfa.training.examples.Batch`.
     """
-    tensors: dict[str, Any] = load_file(f"{path}.safetensors")
-    if "batch" in tensors:
-        return tensors["batch"]
-    text = Path(f"{path}.json").read_text()
-    plain = json.loads(text, object_hook=lambda x: bytes.fromhex(x["hex"]) if set(x) == {"hex"} else x)["batch"]
-    pixels = {name.split("/")[1]: tensors.pop(name) for name in list(tensors) if name.startswith("pixels/")}
-    layouts = [
-        Layout(
-            TaskKind(x["kind"]),
-            {slot: State(s) for slot, s in x["states"].items()},
-            {slot: Category(c) for slot, c in x["categories"].items()},
-            x["caption"],
-            x["prompted"],
-        )
-        for x in plain.pop("layout")
-    ]
-    return Example(**plain, **tensors, layout=layouts, pixels=pixels)
+    plain = json.loads(Path(f"{path}.json").read_text())["batch"]
+    return _put_together(kind, plain, load_file(f"{path}.safetensors"))
+
+
+def _taken_apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """What JSON can say of a value; its tensors go to ``tensors``, by names that stand in their place."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return name
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _taken_apart(getattr(value, f.name), f"{name}/{f.name}", tensors) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _taken_apart(v, f"{name}/{k}", tensors) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_taken_apart(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]
+    if isinstance(value, bytes):
+        return value.hex()
+    if value is None or isinstance(value, str | int | float):  # enums of strings too
+        return value
+    raise TypeError(f"{name} is of type {type(value).__name__}: batches are of tensors, plain values, dataclasses")
+
+
+def _put_together(kind: Any, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The opposite of :func:`_taken_apart`, by a value's annotated type."""
+    if value is None:
+        return None
+    if kind is Tensor:
+        return tensors[value]
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _put_together(hints[name], v, tensors) for name, v in value.items()})  # type: ignore[operator]
+    inner = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return _put_together(next(k for k in inner if k is not NoneType), value, tensors)
+    if isinstance(value, dict):
+        return {_put_together(inner[0], k, tensors): _put_together(inner[1], v, tensors) for k, v in value.items()}
+    if isinstance(value, list):
+        made = [_put_together(inner[0], v, tensors) for v in value]
+        return tuple(made) if get_origin(kind) is tuple else made
+    return bytes.fromhex(value) if kind is bytes else kind(value)

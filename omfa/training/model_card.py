@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from omfa.evaluation.report import markdown
 from omfa.evaluation.results import RESULTS, Results
 from omfa.records.prepared import RecordError
 from omfa.records.shards import open_records
-from omfa.tuning import LORA, TUNED
 
 EVALUATION = "evaluation"  # in the run folder: what ``omfa.evaluate run --out RUN/evaluation`` wrote
 LAST = 20  # logged values that a last loss is the mean of
@@ -24,28 +24,48 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 WEIGHTS_FROM = ("base", "vae")  # arguments that may hold hub ids
 
 
-def write_card(run: Path, folder: Path, step: int) -> Path:
+@dataclass(frozen=True)
+class About:
+    """What a card says of one kind of model, whatever run it comes from.
+
+    Args:
+        title: its heading.
+        tags: of the hub.
+        what: a sentence or two.
+        use: how the folder is loaded, in Markdown.
+        terms: the licences of what its weights are made from, beyond those of the data.
+    """
+
+    title: str
+    tags: tuple[str, ...]
+    what: str
+    use: str
+    terms: str
+
+
+def write_card(run: Path, folder: Path, step: int, about: About) -> Path:
     """Write ``README.md`` beside a model.
 
     Args:
         run: the run folder: ``config.yaml``, TensorBoard's files, perhaps ``evaluation/``.
         folder: the model's.
         step: optimiser steps behind the weights.
+        about: the model.
 
     Returns:
         The card's path.
     """
     config = yaml.safe_load((run / "config.yaml").read_text())
     card = folder / "README.md"
-    card.write_text("\n\n".join(_sections(run, folder, config, step)) + "\n", encoding="utf-8")
+    card.write_text("\n\n".join(_sections(run, config, step, about)) + "\n", encoding="utf-8")
     return card
 
 
-def _sections(run: Path, folder: Path, config: dict[str, Any], step: int) -> Iterator[str]:
+def _sections(run: Path, config: dict[str, Any], step: int, about: About) -> Iterator[str]:
     model = config["model"]["init_args"]
-    yield "---\nlibrary_name: diffusers\ntags: [virtual-try-on, virtual-try-off, image-to-image]\n---\n# OMFA model"
-    yield "Try-on and try-off by partial diffusion ([arXiv 2508.04559](https://arxiv.org/abs/2508.04559))."
-    yield _use(folder)
+    yield f"---\nlibrary_name: diffusers\ntags: [{', '.join(about.tags)}]\n---\n# {about.title}"
+    yield about.what
+    yield about.use
     devices = config["trainer"]
     facts = {
         "steps": step,
@@ -62,19 +82,9 @@ def _sections(run: Path, folder: Path, config: dict[str, Any], step: int) -> Ite
         yield f"## Metrics\n\n{markdown([Results(run / EVALUATION)]).strip()}"
     yield (
         "## Licence\n\nThe code is Apache-2.0. These weights carry the terms of the weights they began with and of the "
-        "data they were trained on (SDXL: CreativeML Open RAIL++-M; VITON-HD, DeepFashion-MultiModal: non-commercial). "
+        f"data they were trained on ({about.terms}VITON-HD, DeepFashion-MultiModal: non-commercial). "
         "Read both before passing them on, and put the result here."
     )
-
-
-def _use(folder: Path) -> str:
-    if not (folder / TUNED).is_file():
-        code = "from omfa.pipeline import OMFAPipeline\n\npipe = OMFAPipeline.from_pretrained(FOLDER)"
-        return f"```python\n{code}\n```"
-    lora = (folder / LORA).is_file()
-    what = "LoRA matrices, which diffusers' `load_lora_weights` reads too," if lora else "Attention weights"
-    code = "from omfa.sdxl import load_small\n\npipe = load_small(FOLDER)  # base=... if it began with a local folder"
-    return f"{what} and `conv_in`, small files for the base it began with:\n\n```python\n{code}\n```"
 
 
 def _examples_a_step(config: dict[str, Any]) -> str:

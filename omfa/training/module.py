@@ -7,26 +7,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import Tensor
 
+from omfa import images
 from omfa import partial_diffusion as pd
 from omfa.backbone import fingerprint, latents_from, posterior
+from omfa.canvas import PERSON
 from omfa.components import State
 from omfa.conditioning import Guide, choose
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import Prompts, phrases
-from omfa.records.latents import read_encoding
-from omfa.records.prepared import RecordError
+from omfa.records.latents import Latents
+from omfa.records.prepared import Record, RecordError
+from omfa.records.shards import Source
 from omfa.records.stream import draw_noise
-from omfa.training.examples import Example
-from omfa.training.model_card import forget_origins
-from omfa.training.rates import adamw, follow_config
-from omfa.tuning import Mismatch, Train, choose_trained, merge_lora, save_tuned
+from omfa.training.examples import Batch
+from omfa.training.in_rows import row_losses
+from omfa.training.model_card import About, forget_origins
+from omfa.training.parts import Sampling, TrainedModule
+from omfa.training.rates import Rates
+from omfa.tuning import LORA, TUNED, Mismatch, Train, choose_trained, merge_lora, save_tuned
 
 
-class OMFAModule(pl.LightningModule):
+class OMFAModule(TrainedModule):
     """Trains a pipeline's UNet (and slot tokens) by partial diffusion; VAE and text encoders stay frozen.
 
     Args:
@@ -63,14 +68,9 @@ class OMFAModule(pl.LightningModule):
         frozen_bf16: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(Rates(learning_rate, weight_decay, warmup_steps, decay_from))
         if train != "all" and pipeline.slot_tokens is not None:
             raise ValueError(f"train={train!r} is for SDXL; the compact model is small: train 'all' of it")
-        if learning_rate <= 0 or warmup_steps < 0 or not 0 <= decay_from <= 1:
-            raise ValueError(
-                f"learning_rate {learning_rate} > 0, warmup_steps {warmup_steps} >= 0 and 0 <= decay_from {decay_from} "
-                "<= 1 are needed"
-            )
         self.pipe = pipeline  # no nn.Module: what is frozen stays out of checkpoints
         self.unet, self.slot_tokens = pipeline.unet, pipeline.slot_tokens
         self.train_what, self.frozen_bf16 = train, frozen_bf16
@@ -82,8 +82,7 @@ class OMFAModule(pl.LightningModule):
             self.unet.enable_gradient_checkpointing()
         if channels_last:
             self.unet.to(memory_format=torch.channels_last)
-        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
-        self.decay_from, self.min_snr = decay_from, min_snr
+        self.min_snr = min_snr
         self.kind = pd.check_scheduler(pipeline.scheduler)
         self.register_buffer("alphas_cumprod", pipeline.scheduler.alphas_cumprod.clone(), persistent=False)
         for frozen in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
@@ -111,20 +110,13 @@ class OMFAModule(pl.LightningModule):
                 "many passes on every device: take stage 2, or unconditional_on: canvas"
             )
         latents = getattr(self.trainer.datamodule, "latents", None)  # type: ignore[attr-defined]
-        if latents is not None and read_encoding(Path(latents))["vae"] != fingerprint(self.pipe.vae):
+        if latents is not None and Latents(latents).vae != fingerprint(self.pipe.vae):
             raise RecordError(f"{latents} was made by another VAE than this model's: encode the records with this one")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checkpoints hold what is trained; the rest comes from where it came from."""
-        kept = checkpoint.get("state_dict", {})
-        for name in self._frozen():
-            kept.pop(name, None)
+        super().on_save_checkpoint(checkpoint)
         checkpoint["base"] = self.base
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the rates of the config, if the checkpoint fits this module at all."""
-        self.check(checkpoint)
-        follow_config(checkpoint, self, self.learning_rate, self.weight_decay, self.warmup_steps, self.decay_from)
 
     def check(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of something else.
@@ -138,25 +130,9 @@ class OMFAModule(pl.LightningModule):
                 f"the checkpoint's training began with other weights (base {made_from}, here {self.base}): set the "
                 "pipeline's base to the very SDXL it began with"
             )
-        frozen = self._frozen()
-        own = {name: v.shape for name, v in self.state_dict().items() if name not in frozen}
-        theirs = {name: v.shape for name, v in checkpoint["state_dict"].items()}
-        differ = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
-        if differ:
-            here, there = (list(x.get(differ[0], ())) or "not trained" for x in (own, theirs))
-            raise Mismatch(
-                f"the checkpoint does not fit this model: {len(differ)} weights differ, like {differ[0]}: there "
-                f"{there}, here {here}. Go on with the train, rank and network it was made with; config.yaml has them"
-            )
+        super().check(checkpoint)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """What a checkpoint holds, over the frozen weights as they are; anything missing or too much is an error."""
-        return super().load_state_dict({**self._frozen(), **state_dict}, strict, assign)
-
-    def _frozen(self) -> dict[str, Tensor]:
-        return {name: p for name, p in self.named_parameters() if not p.requires_grad}
-
-    def training_step(self, batch: Example, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean of :meth:`losses`, logged by task."""
         losses = self.losses(batch)
         size = len(losses)
@@ -167,10 +143,12 @@ class OMFAModule(pl.LightningModule):
         self.log_dict({name: torch.stack(v).mean() for name, v in by_kind.items()}, batch_size=size)
         return losses.mean()
 
-    def losses(self, batch: Example) -> Tensor:
+    def losses(self, batch: Batch) -> Tensor:
         """Each example's loss, (B,): noise the targets, predict, compare on the targets."""
+        if self.pipe.config.join == "rows":
+            return self._losses_in_rows(batch)
         z0, noise, guide = self.prepare(batch)
-        t = torch.tensor(batch.t, device=self.device)
+        t = torch.tensor([t for (t,) in batch.t], device=self.device)
         alpha_bar = self.alphas_cumprod[t]
         z_t = torch.where(guide.target, pd.add_noise(z0, noise, alpha_bar, guide.target), guide.known)
         prediction = self.predict(z_t, t, guide, batch)
@@ -178,7 +156,7 @@ class OMFAModule(pl.LightningModule):
         goal = pd.training_goal(z0, noise, alpha_bar, self.kind)
         return pd.loss(prediction, goal, guide.target, weight)
 
-    def predict(self, z_t: Tensor, t: Tensor, guide: Guide, batch: Example) -> Tensor:
+    def predict(self, z_t: Tensor, t: Tensor, guide: Guide, batch: Batch) -> Tensor:
         """The pipeline's prediction; examples without anything given over their targets alone where it samples so."""
         alone = [i for i, is_so in enumerate(batch.unconditional) if is_so]
         if not alone or self.pipe.config.unconditional_on == "canvas":
@@ -193,14 +171,21 @@ class OMFAModule(pl.LightningModule):
             made.append(self.pipe.predict(z_t[rest], t[rest], guide.map(lambda x: x[rest])))
         return torch.cat(made)[torch.tensor([*alone, *rest]).argsort()]
 
-    def prepare(self, batch: Example) -> tuple[Tensor, Tensor, Guide]:
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Guide]:
         """Clean latents of the whole canvas (B, C, h, w), noise for them (the same), and what the network is given.
 
         Targets are samples of the VAE's posterior, given components its mode; each picture is encoded alone.
         """
-        canvas, vae = self.pipe.canvas, self.pipe.vae
-        draws = draw_noise(batch.generator, (2, vae.config.latent_channels, *canvas.size)).to(self.device)
-        latents, noise = {}, canvas.split(draws[:, 1])
+        canvas, channels = self.pipe.canvas, self.pipe.vae.config.latent_channels
+        draws = draw_noise(batch.generator, (2, channels, *canvas.size)).to(self.device)
+        latents, pose = self._latents(batch, canvas.split(draws[:, 1]))
+        guide = self.pipe.guide(batch.layout, latents, pose, torch.tensor(batch.has_pose), self.device)
+        guide = choose(torch.tensor(batch.unconditional), self.pipe.unconditional(guide), guide)
+        return canvas.join(latents), draws[:, 0], guide
+
+    def _latents(self, batch: Batch, noise: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Latents of every slot, and of the pose maps, (B, C, h, w); ``noise`` samples the targets' posteriors."""
+        vae = self.pipe.vae
 
         def look(pixels: Tensor, noise: Tensor | None) -> Tensor:
             if batch.encoded:
@@ -208,6 +193,7 @@ class OMFAModule(pl.LightningModule):
             moments = posterior(vae.to(pixels.device), pixels)
             return latents_from(moments, noise, vae.config.scaling_factor)
 
+        latents = {}
         with torch.no_grad():
             for slot, pixels in batch.pixels.items():
                 states = [layout.states.get(slot, State.ABSENT) for layout in batch.layout]
@@ -221,22 +207,34 @@ class OMFAModule(pl.LightningModule):
             posed = [i for i, has in enumerate(batch.has_pose) if has]
             if posed:
                 pose[posed] = look(batch.pose[posed], None)
-        guide = self.pipe.guide(batch.layout, latents, pose, torch.tensor(batch.has_pose), self.device)
-        guide = choose(torch.tensor(batch.unconditional), self.pipe.unconditional(guide), guide)
-        return canvas.join(latents), draws[:, 0], guide
+        return latents, pose
 
-    def configure_optimizers(self) -> Any:
-        """AdamW with linear warm-up and a linear fall at the end."""
-        return adamw(self, self.learning_rate, self.weight_decay, self.warmup_steps, self.decay_from)
+    def _losses_in_rows(self, batch: Batch) -> Tensor:
+        """The same in rows, the mean over several draws of the noise; see :func:`omfa.training.in_rows.row_losses`."""
+        canvas, steps = self.pipe.canvas, torch.tensor(batch.t)
+        shape = (steps.shape[1] + 1, self.pipe.vae.config.latent_channels, *canvas.size)
+        *draws, last = draw_noise(batch.generator, shape).to(self.device).unbind(1)
+        latents, pose = self._latents(batch, canvas.split(last))
+        planes = {PERSON: [p if has else None for p, has in zip(pose, batch.has_pose, strict=True)]}
+        guide = self.pipe.row_guide(batch.layout, latents, planes, self.device)
+        here = list(zip(guide.targets.owner.tolist(), guide.targets.slots, strict=True))
 
-    def save(self, folder: Path, whole: bool = False) -> None:
-        """Write what was trained.
+        def of_targets(by_slot: Mapping[str, Tensor]) -> Tensor:
+            return torch.stack([by_slot[slot][b] for b, slot in here])
 
-        Args:
-            folder: for "all" a folder that ``OMFAPipeline.from_pretrained`` reads; else small files that
-                ``omfa.sdxl.load_small`` lays onto the base.
-            whole: a whole pipeline in any case; LoRA is merged for good, so training can't go on with this object.
+        noise = torch.stack([of_targets(canvas.split(draw)) for draw in draws])
+        dropped = torch.tensor(batch.unconditional)
+        how = (self.alphas_cumprod, self.kind, self.min_snr)
+        return row_losses(self.pipe, guide, batch.layout, of_targets(latents), noise, steps, dropped, *how)
+
+    def save(self, folder: Path, whole: bool = False, dtype: torch.dtype | None = None) -> None:
+        """Write what was trained; see :class:`omfa.training.parts.Saves`.
+
+        For "all" and where ``whole`` the folder is one that ``OMFAPipeline.from_pretrained`` reads (LoRA is merged for
+        good), else small files that ``omfa.sdxl.load_small`` lays onto the base.
         """
+        if dtype is not None:
+            self._cast(dtype)
         pipe = self.pipe
         if pipe.slot_tokens is None and pipe.prompts is None and pipe.texts.loaded:
             encoders = pipe.text_encoder, pipe.text_encoder_2
@@ -252,3 +250,59 @@ class OMFAModule(pl.LightningModule):
             if pipe.prompts is not None:
                 pipe.prompts.save_pretrained(folder / "prompts")
         forget_origins(folder)
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        self.to(dtype)
+        for part in self.pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                torch.nn.Module.to(part, dtype)  # diffusers' own warns of nothing
+
+    def about(self, folder: Path) -> About:
+        """See :class:`omfa.training.parts.Describes`."""
+        code = "from omfa.pipeline import OMFAPipeline\n\npipe = OMFAPipeline.from_pretrained(FOLDER)"
+        use = f"```python\n{code}\n```"
+        if (folder / TUNED).is_file():
+            lora = (folder / LORA).is_file()
+            what = "LoRA matrices, which diffusers' `load_lora_weights` reads too," if lora else "Attention weights"
+            code = (
+                "from omfa.sdxl import load_small\n\n"
+                "pipe = load_small(FOLDER)  # base=... if it began with a local folder"
+            )
+            use = f"{what} and `conv_in`, small files for the base it began with:\n\n```python\n{code}\n```"
+        return About(
+            title="OMFA model",
+            tags=("virtual-try-on", "virtual-try-off", "image-to-image"),
+            what="Try-on and try-off by partial diffusion ([arXiv 2508.04559](https://arxiv.org/abs/2508.04559)).",
+            use=use,
+            terms="SDXL: CreativeML Open RAIL++-M; ",
+        )
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """See :class:`omfa.training.parts.Samples`."""
+        slot, factor = self.pipe.canvas[PERSON], self.pipe.vae_scale_factor
+        return slot.height * factor, slot.width * factor
+
+    def sample(self, source: Source, record: Record, how: Sampling) -> list[list[Image.Image]]:
+        """A row of try-on and one of try-off by the pipeline users call; see :class:`omfa.training.parts.Samples`."""
+
+        def read(path: str) -> Image.Image:
+            return images.decode(source.read(path), source.where(path))
+
+        pipe = self.pipe
+        pipe.vae.to(self.device)
+        person = read(record.file_name)
+        worn = {g.category.value: read(g.path) for g in record.garments}
+        worn = dict(list(worn.items())[: pipe.canvas.garments])
+        pose = read(record.pose.map) if record.pose is not None and record.pose.map is not None else None
+        face = None if record.face is None else read(record.face.path)
+        options: dict[str, Any] = {"num_inference_steps": how.steps, "guidance_scale": how.guidance}
+        pipe.set_progress_bar_config(disable=True)
+        seed = torch.Generator().manual_seed
+        on = pipe(["person"], None, worn, face, pose, generator=seed(how.seed), **options)
+        off = pipe(list(worn), person, generator=seed(how.seed), **options)
+        pipe.set_progress_bar_config(disable=False)
+        return [
+            [*worn.values(), *([pose] if pose is not None else []), on.person[0], person],
+            [person, *(p[0] for p in off.garments.values()), *worn.values()],
+        ]

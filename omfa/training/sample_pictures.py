@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,13 +15,14 @@ from PIL import Image
 from pytorch_lightning.callbacks import TQDMProgressBar
 
 from omfa import images
-from omfa.canvas import PERSON
 from omfa.records.shards import open_records
 from omfa.training.ema import best_weights, lent
+from omfa.training.parts import Samples, Sampling
+from omfa.tuning import Mismatch
 
 
 class SamplePictures(pl.Callback):
-    """Every so often, try-on and try-off of a few records with the averaged weights, by the pipeline users call.
+    """Every so often, what the module makes of a few records with the averaged weights; see ``parts.Samples``.
 
     Pictures go to TensorBoard and to ``samples/`` in the run folder: given | made | truth, a row per record and task.
 
@@ -52,38 +55,46 @@ class SamplePictures(pl.Callback):
             pixels = images.pixels_to_tensor(np.asarray(sheet)) / 2 + 0.5
             trainer.logger.experiment.add_image("samples", pixels, trainer.global_step)  # type: ignore[attr-defined]
 
-    def sheet(self, trainer: pl.Trainer, pl_module: Any) -> Image.Image:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """See at once that there will be something to draw.
+
+        Raises:
+            Mismatch: a module that makes no pictures, or data that are no records.
+        """
+        if not isinstance(pl_module, Samples):
+            raise Mismatch(f"SamplePictures asks for a module with sample(); {type(pl_module).__name__} has none")
+        if not isinstance(data := trainer.datamodule, _OfRecords):  # type: ignore[attr-defined]
+            raise Mismatch(f"SamplePictures asks for data with folder and split; {type(data).__name__} has not both")
+
+    @torch.no_grad()
+    def sheet(self, trainer: pl.Trainer, pl_module: Samples) -> Image.Image:
         """The contact sheet for the weights as they are now."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        pipe, source = pl_module.pipe, open_records(data.folder)
-        pipe.set_progress_bar_config(disable=True)
-        was_training = pipe.unet.training
-        pipe.unet.eval()
-        pipe.vae.to(pl_module.device)
+        source = open_records(data.folder)
         records = [r for r in source.records(self.split or data.split) if r.garments][: self.records]
-
-        def read(path: str) -> Image.Image:
-            return images.decode(source.read(path), source.where(path))
-
         rows = []
-        for i, record in enumerate(records):
-            person = read(record.file_name)
-            worn = {g.category.value: read(g.path) for g in record.garments}
-            worn = dict(list(worn.items())[: pipe.canvas.garments])
-            pose = record.pose and record.pose.map and read(record.pose.map)
-            face = record.face and read(record.face.path)
-            options: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
-            with trainer.precision_plugin.forward_context():
-                on = pipe(["person"], None, worn, face, pose, generator=torch.Generator().manual_seed(i), **options)
-                off = pipe(list(worn), person, generator=torch.Generator().manual_seed(i), **options)
-            rows.append([*worn.values(), *([pose] if pose else []), on.person[0], person])
-            rows.append([person, *(p[0] for p in off.garments.values()), *worn.values()])
-        pipe.unet.train(was_training)
-        pipe.set_progress_bar_config(disable=False)
-        slot = pipe.canvas[PERSON]
-        return images.contact_sheet(
-            [("", row) for row in rows], (slot.height * pipe.vae_scale_factor, slot.width * pipe.vae_scale_factor)
-        )
+        with trainer.precision_plugin.forward_context(), evaluating(pl_module):
+            for i, record in enumerate(records):
+                rows += pl_module.sample(source, record, Sampling(self.steps, self.guidance, i))
+        return images.contact_sheet([("", row) for row in rows], pl_module.picture_size)
+
+
+@runtime_checkable
+class _OfRecords(Protocol):
+    folder: str
+    split: str | None
+
+
+@contextmanager
+def evaluating(module: Any) -> Iterator[None]:
+    """A module in evaluation mode for the length of a ``with`` block; every part of it as it was afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 class StepBar(TQDMProgressBar):

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, default_collate
 from omfa import images
 from omfa.records.stream import seeded
 from omfa.training.model_card import forget_origins
-from omfa.training.rates import adamw, follow_config
+from omfa.training.rates import Rates
 from omfa.training.streaming import StreamDataModule
 
 # Photographs in scikit-image's wheel that are in the public domain or CC0, as its own documentation says.
@@ -166,7 +166,7 @@ class VAEModule(pl.LightningModule):
         learning_rate: AdamW's, after warm-up.
         kl_weight: of the KL divergence per latent number.
         edge_weight: of the error of horizontal and vertical differences; keeps stripes and outlines sharp.
-        warmup_steps, decay_from: as in :class:`OMFAModule`.
+        warmup_steps, decay_from: as in :class:`omfa.training.rates.Rates`.
         channels_last: memory format.
     """
 
@@ -187,8 +187,8 @@ class VAEModule(pl.LightningModule):
         self.vae = start_as_averages(AutoencoderKL(**vae))
         if channels_last:
             self.vae.to(memory_format=torch.channels_last)
-        self.learning_rate, self.kl_weight, self.edge_weight = learning_rate, kl_weight, edge_weight
-        self.warmup_steps, self.decay_from = warmup_steps, decay_from
+        self.rates = Rates(learning_rate, 0.0, warmup_steps, decay_from)
+        self.kl_weight, self.edge_weight = kl_weight, edge_weight
         channels = self.vae.config.latent_channels
         self.register_buffer("latent_mean", torch.zeros(channels))  # running means of latents and of their products
         self.register_buffer("latent_products", torch.eye(channels))
@@ -209,11 +209,11 @@ class VAEModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and a linear fall at the end."""
-        return adamw(self, self.learning_rate, 0.0, self.warmup_steps, self.decay_from)
+        return self.rates.adamw(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the rates of the config."""
-        follow_config(checkpoint, self, self.learning_rate, 0.0, self.warmup_steps, self.decay_from)
+        self.rates.follow(checkpoint, self)
 
     def measure(self, latents: Tensor) -> None:
         """Follow mean and covariance of latents (B, C, h, w)."""
@@ -221,10 +221,14 @@ class VAEModule(pl.LightningModule):
         self.latent_mean.lerp_(cells.mean(0), 0.01)
         self.latent_products.lerp_(cells.T @ cells / len(cells), 0.01)
 
-    def save(self, folder: Path) -> None:
-        """Write a plain diffusers folder, its latents evened out and, by ``scaling_factor``, of variance 1."""
+    def save(self, folder: Path, whole: bool = False, dtype: torch.dtype | None = None) -> None:
+        """Write a plain diffusers folder, its latents evened out and, by ``scaling_factor``, of variance 1.
+
+        See :class:`omfa.training.parts.Saves`; the folder is always a whole model.
+        """
         vae = deepcopy(self.vae)  # training goes on with its own
         even_out(vae, self.latent_mean, self.latent_products - torch.outer(self.latent_mean, self.latent_mean))
+        torch.nn.Module.to(vae, dtype)  # what is evened out is so in float32
         vae.save_pretrained(folder)
         forget_origins(folder)
 

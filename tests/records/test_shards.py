@@ -23,7 +23,7 @@ from omfa.components import Category
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import FaceRef, GarmentRef, Maps, PoseRef, Record, RecordError, read_records, record_files
 from omfa.records.shards import Shards, open_records
-from omfa.training.examples import RecordsDataModule, RecordsDataset, collate
+from omfa.training.examples import ExampleOptions, Geometry, RecordsDataModule, RecordsDataset, collate
 from tests.ranks import run
 from tests.records.writing import write_records
 
@@ -124,7 +124,7 @@ def test_training_reads_both_alike(records: Path, compact: OMFAPipeline, tmp_pat
     assert pack(records, tmp_path / "out") == 0
     batches = []
     for where in (records, tmp_path / "out"):
-        data = RecordsDataset(where, compact.canvas, 4, 4, jitter=0.05)
+        data = RecordsDataset(where, Geometry(compact.canvas, 4, 4), ExampleOptions(jitter=0.05))
         batches.append(collate([data[epoch, k] for epoch in range(3) for k in range(len(data))]))
     a, b = batches
     assert a.id == b.id and a.layout == b.layout

@@ -16,6 +16,8 @@ from omfa.training.examples import (
     TRAIN_STEPS,
     Drops,
     Example,
+    ExampleOptions,
+    Geometry,
     RecordsDataModule,
     RecordsDataset,
     TaskWeights,
@@ -25,7 +27,7 @@ from omfa.training.examples import (
 
 
 def dataset(records: Path, pipe: OMFAPipeline, **options: object) -> RecordsDataset:
-    return RecordsDataset(records, pipe.canvas, 4, 4, **options)  # type: ignore[arg-type]
+    return RecordsDataset(records, Geometry(pipe.canvas, 4, 4), ExampleOptions(**options))  # type: ignore[arg-type]
 
 
 def equal(a: Example, b: Example) -> bool:
@@ -59,7 +61,7 @@ def test_the_noise_is_what_the_generator_of_seed_epoch_and_record_draws_next(
     drawn = draw_noise(batch.generator, (2, 4, 16, 12))
     for i, row in enumerate(drawn):
         generator = seeded(0, 0, data.records[i].id)
-        data.drops.draw(data.layout(data.records[i], generator), generator)
+        data.options.drops.draw(data.layout(data.records[i], generator), generator)
         torch.randint(TRAIN_STEPS, (1,), generator=generator)
         assert torch.equal(row, torch.randn(2, 4, 16, 12, generator=generator))
         assert torch.equal(row, noise(data[0, i])[0])
@@ -126,7 +128,7 @@ def test_bad_input_is_refused(records: Path, compact: OMFAPipeline) -> None:
 def test_timesteps_are_drawn_alike_or_from_those_named(records: Path, compact: OMFAPipeline) -> None:
     def drawn(timesteps: list[int] | None) -> list[int]:
         data = dataset(records, compact, timesteps=timesteps)
-        return [data[epoch, 0].t for epoch in range(600)]
+        return [t for epoch in range(600) for t in data[epoch, 0].t]
 
     every = drawn(None)
     assert min(every) < 20 and max(every) >= 980 and sum(every) / 600 == pytest.approx(499.5, abs=50)

@@ -14,7 +14,7 @@ from omfa.backbone import decode, encode
 from omfa.compact import compact_pipeline
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import Record, read_records, resolve
-from omfa.training.examples import Drops, RecordsDataset, TaskWeights, collate
+from omfa.training.examples import Drops, ExampleOptions, Geometry, RecordsDataset, TaskWeights, collate
 from omfa.training.module import OMFAModule
 from tests.conftest import SIZE
 from tests.records.writing import write_records
@@ -65,7 +65,9 @@ def train_vae(pixels: torch.Tensor, steps: int) -> AutoencoderKL:
 
 
 def train(pipe: OMFAPipeline, folder: Path, steps: int) -> None:
-    data = RecordsDataset(folder, pipe.canvas, 8, 8, tasks=TaskWeights(0.5, 0.5, 0), drops=Drops(0.05, 0, 0.5))
+    data = RecordsDataset(
+        folder, Geometry(pipe.canvas, 8, 8), ExampleOptions(tasks=TaskWeights(0.5, 0.5, 0), drops=Drops(0.05, 0, 0.5))
+    )
     module = OMFAModule(pipe)
     optimizer = torch.optim.AdamW(module.parameters(), 2e-3, weight_decay=0)
     for step in range(steps):

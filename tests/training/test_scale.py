@@ -24,6 +24,7 @@ from omfa.fit import main
 from omfa.pipeline import OMFAPipeline
 from omfa.training.checkpoints import last_checkpoint
 from omfa.training.ema import EMA
+from omfa.training.examples import Batch
 from omfa.training.guards import BadLoss, LossGuard, load_batch
 from tests.ranks import Ended, run, saved
 
@@ -179,7 +180,7 @@ def loss_again(root: Path, rank: int) -> tuple[float, float]:
     assert not unused.unexpected_keys
     about = json.loads((folder / f"batch-{rank}.json").read_text())
     with torch.no_grad():
-        return about["loss"], float(module.losses(load_batch(folder / f"batch-{rank}")).mean())
+        return about["loss"], float(module.losses(load_batch(folder / f"batch-{rank}", Batch)).mean())
 
 
 def test_a_bad_loss_stops_the_run_with_its_batch_saved(records: Path, tmp_path: Path) -> None:
@@ -279,7 +280,7 @@ def test_a_jump_stops_a_run(tmp_path: Path) -> None:
         guard.on_before_backward(trainer, module, torch.tensor(loss))
     with pytest.raises(BadLoss, match="loss 30 at step 0"):
         guard.on_before_backward(trainer, module, torch.tensor(30.0))
-    assert torch.equal(load_batch(tmp_path / "stopped/step=0/batch-0"), torch.arange(6.0))  # type: ignore[arg-type]
+    assert torch.equal(load_batch(tmp_path / "stopped/step=0/batch-0", torch.Tensor), torch.arange(6.0))
 
 
 def test_sound_losses_never_stop_a_run() -> None:

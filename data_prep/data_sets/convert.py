@@ -1,0 +1,98 @@
+"""Real data sets to records, each read exactly as it unpacks; what is missing is counted, the rest goes on.
+
+A *scan* walks a data set and yields one :class:`Entry` a person picture: the only place that knows the set's folders,
+categories and label ids. Everything after it is the same for all. A person picture is taken as it is when any decoder
+reads it alike (upright 8-bit RGB), else written again as PNG.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_prep.data_sets.deepfashion import scan_deepfashion
+from data_prep.data_sets.dresscode import scan_dresscode
+from data_prep.data_sets.entries import Entry, Missing, Scan
+from data_prep.data_sets.folder import scan_folder
+from data_prep.data_sets.vitonhd import scan_vitonhd
+from data_prep.records import as_line, link
+from data_prep.run import Outcome, add_source, run_stage, write_image
+from omfa.images import read_image
+from omfa.records.labels import read_labels, to_parts
+from omfa.records.prepared import GarmentRef, Maps, Record, resolve
+
+
+def convert(item_id: str, entry: Entry, out: Path, *, stage: str, root: Path) -> list[dict[str, Any]]:
+    """Work of the runner: one entry of a data set to one record.
+
+    Raises:
+        ValueError: a picture that can't be read, a map that does not fit, a path that leads out of the data set.
+    """
+    person, size = _take(root, entry.person, out, f"person/{item_id}")
+    garments = []
+    for category, path in entry.garments:
+        garments.append(GarmentRef(category, _take(root, path, out, f"garment/{item_id}-{category}")[0]))
+    maps = None
+    if entry.labels is not None:
+        (path, names), parts = entry.labels, f"parts/{item_id}.png"
+        maps = Maps(parts)
+        write_image(out / parts, to_parts(read_labels(resolve(root, path)), names, size))
+    record = Record(
+        id=item_id,
+        split=entry.split,
+        person_id=entry.person_id,
+        outfit_id=entry.outfit_id,
+        file_name=person,
+        garments=tuple(garments),
+        maps=maps,
+        caption=entry.caption,
+        view_yaw=entry.view_yaw,
+        provenance={"stage": stage, "source": entry.person},
+    )
+    return [as_line(record)]
+
+
+def _take(root: Path, path: str, out: Path, target: str) -> tuple[str, tuple[int, int]]:
+    """Bring a picture over; its new path (with suffix) and (H, W)."""
+    source = resolve(root, path)
+    image = read_image(source)
+    with Image.open(source) as raw:
+        kind = {"JPEG": ".jpg", "PNG": ".png"}.get(raw.format or "", "")
+        plain = raw.mode == "RGB" and "transparency" not in raw.info and raw.getexif().get(0x0112, 1) == 1
+    if kind and plain:
+        link(source, out / (target + kind))
+    else:
+        kind = ".png"
+        write_image(out / (target + kind), np.asarray(image))
+    return target + kind, (image.height, image.width)
+
+
+SCANS: dict[str, Scan] = {
+    "vitonhd": scan_vitonhd,
+    "dresscode": scan_dresscode,
+    "deepfashion-mm": scan_deepfashion,
+    "folder": scan_folder,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the stages vitonhd, dresscode, deepfashion-mm and folder: where the data set lies."""
+    stage = parser.get_default("stage")
+    what = "folder of photos" if stage == "folder" else "root of the data set, as it unpacks (see below)"
+    add_source(parser, "images", images=what)
+    parser.epilog = " ".join((SCANS[stage].__doc__ or "").split())
+
+
+def main(args: argparse.Namespace) -> Outcome:
+    """Read a data set into records; what is missing is said and listed in ``missing.jsonl``."""
+    with Missing(args.out) as missing:
+        entries = islice(SCANS[args.stage](args.images, missing), args.limit)
+        work = partial(convert, stage=args.stage, root=args.images)
+        outcome = run_stage(args.stage, entries, work, args.out, workers=args.workers, engine=args.engine)
+    return missing.tell(args.stage, outcome)

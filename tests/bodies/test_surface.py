@@ -1,0 +1,250 @@
+"""Drafts against independent answers: a picture from itself, from another view, from a mirror, from a wrong body."""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data_prep.wardrobe.synthetic import Sample, make_outfit
+from omfa.bodies.body import Body, load_body
+from omfa.bodies.named_poses import NAMED_POSES, mirror_parameters
+from omfa.bodies.placing import place, project, turned
+from omfa.bodies.standing import standing
+from omfa.bodies.surface import Draft, NoDraft, Source, draft, off_paper, see, surface_map
+
+SIZE = (160, 120)
+FRONT = 40  # degrees of yaw within which pictures count as seen from the front
+
+
+@lru_cache(maxsize=1)
+def body() -> Body:
+    return load_body()
+
+
+@lru_cache(maxsize=1)
+def outfits() -> list[list[Sample]]:
+    return [make_outfit(21, k, SIZE, 2) for k in range(4)]
+
+
+def pixels(picture: np.ndarray) -> Tensor:
+    return torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def person(sample: Sample) -> Source:
+    return Source(pixels(sample.person), see(body(), sample.params), torch.from_numpy(sample.person_mask))
+
+
+def shop(sample: Sample, category: str, layer: int = 0) -> Source:
+    mask = torch.from_numpy(sample.garment_masks[category])
+    return Source(pixels(sample.garments[category]), see(body(), sample.garment_params[category]), mask, layer)
+
+
+def psnr(made: Draft, sample: Sample) -> float:
+    where = made.valid & torch.from_numpy(sample.person_mask)
+    error = (made.picture - pixels(sample.person))[:, where] / 2
+    return float(-10 * error.square().mean().log10())
+
+
+def near_the_front() -> list[tuple[Sample, Sample]]:
+    views = [[s for s in outfit if abs(s.record.view_yaw or 0) < FRONT] for outfit in outfits()]
+    return [(v[0], v[1]) for v in views if len(v) > 1]
+
+
+# ---------------------------------------------------------------------------------------------------- right answers
+
+
+def test_a_picture_drafted_from_itself_is_the_picture() -> None:
+    for outfit in outfits():
+        for sample in outfit:
+            source = person(sample)
+            made = draft(source.seen, [source])
+            error = (made.picture - source.picture)[:, made.valid].abs() * 127.5
+            assert error.median() <= 2, sample.record.id
+            assert made.valid[torch.from_numpy(sample.person_mask)].float().mean() > 0.9, sample.record.id
+            assert (made.picture[:, ~made.valid] == 0).all()
+
+
+def test_another_view_of_the_outfit_is_drafted_better_than_by_wrong_bodies() -> None:
+    right, posed, swapped = [], [], []
+    for a, b in near_the_front():
+        source, target = person(a), see(body(), b.params)
+        right.append(psnr(draft(target, [source]), b))
+        other = turned(a.params, 60)
+        posed.append(psnr(draft(target, [replace(source, seen=see(body(), other))]), b))
+        swapped.append(psnr(draft(target, [replace(source, seen=see(body(), mirror_parameters(a.params)))]), b))
+    assert len(right) >= 3
+    assert np.mean(right) > np.mean(posed) + 3, (right, posed)
+    assert np.mean(right) > np.mean(swapped) + 2, (right, swapped)
+
+
+def test_shop_pictures_dress_the_person() -> None:
+    for sample in (outfit[0] for outfit in outfits()):
+        made = draft(see(body(), sample.params), [shop(sample, c, k) for k, c in enumerate(sample.garments)])
+        cloth = torch.from_numpy(np.isin(sample.labels, [4, 5, 6]))
+        assert psnr(made, sample) > 13, sample.record.id
+        assert made.valid[cloth].float().mean() > 0.5, sample.record.id
+
+
+def test_the_mirrored_picture_gives_the_mirrored_draft() -> None:
+    for a, b in near_the_front()[:2]:
+        source = person(a)
+        assert source.mask is not None
+        flipped = Source(source.picture.flip(-1), see(body(), mirror_parameters(a.params)), source.mask.flip(-1))
+        made = draft(see(body(), b.params), [source])
+        mirrored = draft(see(body(), mirror_parameters(b.params)), [flipped])
+        assert (made.valid != mirrored.valid.flip(-1)).float().mean() < 0.01
+        both = made.valid & mirrored.valid.flip(-1)
+        assert (made.picture - mirrored.picture.flip(-1))[:, both].abs().median() * 127.5 < 2
+
+
+def test_left_is_left() -> None:
+    """The person's left half is red, their right half blue, and so it stays on another pose from another side."""
+    params = place(body(), NAMED_POSES["a_pose"], image_size=SIZE)
+    painted = torch.full((3, *SIZE), -1.0)
+    painted[0, :, SIZE[1] // 2 :] = 1  # a person who faces the camera: their left is the picture's right
+    painted[2, :, : SIZE[1] // 2] = 1
+    mask = torch.ones(SIZE, dtype=torch.bool)
+    target = place(body(), NAMED_POSES["walking"], yaw=25, image_size=SIZE)
+    made = draft(see(body(), target), [Source(painted, see(body(), params), mask)])
+    x = project(body().posed(target).joints[0].numpy(), target.K).round().astype(int)
+    names = body().joint_names
+    for side, channel in (("left", 0), ("right", 2)):
+        u, v = x[names.index(f"{side}_elbow")]
+        assert made.valid[v, u] and made.picture[channel, v, u] > 0.9
+
+
+# ---------------------------------------------------------------------------------------------------- how sources meet
+
+
+def flat(colour: float, seen_from: float = 0, **more: object) -> Source:
+    params = place(body(), NAMED_POSES["a_pose"], yaw=seen_from, image_size=SIZE)
+    mask = torch.ones(SIZE, dtype=torch.bool)
+    return Source(torch.full((3, *SIZE), colour), see(body(), params), mask, **more)  # type: ignore[arg-type]
+
+
+def test_outer_layers_hide_inner_ones_and_nothing_else() -> None:
+    target = flat(0).seen
+    half = torch.zeros(SIZE, dtype=torch.bool)
+    half[: SIZE[0] // 2] = True
+    outer, inner = replace(flat(0.5), mask=half), flat(-0.5, layer=1)
+    for sources in ([outer, inner], [inner, outer]):
+        made = draft(target, sources)
+        assert made.picture[:, : SIZE[0] // 2 - 2][:, made.valid[: SIZE[0] // 2 - 2]].unique().tolist() == [0.5]
+        assert made.picture[:, SIZE[0] // 2 + 2 :][:, made.valid[SIZE[0] // 2 + 2 :]].unique().tolist() == [-0.5]
+
+
+def test_the_squarer_view_counts_for_more() -> None:
+    made = draft(flat(0).seen, [flat(0.8), flat(-0.8, seen_from=70)])
+    chest = project(
+        body().posed(place(body(), NAMED_POSES["a_pose"], image_size=SIZE)).joints[0, 9].numpy(), flat(0).seen.K
+    )
+    u, v = chest.round().astype(int)
+    assert made.picture[0, v, u] > 0.6
+
+
+def test_a_back_says_nothing_of_a_front() -> None:
+    made = draft(flat(0).seen, [flat(1.0, seen_from=180)], reach=0)
+    assert made.valid.float().mean() < 0.1 * draft(flat(0).seen, [flat(1.0)], reach=0).valid.float().mean()
+
+
+def test_wide_clothes_come_along() -> None:
+    gains = []
+    for sample in (outfit[0] for outfit in outfits()):
+        sources = [shop(sample, c, k) for k, c in enumerate(sample.garments)]
+        cloth, target = torch.from_numpy(np.isin(sample.labels, [4, 5, 6])), see(body(), sample.params)
+        covered = [draft(target, sources, reach).valid[cloth].float().mean() for reach in (0.0, 0.2)]
+        gains.append(float(covered[1] - covered[0]))
+    assert np.mean(gains) > 0.05 and min(gains) >= 0
+
+
+def test_any_size() -> None:
+    sample = outfits()[0][0]
+    small, large = (
+        draft(see(body(), sample.params, size), [shop(sample, c) for c in sample.garments]).valid.float().mean()
+        for size in (SIZE, (384, 288))
+    )
+    assert abs(float(small - large)) < 0.01
+
+
+# ---------------------------------------------------------------------------------------------------- paper
+
+
+def test_paper_is_what_reaches_in_from_the_rim() -> None:
+    picture = torch.full((3, *SIZE), 1.0)
+    picture[:, 50:100, 40:90] = 0.5  # a hem
+    picture[:, 55:95, 45:85] = 1.0  # of a white shirt
+    assert torch.equal(off_paper(picture), torch.nn.functional.pad(torch.ones(50, 50), (40, 54, 50, 92)).bool())
+    assert off_paper(torch.rand(3, *SIZE)).all()
+
+
+def test_without_a_mask_paper_is_no_garment() -> None:
+    sample = outfits()[0][0]
+    target = see(body(), sample.params)
+    for category in sample.garments:
+        given = shop(sample, category)
+        with_mask, without = draft(target, [given]), draft(target, [replace(given, mask=None)])
+        assert (with_mask.valid != without.valid).float().mean() < 0.02
+
+
+# ---------------------------------------------------------------------------------------------------- no draft
+
+
+def test_no_draft_and_why() -> None:
+    params = place(body(), NAMED_POSES["standing"], image_size=SIZE)
+    with pytest.raises(NoDraft, match="were made with body"):
+        see(body(), replace(params, body_hash="another"))
+    with pytest.raises(NoDraft, match="behind the camera"):
+        see(body(), replace(params, transl=params.transl * [1, 1, -1]))
+    with pytest.raises(NoDraft, match="outside the picture"):
+        see(body(), replace(params, transl=params.transl + np.array([50, 0, 0], np.float32)))
+    with pytest.raises(NoDraft, match="empty"):
+        replace(flat(0), mask=torch.zeros(SIZE))
+    with pytest.raises(NoDraft, match="convert one"):
+        draft(replace(flat(0).seen, body_hash="another"), [flat(0)])
+    assert not draft(flat(0).seen, []).valid.any()
+
+
+def test_pictures_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="its body was seen at"):
+        replace(flat(0), picture=torch.zeros(3, 8, 8))
+    with pytest.raises(ValueError, match="the picture is"):
+        replace(flat(0), mask=torch.ones(8, 8))
+    with pytest.raises(ValueError, match="not finite"):
+        replace(flat(0), picture=torch.full((3, *SIZE), torch.nan))
+
+
+# ---------------------------------------------------------------------------------------------------- maps, standing
+
+
+def test_the_same_place_has_the_same_colour_in_any_pose() -> None:
+    colours = []
+    for pose, yaw in (("standing", 0), ("lunge", 25)):
+        params = place(body(), NAMED_POSES[pose], yaw=yaw, image_size=(512, 384))
+        seen, picture = see(body(), params), surface_map(body(), params)
+        v, u = torch.nonzero(seen.fragments.face >= 0).T
+        vertex = seen.faces[seen.fragments.face[v, u], seen.fragments.bary[v, u].argmax(-1)]
+        colours.append(dict(zip(vertex.tolist(), picture[v, u].astype(int), strict=True)))
+    both = colours[0].keys() & colours[1].keys()
+    change = np.array([np.abs(colours[0][k] - colours[1][k]).max() for k in both])
+    assert len(both) > 1000 and np.median(change) <= 3 and np.quantile(change, 0.95) <= 16
+    assert np.array([colours[0][k] for k in both]).std(0).min() > 20  # and other places others
+
+
+@pytest.mark.parametrize("category", ["upper", "lower", "dress"])
+def test_standing_bodies_fill_the_picture_with_their_garment(category: str) -> None:
+    params = standing(body(), category, (256, 192))  # type: ignore[arg-type]
+    posed = body().posed(params)
+    y = project(posed.joints[0].numpy(), params.K)[:, 1]
+    names = body().joint_names
+    neck, pelvis, knee, ankle = (y[names.index(n)] for n in ("neck", "pelvis", "left_knee", "left_ankle"))
+    top, bottom = {"upper": (neck, pelvis), "lower": (pelvis, ankle), "dress": (neck, knee)}[category]
+    assert 0 <= top < bottom < 256 and bottom - top > 0.45 * 256
+    assert np.abs(params.betas).max() == 0 and params.image_size == (256, 192)
+
+
+def test_an_unknown_category_is_refused() -> None:
+    with pytest.raises(ValueError, match="upper, lower, dress"):
+        standing(body(), "hat", SIZE)  # type: ignore[arg-type]
