@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from omfa.baselines.ladi_vton import training
-from omfa.baselines.ladi_vton.compact import compact
 from omfa.baselines.ladi_vton.from_records import Example
 from omfa.baselines.ladi_vton.inputs import fit_person, make_inputs, stack
 from omfa.baselines.ladi_vton.masks import garment_on_white
 from omfa.baselines.ladi_vton.pipeline import LaDIVTONPipeline
+from omfa.baselines.ladi_vton.start import compact
 from omfa.components import Category
 from omfa.images import load
 from tests.baselines.ladi_vton import tiny
