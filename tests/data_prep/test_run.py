@@ -134,7 +134,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from data_prep.run import run_stage
-from tests.test_run import draw, items
+from tests.data_prep.test_run import draw, items
 if __name__ == "__main__":
     out, log, workers = sys.argv[1:]
     run_stage("draw", items(150), partial(draw, size=64, log=log, pause=0.01), Path(out), workers=int(workers))
