@@ -141,8 +141,8 @@ def _taken_apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return name
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: _taken_apart(getattr(value, f.name), f"{name}/{f.name}", tensors) for f in fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a NamedTuple
-        value = value._asdict()
+    if isinstance(value, tuple) and (names := getattr(value, "_fields", None)):  # a NamedTuple
+        value = dict(zip(names, value, strict=True))
     if isinstance(value, Mapping):
         return {str(k): _taken_apart(v, f"{name}/{k}", tensors) for k, v in value.items()}
     if isinstance(value, list | tuple):
