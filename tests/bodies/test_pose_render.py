@@ -20,7 +20,7 @@ from omfa.bodies.pose_render import (
     supersampled,
     turntable,
 )
-from omfa.bodies.rasterise import NEAR, interpolate, rasterise
+from omfa.bodies.rasterise import NEAR, _egl, _egl_problem, interpolate, rasterise
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ def test_wrong_calls_are_refused(body):
 
 
 def test_egl_gives_the_same_picture(body):
-    if pose_render._egl() is None:
-        pytest.skip(f"no EGL on this machine: {rasterise._egl_problem()}")
+    if _egl() is None:
+        pytest.skip(f"no EGL on this machine: {_egl_problem()}")
     for yaw in (0, 75, 190):
         params = place(body, NAMED_POSES["hands_on_hips"], yaw=yaw, image_size=(512, 384))
         slow, fast = (render_pose_map(body, params, engine=e).astype(int) for e in ("torch", "egl"))
