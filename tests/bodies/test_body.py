@@ -159,7 +159,7 @@ def test_batches_and_gradients(body):
 
 def linear_alone() -> Body:
     """The open body without its pose correctives."""
-    plain = load_body()
+    plain = deepcopy(load_body())
     plain.model.posedirs = torch.zeros_like(plain.model.posedirs)
     return plain
 

@@ -81,7 +81,7 @@ def test_chunks_do_not_change_the_picture(body, monkeypatch):
     params = place(body, NAMED_POSES["walking"], image_size=(120, 90))
     vertices = body.posed(params).vertices[0]
     whole = rasterise(vertices, body.faces, params.K, params.image_size, "torch")
-    monkeypatch.setattr(pose_render, "_CANDIDATES", 997)
+    monkeypatch.setattr("omfa.bodies.rasterise._CANDIDATES", 997)
     pieces = rasterise(vertices, body.faces, params.K, params.image_size, "torch")
     assert torch.equal(whole.face, pieces.face)
 
