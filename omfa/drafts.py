@@ -1,0 +1,104 @@
+"""Drafts of what a call asks for: a person in the given garments, a garment off a photo. Nothing is learned here.
+
+The lookup itself is :func:`omfa.bodies.surface.draft`; here is who is looked up in what. Legend: ``H W`` pixels.
+
+    stand = standing(body, "upper", (256, 192))
+    shirt = draft_garment(body, stand, Shown(photo, photo_params))
+    other = draft_person(body, other_params, (256, 192), [Shown(shirt_picture, stand)])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omfa.bodies.body import Body
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.surface import Draft, Source, draft, see
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture whose body is known.
+
+    Args:
+        picture: (3, H, W) in [-1, 1].
+        params: the body in it; stretched to the picture's size if it was made for another.
+        mask: (H, W) bool or in [0, 1], what of the picture counts; None: all but paper.
+    """
+
+    picture: Tensor
+    params: BodyParameters
+    mask: Tensor | None = None
+
+    def source(self, body: Body, layer: int = 0) -> Source:
+        """To look up in; errors as :class:`omfa.bodies.surface.Source`."""
+        height, width = self.picture.shape[-2:]
+        return Source(self.picture, see(body, self.params, (height, width)), self.mask, layer)
+
+
+def draft_person(
+    body: Body, params: BodyParameters, size: tuple[int, int], garments: Sequence[Shown], portrait: Tensor | None = None
+) -> Draft:
+    """A person in a pose, as far as their garments tell.
+
+    Args:
+        body: everybody's.
+        params: the pose and camera.
+        size: (H, W) of the draft.
+        garments: from the innermost to the outermost; the body's own size and pose in each picture does not matter.
+        portrait: (3, H, W) the photo to be changed, in this very pose: what the garments leave open is its.
+
+    Returns:
+        The draft; with a portrait all of it is valid.
+
+    Raises:
+        NoDraft: another body's parameters, or a body that is not in its picture.
+    """
+    outermost = len(garments) - 1
+    made = draft(see(body, params, size), [g.source(body, outermost - i) for i, g in enumerate(garments)])
+    return made if portrait is None else over(made, portrait)
+
+
+def draft_garment(body: Body, stand: BodyParameters, person: Shown) -> Draft:
+    """A shop picture, as far as a photo of somebody tells; their skin and other clothes come along.
+
+    Args:
+        body: everybody's.
+        stand: how a body would stand in the shop picture (:mod:`omfa.bodies.standing`), and its size.
+        person: the photo.
+
+    Raises:
+        NoDraft: as :func:`draft_person`.
+    """
+    return draft(see(body, stand), [person.source(body)])
+
+
+def over(made: Draft, ground: Tensor) -> Draft:
+    """A draft laid over a picture (3, H, W) in [-1, 1]; all of it is valid."""
+    return Draft(torch.where(made.valid, made.picture, ground), torch.ones_like(made.valid))
+
+
+def nudged(
+    stand: BodyParameters, rng: np.random.Generator, degrees: float = 6.0, scale: float = 0.04, shift: float = 0.02
+) -> BodyParameters:
+    """A standing body, a little wrong, as an estimate is: training on the truth's own framing would tell the answer.
+
+    Args:
+        stand: a shop picture's.
+        rng: draws everything.
+        degrees: standard deviation of arms and turn.
+        scale: of the size, as a share of it.
+        shift: of the place, as a share of the picture's height.
+    """
+    pose, transl = stand.pose.copy(), stand.transl.astype(np.float64)
+    pose[16, 2] += (arms := np.radians(rng.normal(0, degrees)))
+    pose[17, 2] -= arms
+    metres = stand.image_size[0] / stand.K[1, 1] * transl[2]
+    transl[:2] += rng.normal(0, shift, 2) * metres
+    transl[2] *= np.exp(rng.normal(0, scale))
+    return replace(stand, pose=pose, transl=transl)
