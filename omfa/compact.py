@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from omfa.backbone import input_channels
 from omfa.conditioning import SlotTokens, look_size
 from omfa.pipeline import GUIDANCE, STEPS, OMFAPipeline
+from omfa.weights import read_part
 
 
 def compact_pipeline(
@@ -41,11 +42,11 @@ def compact_pipeline(
     Raises:
         ValueError: no VAE or model there, or sizes that don't fit.
     """
-    codec = AutoencoderKL.from_pretrained(_folder(vae)) if isinstance(vae, str) else AutoencoderKL(**vae)
+    codec = read_part(AutoencoderKL, _folder(vae)) if isinstance(vae, str) else AutoencoderKL(**vae)
     channels = codec.config.latent_channels
     if isinstance(unet, str):
-        network = UNet2DConditionModel.from_pretrained(_folder(f"{unet}/unet"), use_safetensors=True)
-        tokens = SlotTokens.from_pretrained(_folder(f"{unet}/slot_tokens"), use_safetensors=True)
+        network = read_part(UNet2DConditionModel, _folder(f"{unet}/unet"))
+        tokens = read_part(SlotTokens, _folder(f"{unet}/slot_tokens"))
     else:
         network = UNet2DConditionModel(
             **unet,

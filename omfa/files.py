@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+MAX_BYTES = 200_000_000  # of a file that is read at once
+_LOCK = ".lock"
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -39,6 +44,84 @@ def check_writable(folder: Path, option: str = "--out") -> None:
             probe.write(bytes(4096))
     except OSError as e:
         raise unwritable(folder, e, option) from None
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
+    """A regular file's bytes; a pipe or a device, at which a reader could wait for ever, is refused.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: no regular file, or more than ``limit`` bytes.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(handle, "rb") as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("is no regular file; give one that is")
+        if about.st_size > limit:
+            raise ValueError(f"over {limit // 10**6} MB; give a smaller file")
+        return file.read()
+
+
+def read_text(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> str:
+    """A regular file's text: UTF-8, with or without a byte order mark, or UTF-16 with one.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is no such text; names file, line and cure.
+    """
+    try:
+        data = read_bytes(path, limit)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
+    try:
+        return data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: no UTF-8 text ({e.reason}, byte 0x{data[e.start]:02x}); save it as UTF-8 (in Excel: "
+            "CSV UTF-8)"
+        ) from None
+
+
+@contextmanager
+def sole(folder: Path, option: str = "--out") -> Iterator[None]:
+    """Nobody else may hold the same folder for the length of a ``with`` block; it is made if need be.
+
+    A kill at any moment leaves nothing that keeps the next one out.
+
+    Raises:
+        ValueError: another process holds it.
+        Unwritable: it can't be written to.
+    """
+    check_writable(folder, option)
+    try:
+        import fcntl
+    except ImportError:  # a system without such locks
+        yield
+        return
+    path = folder / _LOCK
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another call is at work in {folder}: wait for it, or give another {option}"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            try:
+                same = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:  # its last holder has just removed it
+                continue
+            if not same:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from omfa.rows import cross_rows
 from omfa.sampling import denoise
 from omfa.tasks import OMFAPipelineOutput, PoseEstimator, Tasks
 from omfa.tuning import TUNED
+from omfa.weights import check_parts
 
 MODELS = Path(str(files("omfa"))) / "models"
 STEPS, GUIDANCE = 50, 2.0  # the paper's
@@ -150,7 +151,9 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         kwargs.setdefault("use_safetensors", True)
         where = cls._where(pretrained_model_name_or_path)
         try:
-            return super().from_pretrained(where, **kwargs)
+            pipe = super().from_pretrained(where, **kwargs)
+            check_parts(pipe.components, where)
+            return pipe
         except Exception as e:  # loaders raise almost anything
             first = next(iter(str(e).splitlines()), "")
             cure = "export or fetch it again" if Path(where).exists() else "check name and network, or give a folder"
@@ -299,7 +302,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         def pixels(slot: str, pictures: list[Image.Image]) -> tuple[Tensor, list[Box]]:
             size = (self.canvas[slot].height * factor, self.canvas[slot].width * factor)
             fill: images.Fill = "white" if slot.startswith("garment") else "edge"
-            fitted = [images.fit(images.pixels_to_tensor(np.asarray(p)), size, fill) for p in pictures]
+            fitted = [images.fit_pixels(np.asarray(p), size, fill) for p in pictures]
             return torch.stack([f[0] for f in fitted]).to(device), [f[1] for f in fitted]
 
         latents = {slot: encode(self.vae, pixels(slot, pictures)[0]) for slot, pictures in request.given.items()}

@@ -18,7 +18,7 @@ MOST_LINES = 450
 FLOORS = (
     *("components", "canvas", "files", "commands", "images"),
     *("bodies", "records"),
-    *("backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps"),
+    *("weights", "backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps"),
     *("evaluation", "sampling", "network", "request", "tasks", "pipeline", "compact", "sdxl", "judged"),
     *("bench", "training", "baselines"),
 )

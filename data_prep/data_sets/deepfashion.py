@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_prep.data_sets.entries import Entry, Missing, file_names, not_a
 from omfa.components import Category
+from omfa.files import read_text
 from omfa.records.labels import DEEPFASHION
 
 _DEEPFASHION_NAME = re.compile(
@@ -76,7 +77,7 @@ def _captions(root: Path, missing: Missing) -> dict[str, str] | None:
         missing.check("captions", "captions.json", False)
         return None
     try:
-        captions = json.loads(path.read_text(encoding="utf-8"))
+        captions = json.loads(read_text(path))
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path}: {e}: unpack it again, or take it away to go without captions") from None
     if not isinstance(captions, dict) or not all(isinstance(c, str) for c in captions.values()):

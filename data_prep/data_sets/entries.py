@@ -13,6 +13,7 @@ from typing import Any
 
 from data_prep.run import Outcome
 from omfa.components import Category
+from omfa.files import read_text
 
 MISSING = "missing.jsonl"
 
@@ -92,7 +93,7 @@ def file_names(root: Path, folder: str, missing: Missing, *suffixes: str) -> lis
 def pair_list(root: Path, name: str) -> list[list[str]]:
     """Lines of a pair list, split at blanks; none if there is no list."""
     path = root / name
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = read_text(path) if path.is_file() else ""
     return [line.split() for line in text.splitlines() if line.strip()]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 
 from data_prep.data_sets.entries import Entry, Missing, not_a
+from omfa.files import read_text
 from omfa.images import SUFFIXES
 from omfa.records.prepared import RecordError, check_path
 
@@ -82,13 +84,20 @@ def _scan_pairs(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
 
 def _pair_rows(root: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of the list, each with the number of its line."""
-    with (root / PAIRS).open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, restval="")
+    rows = csv.DictReader(io.StringIO(read_text(root / PAIRS), newline=""), restval="")
+    try:
         columns = rows.fieldnames or []
         if "photo" not in columns or (unknown := [c for c in columns if c not in _COLUMNS]):
-            given = ", ".join(unknown) if "photo" in columns else "no column 'photo'"
-            raise ValueError(f"{root / PAIRS}: {given}; the columns are {', '.join(_COLUMNS)}")
-        yield from ((rows.line_num, row) for row in rows)
+            given = ", ".join(map(str, unknown)) if "photo" in columns else "no column 'photo'"
+            raise ValueError(f"{root / PAIRS}: {given}; the columns are {', '.join(_COLUMNS)}, commas between them")
+        for row in rows:
+            if None in row:
+                raise ValueError(
+                    f"{root / PAIRS}, line {rows.line_num}: more fields than columns; quote commas in them"
+                )
+            yield rows.line_num, row
+    except csv.Error as e:
+        raise ValueError(f"{root / PAIRS}, line {rows.line_num}: no CSV ({e}); save it again") from None
 
 
 def _check_pairs(root: Path) -> set[str]:

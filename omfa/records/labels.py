@@ -8,6 +8,7 @@ Legend: H W pixels.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from enum import IntEnum
@@ -19,6 +20,7 @@ from PIL import Image
 
 from omfa.bodies.body import PARTS as BODY_PARTS
 from omfa.components import Category
+from omfa.files import read_bytes
 from omfa.images import FORMATS, MAX_PIXELS
 
 
@@ -166,7 +168,7 @@ def read_labels(path: Path) -> np.ndarray:
         ValueError: no 8-bit grey or palette picture, damaged, or too large.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(read_bytes(path)), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels are too many")
             if image.mode not in ("P", "L"):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from omfa.files import whole
+from omfa.files import read_text, whole
 from omfa.records.prepared import Record, RecordError, record_pictures
 from omfa.records.shards import Source
 
@@ -46,7 +46,7 @@ def read_encoding(folder: Path) -> dict[str, Any]:
     """
     path = folder / "encoding.json"
     try:
-        made = json.loads(path.read_text())
+        made = json.loads(read_text(path))
         return {"person_size": [int(n) for n in made["person_size"]], "vae": str(made["vae"])}
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise RecordError(f"{path}: no latents of omfa.encode ({type(e).__name__}: {e})") from None

@@ -33,6 +33,7 @@ from omfa.components import Category
 METADATA = "metadata.jsonl"
 KEYPOINT_FORMATS = ("openpose-18", "openpose-25", "landmarks-33")
 VERSION = 2
+MAX_LINE = 1_000_000  # bytes
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -177,7 +178,7 @@ class KeypointsRef:
         check_path(self.path)
         if self.format not in KEYPOINT_FORMATS:
             raise RecordError(f"keypoint format {self.format!r} must be one of {', '.join(KEYPOINT_FORMATS)}")
-        if not self.path.endswith((".json", ".npz")):
+        if not self.path.lower().endswith((".json", ".npz")):
             raise RecordError(
                 f"keypoints {self.path!r} must be a .json as OpenPose writes it, or an .npz with 'points'"
             )
@@ -338,21 +339,34 @@ def iter_records(folder: str | Path, split: str | None = None) -> Iterator[Recor
     Raises:
         RecordError: no metadata file, or a line that breaks the contract; names file and line.
     """
+    for number, line in metadata_lines(folder):
+        try:
+            record = Record.from_json(line)
+        except RecordError as e:
+            raise RecordError(f"{Path(folder) / METADATA}:{number}: {e}") from None
+        if split is None or record.split == split:
+            yield record
+
+
+def metadata_lines(folder: str | Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line of a folder's ``metadata.jsonl`` that has any; a byte order mark is passed over.
+
+    Raises:
+        RecordError: no such file, a line of more than ``MAX_LINE`` bytes, or one that is no UTF-8 text.
+    """
     path = Path(folder) / METADATA
     if not path.is_file():
         raise RecordError(f"{path} not found: {folder} is no records folder; make one with 'python -m data_prep'")
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
+            if len(line) > MAX_LINE:
+                raise RecordError(f"{path}:{number}: over {MAX_LINE} bytes; a line is one record")
             try:
-                record = Record.from_json(line.decode("utf-8"))
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as e:
                 raise RecordError(f"{path}:{number}: no UTF-8 text ({e}); write the file anew as UTF-8") from None
-            except RecordError as e:
-                raise RecordError(f"{path}:{number}: {e}") from None
-            if split is None or record.split == split:
-                yield record
+            if text.strip():
+                yield number, text
 
 
 def read_records(folder: str | Path, split: str | None = None) -> list[Record]:
