@@ -75,7 +75,9 @@ def compact_pipeline(
         "default_guidance": default_guidance,
         "join": join,
     }
-    return OMFAPipeline(codec, network, scheduler, tokens, **sizes)
+    pipe = OMFAPipeline(codec, network, scheduler, tokens, **sizes)
+    pipe.vae_is_new = not isinstance(vae, str)
+    return pipe
 
 
 def _folder(path: str) -> str:

@@ -84,6 +84,13 @@ def read_text(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> str:
         ) from None
 
 
+def clear_parts(folder: Path) -> None:
+    """Remove what a killed call was writing anywhere in a folder, which nobody else may be writing to."""
+    for part in folder.rglob("*.part"):
+        if part.is_file():
+            part.unlink()
+
+
 @contextmanager
 def sole(folder: Path, option: str = "--out") -> Iterator[None]:
     """Nobody else may hold the same folder for the length of a ``with`` block; it is made if need be.

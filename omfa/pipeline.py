@@ -38,7 +38,7 @@ from omfa.rows import cross_rows
 from omfa.sampling import denoise
 from omfa.tasks import OMFAPipelineOutput, PoseEstimator, Tasks
 from omfa.tuning import TUNED
-from omfa.weights import check_parts
+from omfa.weights import check_parts, not_finite
 
 MODELS = Path(str(files("omfa"))) / "models"
 STEPS, GUIDANCE = 50, 2.0  # the paper's
@@ -134,6 +134,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         self.canvas = _canvas(vae, unet, person_size, garment_slots)
         self.pose_estimator: PoseEstimator | None = None
         self._interrupt = False
+        self.vae_is_new = False  # made from nothing, so that it is nowhere else
         self.origin: dict[str, str | None] = {"base": None, "vae": None}  # hub ids of what training began with
         self.texts = TextEncoders(
             (tokenizer, tokenizer_2), (text_encoder, text_encoder_2), [] if prompts is None else [prompts]
@@ -276,6 +277,12 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
 
             noise, options = latents.to(device, torch.float32), {"eta": eta, "generator": generator}
             joint = denoise(self.scheduler, predict, noise, guide.target, guide.known, after, **options)
+
+        if not joint.isfinite().all():
+            networks = {n: p for n, p in self.components.items() if isinstance(p, torch.nn.Module)}
+            raise ValueError(
+                f"the sampler made NaN or infinity, of which no picture can be made: {not_finite(networks)}"
+            )
 
         # 4. Decode the targets; hand back what was given as it came.
         output = (

@@ -101,7 +101,7 @@ def check_parts(parts: Mapping[str, Any], folder: str | Path) -> None:
         there: set[str] = set()
         for path in sorted(Path(folder, name).glob("*.safetensors")):
             with safe_open(path, "pt") as file:
-                there |= {n for n in file.keys() if not n.endswith(_DERIVED)}
+                there |= {n for n in list(file.keys()) if not n.endswith(_DERIVED)}
         tied = getattr(part, "_tied_weights_keys", None) or ()
         differ = {_rooted(n) for n in there} ^ {_rooted(n) for n in part.state_dict()}
         if there and differ - {_rooted(n) for n in tied}:

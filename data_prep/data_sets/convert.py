@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_prep.data_sets.deepfashion import scan_deepfashion
 from data_prep.data_sets.dresscode import scan_dresscode
@@ -22,8 +21,8 @@ from data_prep.data_sets.entries import Entry, Missing, Scan
 from data_prep.data_sets.folder import scan_folder
 from data_prep.data_sets.vitonhd import scan_vitonhd
 from data_prep.records import as_line, link
-from data_prep.run import Outcome, add_source, run_stage, write_image
-from omfa.images import read_image
+from data_prep.run import Nothing, Outcome, add_source, run_stage, write_image
+from omfa.images import decode, is_plain, opened, read_file
 from omfa.records.labels import read_labels, to_parts
 from omfa.records.prepared import GarmentRef, Maps, Record, resolve
 
@@ -61,10 +60,11 @@ def convert(item_id: str, entry: Entry, out: Path, *, stage: str, root: Path) ->
 def _take(root: Path, path: str, out: Path, target: str) -> tuple[str, tuple[int, int]]:
     """Bring a picture over; its new path (with suffix) and (H, W)."""
     source = resolve(root, path)
-    image = read_image(source)
-    with Image.open(source) as raw:
+    data = read_file(source)
+    image = decode(data, str(source))
+    with opened(data, str(source)) as raw:
         kind = {"JPEG": ".jpg", "PNG": ".png"}.get(raw.format or "", "")
-        plain = raw.mode == "RGB" and "transparency" not in raw.info and raw.getexif().get(0x0112, 1) == 1
+        plain = raw.mode == "RGB" and is_plain(raw)
     if kind and plain:
         link(source, out / (target + kind))
     else:
@@ -94,5 +94,8 @@ def main(args: argparse.Namespace) -> Outcome:
     with Missing(args.out) as missing:
         entries = islice(SCANS[args.stage](args.images, missing), args.limit)
         work = partial(convert, stage=args.stage, root=args.images)
-        outcome = run_stage(args.stage, entries, work, args.out, workers=args.workers, engine=args.engine)
+        try:
+            outcome = run_stage(args.stage, entries, work, args.out, workers=args.workers, engine=args.engine)
+        except Nothing:
+            raise missing.nothing(args.images, " ".join((SCANS[args.stage].__doc__ or "").split())) from None
     return missing.tell(args.stage, outcome)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, groupby
@@ -124,6 +125,7 @@ def _check_pairs(root: Path) -> set[str]:
 def _id_of(path: str) -> str:
     """A record id from a path: as it is where it can be, else with a code that keeps it unique."""
     stem = path.removesuffix(Path(path).suffix)
+    stem, path = unicodedata.normalize("NFC", stem), unicodedata.normalize("NFC", path)
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("-._")[-180:]
     code = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
     return plain if plain == stem else f"{plain}-{code}".lstrip("-")

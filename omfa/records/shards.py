@@ -58,7 +58,7 @@ def open_records(folder: str | Path) -> Source:
 
 
 def _listed(folder: Path) -> dict[str, int]:
-    """Shard to number of records, as ``python -m data_prep shards`` wrote them down; of other makers' shards nothing."""
+    """Shard to number of records, as ``python -m data_prep shards`` wrote them down; others wrote nothing."""
     found: dict[str, int] = {}
     for number, line in metadata_lines(folder) if (folder / METADATA).is_file() else ():
         try:
