@@ -142,7 +142,9 @@ def run_stage(
         if not (done or failed or journal.skipped or may_be_nothing):
             raise Nothing(f"{name} found nothing to work on")
         lines = journal.finish()
-        notes = (f"{lines} records",) if lines != done + journal.skipped else ()  # an item can be several
+        notes: tuple[str, ...] = (
+            (f"{lines} records",) if lines != done + journal.skipped else ()
+        )  # an item can be several
         notes += (f"{journal.again} of them again, for their files have changed",) if journal.again else ()
         return Outcome(done, failed, journal.skipped, notes)
 

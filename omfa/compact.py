@@ -42,6 +42,9 @@ def compact_pipeline(
     Raises:
         ValueError: no VAE or model there, or sizes that don't fit.
     """
+    for name, arguments in (("vae", vae), ("unet", unet)):
+        if isinstance(arguments, dict):
+            _check_sizes(name, arguments)
     codec = read_part(AutoencoderKL, _folder(vae)) if isinstance(vae, str) else AutoencoderKL(**vae)
     channels = codec.config.latent_channels
     if isinstance(unet, str):
@@ -78,6 +81,18 @@ def compact_pipeline(
     pipe = OMFAPipeline(codec, network, scheduler, tokens, **sizes)
     pipe.vae_is_new = not isinstance(vae, str)
     return pipe
+
+
+def _check_sizes(name: str, arguments: Any) -> None:
+    """Refuse a network that no machine holds, before it takes this one's memory."""
+    most = {"layers_per_block": 64, "transformer_layers_per_block": 64}
+    for key, value in arguments.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        limit = most.get(key, 65536)
+        if any(isinstance(n, int | float) and not abs(n) <= limit for n in numbers) or len(numbers) > 64:
+            raise ValueError(
+                f"{name}: {key} {str(value)[:80]} is out of range: numbers up to {limit}, at most 64 of them"
+            )
 
 
 def _folder(path: str) -> str:

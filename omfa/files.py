@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -63,6 +64,12 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
         return file.read()
 
 
+def file_digest(path: Path) -> str:
+    """64 hex digits that change with any byte of a file; errors as of opening it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_text(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> str:
     """A regular file's text: UTF-8, with or without a byte order mark, or UTF-16 with one.
 
@@ -102,12 +109,18 @@ def sole(folder: Path, option: str = "--out") -> Iterator[None]:
         Unwritable: it can't be written to.
     """
     check_writable(folder, option)
+    with _held(folder / _LOCK, folder, option):
+        yield
+
+
+@contextmanager
+def _held(path: Path, folder: Path, option: str = "--out") -> Iterator[None]:
+    """A file that one process alone can hold, for a folder; not its children, and not beyond its own end."""
     try:
         import fcntl
     except ImportError:  # a system without such locks
         yield
         return
-    path = folder / _LOCK
     while True:
         with path.open("w") as file:
             try:
@@ -163,16 +176,23 @@ def aside(folder: Path) -> Iterator[Path]:
     """A path to write a folder to, which takes the place of ``folder`` at the end of the ``with`` block.
 
     Where the block raises, ``folder`` stays as it was and nothing is left beside it.
+
+    Raises:
+        ValueError: another process is writing the same folder.
     """
     folder = folder.absolute()
-    part, old = (folder.with_name(f".{folder.name}.{x}") for x in ("part", "replaced"))
-    for left_by_a_kill in (part, old):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
-    try:
-        yield part
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    part, old, lock = (folder.with_name(f".{folder.name}.{x}") for x in ("part", "replaced", "lock"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _held(lock, folder):
+        if old.exists() and not folder.exists():  # a kill between the two steps below
+            os.replace(old, folder)
+        for left_by_a_kill in (part, old):
+            shutil.rmtree(left_by_a_kill, ignore_errors=True)
+        try:
+            yield part
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

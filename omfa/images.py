@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +19,11 @@ import kornia
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from omfa import files
+from omfa.colours import in_srgb, to_srgb
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 """What the API takes for a picture: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W)."""
@@ -82,50 +82,19 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > 65535:
             raise ImageError(f"{name}: whole numbers from {deep.min()} to {deep.max()}; save it with 8 or 16 bits")
-        rgb = _in_srgb(Image.fromarray((deep >> 8).astype(np.uint8)), profile)
+        rgb = in_srgb(Image.fromarray((deep >> 8).astype(np.uint8)), profile)
     elif image.mode == "F":
         rgb = _from_array(np.asarray(image), name)
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         grey = image.mode in ("LA", "La")
         clear = image.convert("LA" if grey else "RGBA")
-        rgb = _in_srgb(clear.convert("L" if grey else "RGB"), profile)
+        rgb = in_srgb(clear.convert("L" if grey else "RGB"), profile)
         rgb.putalpha(clear.getchannel("A"))
         rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
     else:
-        rgb = _in_srgb(image if image.mode in ("L", "CMYK", "RGB") else image.convert("RGB"), profile)
+        rgb = in_srgb(image if image.mode in ("L", "CMYK", "RGB") else image.convert("RGB"), profile)
     rgb.info = {}
     return rgb
-
-
-def _in_srgb(image: Image.Image, profile: Any) -> Image.Image:
-    """RGB of a picture (L, CMYK or RGB) in the colours that its profile gives it; one that can't be read counts not."""
-    change = _to_srgb(profile, image.mode) if isinstance(profile, bytes) else None
-    if change is not None:
-        with suppress(ImageCms.PyCMSError, ValueError, OSError):
-            made = ImageCms.applyTransform(image, change)
-            assert made is not None
-            return made
-    return image.convert("RGB")
-
-
-@lru_cache(maxsize=64)
-def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile to sRGB; None where it is sRGB (to two levels), is damaged, or is of other colours than these."""
-    try:
-        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        way = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
-        change = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB", *way)
-        if mode == "CMYK":
-            return change
-        levels = np.arange(0, 256, 17, dtype=np.uint8)
-        axes = np.meshgrid(levels, levels, levels) if mode == "RGB" else np.meshgrid(levels, levels)[:1]
-        probe = Image.fromarray(np.stack([a.reshape(16, -1) for a in axes], axis=-1).squeeze())
-        seen = ImageCms.applyTransform(probe, change)
-        assert seen is not None
-        differ = np.abs(np.asarray(seen).astype(int) - np.asarray(probe.convert("RGB")))
-        return change if differ.max() > 2 else None
-    except (ImageCms.PyCMSError, ValueError, OSError, TypeError):
-        return None
 
 
 def is_plain(image: Image.Image) -> bool:
@@ -136,7 +105,7 @@ def is_plain(image: Image.Image) -> bool:
         and image.mode in ("RGB", "L")
         and "transparency" not in image.info
         and image.getexif().get(0x0112, 1) == 1
-        and (not isinstance(profile, bytes) or _to_srgb(profile, image.mode) is None)
+        and (not isinstance(profile, bytes) or to_srgb(profile, image.mode) is None)
     )
 
 

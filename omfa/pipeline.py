@@ -42,6 +42,7 @@ from omfa.weights import check_parts, not_finite
 
 MODELS = Path(str(files("omfa"))) / "models"
 STEPS, GUIDANCE = 50, 2.0  # the paper's
+MOST_PIXELS = 8192  # on a side
 
 
 class OMFAPipeline(Network, Tasks, DiffusionPipeline):
@@ -341,6 +342,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
 
 def _canvas(vae: AutoencoderKL, unet: UNet2DConditionModel, person_size: Sequence[int], garment_slots: int) -> Canvas:
     factor = vae_factor(vae)
-    if len(person_size) != 2 or any(n % factor for n in person_size):
-        raise ValueError(f"person_size {list(person_size)} must be (height, width) in multiples of {factor} pixels")
+    if len(person_size) != 2 or any(n % factor or not 0 < n <= MOST_PIXELS for n in person_size):
+        most = f"multiples of {factor} pixels up to {MOST_PIXELS}"
+        raise ValueError(f"person_size {list(person_size)} must be (height, width) in {most}")
     return Canvas((person_size[0] // factor, person_size[1] // factor), garment_slots, canvas_multiple(unet))

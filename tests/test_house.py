@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 MOST_LINES = 450
 # The house from the ground up. A file imports from floors below its own; inside one floor, from what stands left of it.
 FLOORS = (
-    *("components", "canvas", "files", "commands", "images"),
+    *("components", "canvas", "files", "commands", "colours", "images"),
     *("bodies", "records"),
     *("weights", "backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps"),
     *("evaluation", "sampling", "network", "request", "tasks", "pipeline", "compact", "sdxl", "judged"),

@@ -43,7 +43,7 @@ def refuse_bombs(text: str, name: str = "the config") -> None:
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                total += sizes.get(event.anchor, MOST_VALUES)  # one that holds itself has no end
+                total += sizes.get(event.anchor or "", MOST_VALUES)  # one that holds itself has no end
             elif isinstance(event, yaml.ScalarEvent):
                 sizes[event.anchor or ""] = 1
                 total += 1
