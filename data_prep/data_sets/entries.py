@@ -42,6 +42,7 @@ class Missing:
     """What a data set should hold and does not: every case a line of ``missing.jsonl``, a count of each kind."""
 
     out: Path
+    follow_links: bool = False  # into folders, where a scan walks them
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 

@@ -33,7 +33,7 @@ def scan_folder(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
         return
     photos = (
         (path, unique)
-        for path, unique in _walk(root)
+        for path, unique in _walk(root, missing.follow_links)
         if missing.check("picture of a kind that can be read", path, _is_picture(path))
         and missing.check(f"row in {PAIRS}", path, not path.startswith("garments/"))
     )
@@ -48,10 +48,14 @@ def _is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, bool]]:
+def _walk(root: Path, follow_links: bool) -> Iterator[tuple[str, bool]]:
     """Files in order, and whether no other picture of the folder has the same name without the suffix."""
-    for folder, below, names in os.walk(root):
+    been = set[str]()
+    for folder, below, names in os.walk(root, followlinks=follow_links):
+        been.add(os.path.realpath(folder))
         below[:] = sorted(b for b in below if not b.startswith("."))
+        if follow_links:  # a link may lead back up
+            below[:] = [b for b in below if os.path.realpath(os.path.join(folder, b)) not in been]
         stems = Counter(Path(n).stem for n in names if _is_picture(n) and not n.startswith("."))
         for name in sorted(n for n in names if not n.startswith(".")):
             yield Path(folder, name).relative_to(root).as_posix(), stems[Path(name).stem] == 1
@@ -79,7 +83,7 @@ def _scan_pairs(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
                     caption=row.get("caption") or None,
                 ),
             )
-    for path, _ in _walk(root):
+    for path, _ in _walk(root, missing.follow_links):
         missing.check(f"row in {PAIRS}", path, path == PAIRS or path in named)
 
 

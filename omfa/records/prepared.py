@@ -55,19 +55,20 @@ def check_path(path: str) -> str:
     return path
 
 
-def resolve(folder: Path, path: str) -> Path:
+def resolve(folder: Path, path: str, follow_links: bool = False) -> Path:
     """Absolute path of a record's file, links followed.
 
     Args:
         folder: the records folder.
         path: a path as the record gives it.
+        follow_links: whether symbolic links may lead out of the folder.
 
     Raises:
         RecordError: the path leaves the folder, by itself or through a symbolic link.
     """
     root = folder.resolve()
     full = (root / check_path(path)).resolve()
-    if not full.is_relative_to(root):
+    if not follow_links and not full.is_relative_to(root):
         raise RecordError(f"path {path!r} leads out of {folder} through a link: copy the file into the folder")
     return full
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, features
 
 from omfa import images
 from omfa.images import ImageError
+from omfa.records.labels import ATR, CIHP, DEEPFASHION, LIP, PALETTES, read_labels
 from omfa.records.shards import RecordFolder
 from tests.test_images import as_bytes, bomb, noise
 
@@ -131,3 +132,26 @@ def test_transparency_stays_over_white() -> None:
     out = io.BytesIO()
     rgba.save(out, "PNG")
     assert (np.asarray(images.decode(out.getvalue())) == np.asarray(white)).all()
+
+
+@pytest.mark.parametrize(("names", "number"), [(n, k) for n in (CIHP, LIP, ATR) for k in range(len(PALETTES[n]))])
+def test_label_maps_in_published_colours_are_read(tmp_path: Path, names: tuple[str, ...], number: int) -> None:
+    palette = PALETTES[names][number]
+    ids = np.random.default_rng(0).integers(0, len(names), (40, 30), np.uint8)
+    ids.flat[: len(names)] = np.arange(len(names))
+    for off in (0, 1):  # some releases have 254 for 255
+        colours = palette[ids] - (off * (palette[ids] == 255)).astype(np.uint8)
+        Image.fromarray(colours).save(tmp_path / "a.png")
+        assert (read_labels(tmp_path / "a.png", names) == ids).all()
+    with pytest.raises(ValueError, match="mode RGB"):
+        read_labels(tmp_path / "a.png")
+
+
+def test_label_maps_in_other_colours_are_refused_by_name(tmp_path: Path) -> None:
+    for colour, words in (((9, 200, 77), r"\(9, 200, 77\).*no published"), ((0, 128, 0), "two palettes")):
+        Image.new("RGB", (20, 20), colour).save(tmp_path / "a.png")
+        with pytest.raises(ValueError, match=words):
+            read_labels(tmp_path / "a.png", LIP)
+    with pytest.raises(ValueError, match="no published"):
+        Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+        read_labels(tmp_path / "a.png", DEEPFASHION)

@@ -213,3 +213,18 @@ def test_names_that_a_console_cannot_show_end_nothing(encoding: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True)
     assert done.returncode == 0 and done.stdout.count(b" ") == 2, done.stderr
     assert Parser(prog="x").prog == "x"
+
+
+def test_links_from_outside_are_followed_where_that_is_asked_for(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    (elsewhere / "more").mkdir(parents=True)
+    root.mkdir()
+    photo(elsewhere / "a.jpg")
+    photo(elsewhere / "more" / "b.jpg", grey=40)
+    (root / "a.jpg").symlink_to(elsewhere / "a.jpg")
+    (root / "more").symlink_to(elsewhere / "more")
+    (elsewhere / "more" / "round").symlink_to(root)
+    assert folder_call(root, tmp_path / "refused") == 1
+    call = ["folder", "--images", str(root), "--out", str(tmp_path / "out"), "--follow-links"]
+    assert cli.main(call) == 0
+    assert {r.provenance["source"] for r in read_records(tmp_path / "out")} == {"a.jpg", "more/b.jpg"}
