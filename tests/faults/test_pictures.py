@@ -40,7 +40,8 @@ def test_colours_are_those_of_the_profile(name: str, kind: str) -> None:
         how = {"jpeg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(kind, {})
         seen = images.decode(as_bytes(raw.convert("RGB"), kind.upper(), icc_profile=profile, **how))
     got = [seen.getpixel((5 + 40 * i, 5)) for i in range(5)]
-    assert np.abs(np.array(got) - np.array(TRUE)).max() <= 4, got
+    most = 9 if kind == "jpeg" else 4  # JPEG rounds before the profile spreads
+    assert np.abs(np.array(got) - np.array(TRUE)).max() <= most, got
 
 
 @pytest.mark.parametrize("profile", [None, SRGB, b"", b"\0" * 200, WIDE[:100], WIDE[:-8], b"x" * 5000])
