@@ -241,15 +241,23 @@ def fit(picture: Tensor, size: Sequence[int], fill: Fill = "edge") -> tuple[Tens
         The picture (3, *size) and the box it covers.
     """
     height, width = picture.shape[-2:]
-    scale = min(size[0] / height, size[1] / width)
-    inner = (min(size[0], max(1, round(height * scale))), min(size[1], max(1, round(width * scale))))
-    box = Box((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2, *inner)
+    box = fitted_box((height, width), size)
+    inner = box.height, box.width
     if inner != (height, width):
-        picture = kornia.geometry.resize(picture[None], inner, interpolation="bilinear", antialias=scale < 1)[0]
+        smaller = min(size[0] / height, size[1] / width) < 1
+        picture = kornia.geometry.resize(picture[None], inner, interpolation="bilinear", antialias=smaller)[0]
     bottom, right = size[0] - box.top - box.height, size[1] - box.left - box.width
     if fill == "white":
         return torch.nn.functional.pad(picture, (box.left, right, box.top, bottom), value=1.0), box
     return torch.nn.functional.pad(picture[None], (box.left, right, box.top, bottom), mode="replicate")[0], box
+
+
+def fitted_box(inner: Sequence[int], size: Sequence[int]) -> Box:
+    """Where :func:`fit` lays a picture of (height, width) inside one of another size."""
+    height, width = inner
+    scale = min(size[0] / height, size[1] / width)
+    tall, wide = (min(size[0], max(1, round(height * scale))), min(size[1], max(1, round(width * scale))))
+    return Box((size[0] - tall) // 2, (size[1] - wide) // 2, tall, wide)
 
 
 def load(source: Picture, size: Sequence[int], fill: Fill = "edge", name: str = "picture") -> tuple[Tensor, Box]:

@@ -24,15 +24,19 @@ from torch import Tensor
 
 from omfa import images
 from omfa.backbone import canvas_multiple, decode, encode, input_channels, vae_factor
-from omfa.canvas import PERSON, Canvas
+from omfa.bodies.body import load_body
+from omfa.bodies.parameters import BodyParameters
+from omfa.canvas import PERSON, PORTRAIT, Canvas
 from omfa.components import State
 from omfa.conditioning import (
     SlotTokens,
 )
+from omfa.drafting import draw
 from omfa.images import Box, OutputType
 from omfa.network import Network
 from omfa.partial_diffusion import check_scheduler
 from omfa.prompts import Prompts, TextEncoders
+from omfa.records.latents import DRAFTS
 from omfa.request import Pictures, Pose, Request, check_sampler, read_request
 from omfa.rows import cross_rows
 from omfa.sampling import denoise
@@ -41,6 +45,7 @@ from omfa.tuning import TUNED
 
 MODELS = Path(str(files("omfa"))) / "models"
 STEPS, GUIDANCE = 50, 2.0  # the paper's
+POSE_STYLES = ("parts_blend", "surface")
 
 
 class OMFAPipeline(Network, Tasks, DiffusionPipeline):
@@ -60,6 +65,10 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             one garment slot for two thirds of the price.
         default_steps, default_guidance: what a call takes that names none.
         join: how components meet in the network: "canvas" (the paper's) or "rows" (:mod:`omfa.rows`).
+        draft: what a target's known channels hold: "none" (the paper's zeros), or "surface", what the given pictures
+            show of it (:mod:`omfa.bodies.drafts`).
+        pose_style: of the pose maps it reads: "parts_blend", or "surface", given garments' maps as well.
+        portraits: whether it has learned to change the clothes in a photo (PORTRAIT), in rows alone.
 
     Raises:
         ValueError: parts that don't fit together.
@@ -88,6 +97,9 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         default_steps: int = STEPS,
         default_guidance: float = GUIDANCE,
         join: str = "canvas",
+        draft: str = "none",
+        pose_style: str = "parts_blend",
+        portraits: bool = False,
     ) -> None:
         super().__init__()
         if unconditional_on not in ("canvas", "targets"):
@@ -96,6 +108,10 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             raise ValueError(
                 f"join is {join!r}; give 'canvas', or 'rows' (whose unconditional pass runs over targets anyway)"
             )
+        if draft not in DRAFTS or pose_style not in POSE_STYLES:
+            raise ValueError(f"draft {draft!r} must be one of {DRAFTS}, pose_style {pose_style!r} one of {POSE_STYLES}")
+        if portraits and (join != "rows" or (slot_tokens is not None and PORTRAIT not in slot_tokens.kinds)):
+            raise ValueError("portraits need join: rows and, in a compact model, slot tokens of a portrait")
         if unet.config.in_channels != input_channels(vae.config.latent_channels):
             raise ValueError(
                 f"the UNet takes {unet.config.in_channels} channels, a canvas of {vae.config.latent_channels}-channel "
@@ -126,6 +142,9 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             default_steps=default_steps,
             default_guidance=default_guidance,
             join=join,
+            draft=draft,
+            pose_style=pose_style,
+            portraits=portraits,
         )
         if join == "rows":
             cross_rows(unet)
@@ -190,6 +209,8 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         face: Pictures | None = None,
         pose: Pose | Sequence[Pose] | None = None,
         caption: str | None = None,
+        portrait: Pictures | None = None,
+        garment_poses: Mapping[str, BodyParameters | Sequence[BodyParameters]] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -211,6 +232,9 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             face: head crop of the person to generate.
             pose: pose map aligned with the person picture, or :class:`BodyParameters` (or their ``.npz``) to render.
             caption: a few words for a text-conditioned model's prompt.
+            portrait: photo to change the clothes in, of a model that knows portraits; ``pose`` is then its own.
+            garment_poses: category to how a body would stand in the garment's picture, for a model with drafts; the
+                category's own standing body where it is not said.
             num_inference_steps: steps of the scheduler; None takes the model's ``default_steps``.
             guidance_scale: classifier-free guidance; 1 or less turns it off (half the work). None takes the model's
                 ``default_guidance``.
@@ -239,20 +263,25 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         scale = self.config.default_guidance if guidance_scale is None else guidance_scale
         generator = list(generator) if isinstance(generator, tuple) else generator
         check_sampler(steps, scale, eta, generator)
-        request = read_request(self.canvas, targets, person, garments, face, pose, caption)
+        if portrait is not None and not self.config.portraits:
+            raise ValueError("this model has not learned to change photos: give face= and pose=, no portrait=")
+        style = self.config.pose_style
+        request = read_request(
+            self.canvas, targets, person, garments, face, pose, caption, portrait, garment_poses, style
+        )
         if isinstance(generator, list) and len(generator) != request.batch:
             raise ValueError(f"{len(generator)} generators for {request.batch} pictures; give one, or one per picture")
         self._interrupt = False
         device = self._execution_device
 
         # 2. Encode everything given; lay it on the canvas, or in rows.
-        known, pose, boxes = self._encode(request, device)
+        known, planes, drafts, boxes = self._encode(request, device)
         layouts = [request.layout] * request.batch
         if self.config.join == "rows":
-            rows = self.row_guide(layouts, known, {} if pose is None else {PERSON: list(pose)}, device)
+            rows = self.row_guide(layouts, known, planes, device, drafts)
             guide, predict = rows.targets.guide, self.guided_rows(rows, layouts, scale)
         else:
-            guide = self.guide(layouts, known, pose, None, device)
+            guide = self.guide(layouts, known, planes, device, drafts)
             predict = self.guided(guide, request.layout, scale)
 
         # 3. Noise on the targets, and steps of the scheduler until they are clean.
@@ -292,22 +321,40 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
 
     def _encode(
         self, request: Request, device: torch.device
-    ) -> tuple[dict[str, Tensor], Tensor | None, list[Box] | None]:
-        """Latents of everything given, by slot; of the pose maps; and where each person lies in its padded picture."""
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor | None]], dict[str, list[Tensor | None]], list[Box] | None]:
+        """By slot, latents of everything given, of pose maps and of drafts; where persons lie in padded pictures."""
         factor = self.vae_scale_factor
 
         def pixels(slot: str, pictures: list[Image.Image]) -> tuple[Tensor, list[Box]]:
-            size = (self.canvas[slot].height * factor, self.canvas[slot].width * factor)
+            place = self.canvas[PERSON if slot == PORTRAIT else slot]
+            size = (place.height * factor, place.width * factor)
             fill: images.Fill = "white" if slot.startswith("garment") else "edge"
             fitted = [images.fit(images.pixels_to_tensor(np.asarray(p)), size, fill) for p in pictures]
             return torch.stack([f[0] for f in fitted]).to(device), [f[1] for f in fitted]
 
+        def encoded(several: list[Tensor | None]) -> list[Tensor | None]:
+            some = [p for p in several if p is not None]
+            made = iter(encode(self.vae, torch.stack(some).to(device)) if some else ())
+            return [None if p is None else next(made) for p in several]
+
         latents = {slot: encode(self.vae, pixels(slot, pictures)[0]) for slot, pictures in request.given.items()}
-        pose, boxes = None, None
+        planes: dict[str, list[Tensor | None]] = {}
+        drafts: dict[str, list[Tensor | None]] = {}
+        boxes = None
         if request.pose:
             pose_pixels, boxes = pixels(PERSON, request.pose)
-            pose = encode(self.vae, pose_pixels)
-        return latents, pose, boxes
+            planes[PERSON] = list(encode(self.vae, pose_pixels))
+        if "surface" in (self.config.draft, self.config.pose_style):
+            height, width = self.config.person_size
+            drawn = draw(request, (height, width), load_body())
+            if self.config.pose_style == "surface":
+                planes |= {slot: encoded(maps) for slot, maps in drawn.maps.items()}
+            if self.config.draft == "surface":
+                drafts = {
+                    slot: encoded([None if d is None else d.picture for d in several])
+                    for slot, several in drawn.drafts.items()
+                }
+        return latents, planes, drafts, boxes
 
     def _output(
         self, request: Request, joint: Tensor, boxes: list[Box] | None, output_type: OutputType

@@ -19,7 +19,7 @@ FLOORS = (
     *("components", "canvas", "files", "commands", "images"),
     *("bodies", "records"),
     *("backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps"),
-    *("evaluation", "sampling", "network", "request", "tasks", "pipeline", "compact", "sdxl", "judged"),
+    *("evaluation", "sampling", "network", "request", "drafting", "tasks", "pipeline", "compact", "sdxl", "judged"),
     *("bench", "training", "baselines"),
 )
 DOORS = ("__main__", "fit", "encode", "export", "predict", "evaluate", "yardsticks", "demo", "bench.__main__", "app")

@@ -32,6 +32,7 @@ from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import camera, look_at, rotation_vector
 from omfa.bodies.pose_render import render_pose_map
 from omfa.bodies.standing import FOV, MARGIN, framed, shop_pose
+from omfa.components import Category
 from omfa.records.labels import PERSON
 from omfa.records.prepared import FaceRef, GarmentRef, Maps, PortraitRef, PoseRef, Record
 
@@ -330,7 +331,6 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View, c
     number = index // OUTFITS
     worn_id = f"s{seed}-o{index}"
     name, shop = f"{worn_id}-v{view.words['view']}", f"garment/{worn_id}"
-    told = {"changed": list(changed)} if changed else {}
     return Record(
         id=name,
         split="test" if number % TEST_EVERY == TEST_EVERY - 1 else "train",
@@ -344,12 +344,12 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View, c
         ),
         pose=PoseRef(f"pose/{name}.png", f"pose/{name}.npz"),
         maps=Maps(labels=f"masks/{name}.png", limbs=f"masks/{name}-parts.png"),
-        portrait=PortraitRef(f"portrait/{name}.png") if changed else None,
+        portrait=PortraitRef(f"portrait/{name}.png", changed=tuple(map(Category, changed))) if changed else None,
         caption=caption(outfit),
         view_yaw=view.words["yaw"],
         provenance={
             "stage": "synthetic", "seed": seed, "outfit": index, **view.words, "skin": person.names[0],
-            "hair": person.names[1], **told, "garments": {w.category.value: _said(w) for w in outfit.worn},
+            "hair": person.names[1], "garments": {w.category.value: _said(w) for w in outfit.worn},
         },
     )  # fmt: skip
 

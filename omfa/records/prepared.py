@@ -10,7 +10,7 @@ is not there (``id``, ``split``, ``person_id``, ``outfit_id``, ``file_name`` and
      "garments": [{"category": "upper", "path": "garment/o1-upper.png", "kind": "shop", "source_id": null,
                    "pose": "garment/o1-upper.npz", "mask": "masks/o1-upper.png"}],
      "pose": {"map": "pose/p3-o1-v0.png", "params": "pose/p3-o1-v0.npz"},
-     "portrait": {"path": "portrait/p3-o1-v0.png", "source_id": null},
+     "portrait": {"path": "portrait/p3-o1-v0.png", "source_id": null, "changed": ["upper"]},
      "maps": {"parts": "parts/p3-o1-v0.png", "labels": "masks/p3-o1-v0.png", "limbs": null, "inpaint": null},
      "keypoints": {"path": "keypoints/p3-o1-v0.json", "format": "openpose-18"},
      "caption": "striped t-shirt, blue trousers", "view_yaw": 12.5, "provenance": {"stage": "synthetic"}}
@@ -127,18 +127,30 @@ class PoseRef:
 
 @dataclass(frozen=True)
 class PortraitRef:
-    """The photo to be changed: the same view of the same person in another outfit, never in the garments of the record.
+    """The photo to be changed: the same view of the same person in another outfit.
 
     Args:
         path: the photo, aligned with the person picture.
         source_id: the record whose person picture it is; None: unknown, or no record.
+        changed: categories of the record's garments that it does not show, and that turn it into the person picture;
+            None: all of them. The others it wears already.
+
+    Raises:
+        RecordError: nothing is changed, or an unknown category.
     """
 
     path: str
     source_id: str | None = None
+    changed: tuple[Category, ...] | None = None
 
     def __post_init__(self) -> None:
         check_path(self.path)
+        if self.changed is not None:
+            if not self.changed or not set(self.changed) <= set(Category):
+                raise RecordError(
+                    f"a portrait's changed {self.changed!r} must be some of {', '.join(Category)}, or null"
+                )
+            object.__setattr__(self, "changed", tuple(Category(c) for c in self.changed))
 
 
 @dataclass(frozen=True)
@@ -251,6 +263,8 @@ class Record:
             raise RecordError(f"caption {self.caption!r} must be a text and provenance {self.provenance!r} an object")
         if self.portrait is not None and (self.portrait.path == self.file_name or self.portrait.source_id == self.id):
             raise RecordError("the portrait is this very picture: give one of the same view in another outfit")
+        if self.portrait is not None and not set(self.portrait.changed or worn) <= set(worn):
+            raise RecordError(f"the portrait changes {list(self.portrait.changed or ())}, the garments are {worn}")
         if self.view_yaw is not None and not (isinstance(self.view_yaw, int | float) and -180 < self.view_yaw <= 180):
             raise RecordError(f"view_yaw {self.view_yaw!r} must be in (-180, 180] degrees")
         if not self.provenance.get("own_cutouts"):
