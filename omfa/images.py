@@ -260,6 +260,11 @@ def fitted_box(inner: Sequence[int], size: Sequence[int]) -> Box:
     return Box((size[0] - tall) // 2, (size[1] - wide) // 2, tall, wide)
 
 
+def enlarged(pictures: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, 3, h, w) to (B, 3, *size), smoothly."""
+    return torch.nn.functional.interpolate(pictures, tuple(size), mode="bicubic", align_corners=False).clamp(-1, 1)
+
+
 def load(source: Picture, size: Sequence[int], fill: Fill = "edge", name: str = "picture") -> tuple[Tensor, Box]:
     """:func:`read_image`, then :func:`fit`: (3, *size) in [-1, 1] and its box."""
     return fit(pixels_to_tensor(np.asarray(read_image(source, name))), size, fill)

@@ -28,11 +28,12 @@ from omfa.bodies.body import load_body
 from omfa.bodies.parameters import BodyParameters
 from omfa.canvas import PERSON, PORTRAIT, Canvas
 from omfa.components import State
+from omfa.composer import Composer
 from omfa.conditioning import (
     SlotTokens,
 )
-from omfa.drafting import draw
-from omfa.images import Box, OutputType
+from omfa.drafting import composed, composed_size, draw, known_pictures
+from omfa.images import OutputType
 from omfa.network import Network
 from omfa.partial_diffusion import check_scheduler
 from omfa.prompts import Prompts, TextEncoders
@@ -57,6 +58,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         scheduler: any of ``omfa.partial_diffusion.SCHEDULERS``.
         slot_tokens: the compact model's context; None for a text-conditioned model.
         tokenizer, tokenizer_2, text_encoder, text_encoder_2: SDXL's, or None.
+        composer: puts pictures together from what was decoded, drafts and a portrait; for ``draft: surface``, or None.
         prompts: phrases encoded ahead; with them the text encoders are needed for captions alone.
         person_size: (height, width) of a person or garment picture in pixels.
         garment_slots: 1 (the paper's) or 2.
@@ -76,7 +78,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->slot_tokens->unet->vae"
     _optional_components = [  # noqa: RUF012
-        *("slot_tokens", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "prompts")
+        *("slot_tokens", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "prompts", "composer")
     ]
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
@@ -91,6 +93,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         text_encoder: Any = None,
         text_encoder_2: Any = None,
         prompts: Prompts | None = None,
+        composer: Composer | None = None,
         person_size: list | tuple = (1024, 768),
         garment_slots: int = 2,
         unconditional_on: str = "canvas",
@@ -134,6 +137,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             text_encoder=text_encoder,
             text_encoder_2=text_encoder_2,
             prompts=prompts,
+            composer=composer,
         )
         self.register_to_config(
             person_size=[int(n) for n in person_size],
@@ -216,6 +220,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         eta: float = 0.0,
         latents: Tensor | None = None,
+        compose: bool = True,
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
@@ -241,6 +246,8 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             generator: one generator, or one per sample (then a sample depends on its batch by rounding alone).
             eta: DDIM's noise, for schedulers that take it.
             latents: start noise (B, C, h, w), standard normal; None draws it.
+            compose: whether a composer, where the model has one and there is a draft, puts pictures together, at the
+                size of the photo they go by; else they are as they were decoded.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False gives a plain tuple.
             callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": ...})`` after every step; may return
@@ -275,7 +282,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         device = self._execution_device
 
         # 2. Encode everything given; lay it on the canvas, or in rows.
-        known, planes, drafts, boxes = self._encode(request, device)
+        known, planes, drafts = self._encode(request, device)
         layouts = [request.layout] * request.batch
         if self.config.join == "rows":
             rows = self.row_guide(layouts, known, planes, device, drafts)
@@ -307,7 +314,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         output = (
             OMFAPipelineOutput(images=joint)
             if output_type == "latent"
-            else self._output(request, joint, boxes, output_type)
+            else self._output(request, joint, output_type, compose and self.composer is not None)
         )
         self.maybe_free_model_hooks()
         return output if return_dict else cast(Any, output.to_tuple())
@@ -321,52 +328,55 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
 
     def _encode(
         self, request: Request, device: torch.device
-    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor | None]], dict[str, list[Tensor | None]], list[Box] | None]:
-        """By slot, latents of everything given, of pose maps and of drafts; where persons lie in padded pictures."""
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor | None]], dict[str, list[Tensor | None]]]:
+        """By slot, latents of everything given, of pose maps and of drafts."""
         factor = self.vae_scale_factor
 
-        def pixels(slot: str, pictures: list[Image.Image]) -> tuple[Tensor, list[Box]]:
+        def pixels(slot: str, pictures: list[Image.Image]) -> Tensor:
             place = self.canvas[PERSON if slot == PORTRAIT else slot]
             size = (place.height * factor, place.width * factor)
             fill: images.Fill = "white" if slot.startswith("garment") else "edge"
             fitted = [images.fit(images.pixels_to_tensor(np.asarray(p)), size, fill) for p in pictures]
-            return torch.stack([f[0] for f in fitted]).to(device), [f[1] for f in fitted]
+            return torch.stack([f[0] for f in fitted]).to(device)
 
         def encoded(several: list[Tensor | None]) -> list[Tensor | None]:
             some = [p for p in several if p is not None]
             made = iter(encode(self.vae, torch.stack(some).to(device)) if some else ())
             return [None if p is None else next(made) for p in several]
 
-        latents = {slot: encode(self.vae, pixels(slot, pictures)[0]) for slot, pictures in request.given.items()}
+        latents = {slot: encode(self.vae, pixels(slot, pictures)) for slot, pictures in request.given.items()}
         planes: dict[str, list[Tensor | None]] = {}
         drafts: dict[str, list[Tensor | None]] = {}
-        boxes = None
         if request.pose:
-            pose_pixels, boxes = pixels(PERSON, request.pose)
-            planes[PERSON] = list(encode(self.vae, pose_pixels))
+            planes[PERSON] = list(encode(self.vae, pixels(PERSON, request.pose)))
         if "surface" in (self.config.draft, self.config.pose_style):
             height, width = self.config.person_size
             drawn = draw(request, (height, width), load_body())
             if self.config.pose_style == "surface":
                 planes |= {slot: encoded(maps) for slot, maps in drawn.maps.items()}
             if self.config.draft == "surface":
-                drafts = {
-                    slot: encoded([None if d is None else d.picture for d in several])
-                    for slot, several in drawn.drafts.items()
-                }
-        return latents, planes, drafts, boxes
+                size = height, width
+                drafts = {slot: encoded(known_pictures(request, slot, drawn, size)) for slot in drawn.drafts}
+        return latents, planes, drafts
 
-    def _output(
-        self, request: Request, joint: Tensor, boxes: list[Box] | None, output_type: OutputType
-    ) -> OMFAPipelineOutput:
+    def _output(self, request: Request, joint: Tensor, output_type: OutputType, compose: bool) -> OMFAPipelineOutput:
         """Pictures of every component: targets decoded and freed of their padding, given ones as they came."""
-        wanted, made = [slot for slot, state in request.layout.states.items() if state is State.TARGET], {}
+        wanted = [slot for slot, state in request.layout.states.items() if state is State.TARGET]
+        made: dict[str, list[Image.Image]] = {}
         in_rows = self.config.join == "rows"
         parts = {s: joint[i :: len(wanted)] for i, s in enumerate(wanted)} if in_rows else self.canvas.split(joint)
         for slot in sorted(wanted):
-            pixels = images.tensor_to_pixels(decode(self.vae, parts[slot]))
-            cut = boxes if slot == PERSON else None
-            made[slot] = [Image.fromarray(p[cut[i].window] if cut else p) for i, p in enumerate(pixels)]
+            several = list(decode(self.vae, parts[slot]))
+            if compose:
+                size = composed_size(request, slot, tuple(self.config.person_size))
+                several = composed(self.composer, request, slot, torch.stack(several), size, load_body())
+            made[slot] = []
+            for i, picture in enumerate(several):
+                pixels = images.tensor_to_pixels(picture[None])[0]
+                if slot == PERSON and request.pose:
+                    pose = request.pose[i]
+                    pixels = pixels[images.fitted_box((pose.height, pose.width), pixels.shape[:2]).window]
+                made[slot].append(Image.fromarray(pixels))
         pictures = request.given | made
         garments = {
             str(c): images.as_output(pictures[slot], output_type) for slot, c in request.layout.categories.items()

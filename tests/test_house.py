@@ -18,7 +18,7 @@ MOST_LINES = 450
 FLOORS = (
     *("components", "canvas", "files", "commands", "images"),
     *("bodies", "records"),
-    *("backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps"),
+    *("backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps", "composer"),
     *("evaluation", "sampling", "network", "request", "drafting", "tasks", "pipeline", "compact", "sdxl", "judged"),
     *("bench", "training", "baselines"),
 )
