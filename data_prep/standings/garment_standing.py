@@ -97,7 +97,12 @@ def on_garment(joints: Array, mask: Array, reach: int) -> Array:
 def example(index: int, seed: int, size: tuple[int, int]) -> tuple[Array, ...]:
     """One line of Examples."""
     worn, rng = drawn(seed, index)
-    shop, body = widely(worn, size, rng), load_body()
+    return squared(widely(worn, size, rng), KINDS.index(worn.category.value))
+
+
+def squared(shop: Shop, kind: int) -> tuple[Array, ...]:
+    """A shop picture as a line of Examples."""
+    body, size = load_body(), shop.mask.shape
     rows, columns = np.nonzero(shop.mask.any(1))[0], np.nonzero(shop.mask.any(0))[0]
     middle = np.array([columns[0] + columns[-1], rows[0] + rows[-1]]) / 2
     side = max(np.ptp(columns), np.ptp(rows)) / FILL  # of the network's square; a wider one is kept
@@ -115,7 +120,7 @@ def example(index: int, seed: int, size: tuple[int, int]) -> tuple[Array, ...]:
     numbers = [stand.arms, stand.legs, stand.yaw, np.log(stand.scale * height), *place]
     return (
         kept.transpose(2, 0, 1), (joints - middle) / side, on_garment(joints, shop.mask, size[0] // 60),
-        np.array(height), np.array(numbers), np.array(KINDS.index(worn.category.value)),
+        np.array(height), np.array(numbers), np.array(kind),
     )  # fmt: skip
 
 
