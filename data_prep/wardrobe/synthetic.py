@@ -119,15 +119,23 @@ def shop_picture(worn: Worn, size: tuple[int, int], rng: np.random.Generator | N
         size: (H, W).
         rng: draws how it hangs and how it is framed, as shop pictures differ; None: arms a little out, straight on.
     """
-    t = tailor()
-    nobody = np.zeros_like(t.template)
-    garment = make_garment(worn.cut, nobody, worn.phase)
     pose, fov, margin, shift = shop_pose(), FOV, MARGIN, np.zeros(2)
     if rng is not None:
         arms, legs = rng.uniform(28, 74), rng.uniform(-1, 5)
         pose = shop_pose(arms, legs, yaw=float(rng.normal(0, 4)), pitch=float(rng.normal(3, 2)))
         pose[18:20, 1] *= rng.uniform(0, 4)  # elbows, bent forward by up to 24 degrees
         fov, margin, shift = float(rng.uniform(10, 20)), float(rng.uniform(0.03, 0.11)), rng.uniform(-0.02, 0.02, 2)
+    return hang(worn, size, pose, fov, margin, shift)
+
+
+def hang(worn: Worn, size: tuple[int, int], pose: Array, fov: float, margin: float, shift: Array) -> Shop:
+    """A garment alone, as it hangs on the template body in a pose of :func:`omfa.bodies.standing.shop_pose`.
+
+    ``margin``: share of the picture left free; ``shift`` (2,): off the middle, right and down, as shares of the sides.
+    """
+    t = tailor()
+    nobody = np.zeros_like(t.template)
+    garment = make_garment(worn.cut, nobody, worn.phase)
     K = camera(size, fov)
     posed = pose_body(nobody, t.joints, pose)
     points = garment.posed(posed)
