@@ -18,8 +18,7 @@ MOST_LINES = 450
 FLOORS = (
     *("components", "canvas", "files", "commands", "images"),
     *("bodies", "records"),
-    *("drafts", "composer"),
-    *("backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps"),
+    *("composer", "backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps"),
     *("evaluation", "sampling", "network", "request", "drafting", "tasks", "pipeline", "compact", "sdxl", "judged"),
     *("bench", "training", "baselines"),
 )

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omfa.bodies.body import Body
+from omfa.bodies.drafts import nudged
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import rest_colours
 from omfa.bodies.rasterise import interpolate
 from omfa.bodies.surface import NoDraft, Seen, Source, draft, resized, see
 from omfa.components import Category
 from omfa.composer import KINDS
-from omfa.drafts import nudged
 from omfa.files import whole
 from omfa.images import ImageError, read_trusted
 from omfa.records.labels import PERSON
@@ -115,7 +115,7 @@ class Drafter:
         outermost = max(OUTWARD.index(g.category) for g in record.garments)
         sources = []
         for garment in record.garments:
-            stand = nudged(self._params(garment.pose, record), rng, degrees=5, scale=0.02, shift=0.01)
+            stand = nudged(self._params(garment.pose, record), rng, error=0.5)
             seen, layer = see(self.body, stand, self.size), outermost - OUTWARD.index(garment.category)
             sources.append(Source(self._picture(garment.path), seen, self._mask(garment), layer))
         labels = record.maps and record.maps.labels
@@ -129,7 +129,7 @@ class Drafter:
         across, down = rng.uniform(-SHIFT, SHIFT, 2) * self.size[0]
         turn = framing(float(np.exp(rng.uniform(*SCALE))), float(across), float(down), self.size)
         stand = resized(self._params(garment.pose, record), self.size)
-        stand = nudged(replace(stand, K=turn @ stand.K), rng, scale=0.015, shift=0.008)
+        stand = nudged(replace(stand, K=turn @ stand.K), rng, error=0.4)
         truth = _warped(_pixels(self._picture(garment.path)), turn, 255)
         area = _warped(self._grey(garment.mask), turn, 0) if garment.mask else (truth < 250).any(-1) * np.uint8(255)
         return Drafted(*self.off(record, stand), truth, area)

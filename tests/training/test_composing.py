@@ -15,9 +15,12 @@ from torch.nn import functional as F
 
 from data_prep.wardrobe.synthetic import write_outfit
 from omfa.bodies.body import load_body
+from omfa.bodies.drafts import Shown, draft_garment, draft_person, nudged
 from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.surface import surface_map
 from omfa.composer import KINDS, Composer, Given, given
 from omfa.fit import main
+from omfa.images import read_trusted, tensor_to_pixels
 from omfa.records.prepared import METADATA, RecordError, read_records
 from omfa.records.stream import seeded
 from omfa.training.composing import ComposerExamples, Shares, picture_error
@@ -92,6 +95,36 @@ def test_a_shop_picture_framed_anew_stays_on_its_body(wardrobe: Path) -> None:
     turn = framing(0.5, 3, -2, SIZE)
     assert np.allclose(turn @ [23.5, 31.5, 1], [26.5, 29.5, 1])
     assert np.allclose(turn @ [24.5, 31.5, 1] - turn @ [23.5, 31.5, 1], [0.5, 0, 0])
+
+
+def test_drafts_are_those_that_a_call_gets(wardrobe: Path) -> None:
+    """In training, bodies seen once serve several targets; the drafts are those of :mod:`omfa.bodies.drafts`."""
+    body, record = load_body(), read_records(wardrobe)[0]
+    drafter = Drafter(body, wardrobe, SIZE)
+
+    def read(path: str | None) -> BodyParameters:
+        assert path is not None
+        return BodyParameters.load(wardrobe / path)
+
+    assert record.pose is not None
+    params, photo = read(record.pose.params), read_trusted(wardrobe / record.file_name)
+    stand = read(record.garments[0].pose)
+    wanted = draft_garment(body, stand, Shown(photo, params), wall=True)
+    picture, valid, surface = drafter.off(record, stand)
+    assert np.array_equal(valid > 127, wanted.valid.numpy())
+    assert np.array_equal(picture, tensor_to_pixels(wanted.picture))
+    assert wanted.valid.sum() > draft_garment(body, stand, Shown(photo, params)).valid.sum()
+    assert np.abs(surface.astype(int) - surface_map(body, stand)).mean() < 3  # its edges are not smoothed
+
+    rng, shown = np.random.default_rng(0), {}
+    for g in record.garments:
+        where = nudged(read(g.pose), rng, error=0.5)
+        mask = read_trusted(wardrobe / str(g.mask))[0] > 0
+        shown[g.category] = Shown(read_trusted(wardrobe / g.path), where, mask)
+    order = [shown[c] for c in ("lower", "upper", "dress") if c in shown]
+    worn = draft_person(body, params, SIZE, order)
+    made = drafter.person(record, np.random.default_rng(0))
+    assert np.array_equal(made.draft, tensor_to_pixels(worn.picture)) and made.photo is not None
 
 
 def test_an_example_is_a_function_of_its_seed(wardrobe: Path, tmp_path: Path) -> None:
