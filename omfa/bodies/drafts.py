@@ -67,17 +67,21 @@ def draft_person(
     return made if portrait is None else over(made, portrait)
 
 
-def draft_garment(body: Body, stand: BodyParameters, person: Shown) -> Draft:
+def draft_garment(body: Body, stand: BodyParameters, person: Shown, wall: bool = False) -> Draft:
     """A shop picture, as far as a photo of somebody tells; their skin and other clothes come along.
 
     Args:
         body: everybody's.
         stand: how a body would stand in the shop picture (:mod:`omfa.bodies.standing`), and its size.
         person: the photo.
+        wall: what is beside the body comes along too, skirts and wide sleeves and the wall alike: a composer, which
+            tells them apart, is trained so. In place of the photo's mask.
 
     Raises:
         NoDraft: as :func:`draft_person`.
     """
+    if wall:
+        person = replace(person, mask=torch.ones(person.picture.shape[-2:], dtype=torch.bool))
     return draft(_seen(body, stand, stand.image_size), [person.source(body)])
 
 
