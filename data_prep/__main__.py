@@ -23,6 +23,7 @@ _ALL = {
     "faces": ("faces", "a head crop for every record"),
     "parse": ("parse", "a map of body parts and clothes for every picture"),
     "garments": ("garments", "garments cut out of dressed people"),
+    "garment-poses": ("standings.garment_poses", "a body for every garment picture"),
     "leaks": ("leaks", "near-duplicates between and inside splits"),
     "shards": ("shards", "records to WebDataset shards"),
     "check": ("check", "whether a records folder keeps its contract; writes nothing"),

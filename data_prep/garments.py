@@ -24,6 +24,7 @@ import torch
 
 from data_prep.records import as_line, carry
 from data_prep.run import Outcome, add_source, run_stage, write_image
+from omfa.bodies.parameters import BodyParameters
 from omfa.components import Category
 from omfa.images import read_image
 from omfa.records.labels import ARMS, CLOTHES, Part, read_parts
@@ -48,11 +49,19 @@ class Cutout:
         image: (h, w, 3) uint8.
         hidden: share of the garment's outline that something else covers, painted grey.
         area: share of the picture that the visible garment covers.
+        corner: x, y of its upper left pixel in the picture; may lie outside.
     """
 
     image: np.ndarray
     hidden: float
     area: float
+    corner: tuple[int, int]
+
+    def body(self, params: BodyParameters) -> BodyParameters:
+        """The body of the picture, as it stands in the cut-out."""
+        K = params.K.copy()
+        K[:2, 2] -= self.corner
+        return dataclasses.replace(params, K=K, image_size=self.image.shape[:2])
 
 
 def worn(parts: np.ndarray) -> list[Category]:
@@ -83,14 +92,14 @@ def cut_out(rgb: np.ndarray, parts: np.ndarray, category: Category) -> Cutout | 
     radius = max(1, round(len(parts) / 256))
     margin = round(0.04 * max(height, width)) + 2 * radius  # the edge may move out by as much
     rows, columns = slice(top - margin, top + height + margin), slice(left - margin, left + width + margin)
+    corner = (columns.start, rows.start)
     rgb, mask, holes = (_window(a, rows, columns) for a in (rgb, mask, holes))
     mask = _snap(rgb, mask, holes, radius)
     alpha = _soft_edge(rgb, mask | holes, radius)
     colour = np.where(holes[..., None], HIDDEN, _inner_colours(rgb, mask, radius))
     image = 255 + alpha[..., None] * (colour - 255.0)
-    return Cutout(
-        image.round().astype(np.uint8), float(holes.sum() / (mask | holes).sum()), float(mask.sum() / parts.size)
-    )
+    hidden, area = float(holes.sum() / (mask | holes).sum()), float(mask.sum() / parts.size)
+    return Cutout(image.round().astype(np.uint8), hidden, area, corner)
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
@@ -196,6 +205,7 @@ class _Candidate:
     record: str
     split: str
     path: str
+    pose: str | None
     hidden: float
     area: float
 
@@ -226,9 +236,18 @@ def cut_outfit(
             if (cut := cut_out(rgb, parts, category)) is not None:
                 target = f"garment/{record.id}-{category}-cutout.png"
                 write_image(out / target, cut.image)
-                found = _Candidate(record.id, record.split, target, round(cut.hidden, 4), round(cut.area, 4))
+                pose = _stand(record, cut, source, out, f"garment/{record.id}-{category}-cutout.npz")
+                found = _Candidate(record.id, record.split, target, pose, round(cut.hidden, 4), round(cut.area, 4))
                 candidates.setdefault(category, []).append(found)
     return [as_line(_dress(record, wears.get(record.id), candidates, own)) for record in records]
+
+
+def _stand(record: Record, cut: Cutout, source: Path, out: Path, target: str) -> str | None:
+    """Write the person's body as it stands in the cut-out; None where nobody knows the person's."""
+    if record.pose is None or record.pose.params is None:
+        return None
+    cut.body(BodyParameters.load(resolve(source, record.pose.params))).save(out / target)
+    return target
 
 
 def _dress(
@@ -244,7 +263,7 @@ def _dress(
         best = next((c for c in of_all if c.record != record.id), of_all[0] if own and of_all else None)
         if best is None or clash or category in given:
             continue
-        garments.append(GarmentRef(category, best.path, "cutout", best.record))
+        garments.append(GarmentRef(category, best.path, "cutout", best.record, pose=best.pose))
         hidden[category.value] = best.hidden
         given.add(category)
         used_own |= best.record == record.id

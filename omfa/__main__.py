@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -122,7 +123,8 @@ def turntable(call: argparse.Namespace, problems: list[str]) -> list[Job]:
     def job(stem: str, portrait: Image.Image) -> Job:
         def make(pipe: OMFAPipeline, options: dict[str, Any]) -> dict[str, Image.Image]:
             at = _estimated(pipe, pose)
-            made = pipe.turntable(portrait, worn, at, face, call.views, keep=call.keep, **options)
+            keep: Any = None if call.keep is None else "others"  # a new picture each
+            made = pipe.turntable(portrait, worn, at, face, call.views, keep=keep, **options)
             return {f"{stem}_{round(360 * i / call.views):03d}.png": p for i, p in enumerate(made.images)}
 
         given = _pictures(portrait, *worn.values(), face, pose)
@@ -220,7 +222,10 @@ def parser() -> argparse.ArgumentParser:
     person.add_argument("--face", metavar="PICTURE", help="head crop; default: the portrait's")
     person.add_argument("--pose", metavar="FILE", help="body parameters (.npz), or a photo of somebody in that pose")
     person.add_argument(
-        "--keep", default="others", choices=("others", "nothing"), help="clothes not replaced (default others)"
+        "--keep",
+        default="auto",
+        choices=("auto", "photo", "others", "nothing"),
+        help="all but the garments given, or the other clothes (default: photo where the model can)",
     )
     worn = Parser(add_help=False)
     worn.add_argument(
@@ -270,7 +275,9 @@ def _categories(command: argparse.ArgumentParser) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Make the pictures; exit codes as in the module's docstring."""
     call = parser().parse_args(args)
-    call.keep = None if getattr(call, "keep", None) == "nothing" else "others"
+    keep = getattr(call, "keep", "auto")
+    call.keep = None if keep == "nothing" else keep
+    warnings.formatwarning = lambda message, *_: f"{call.command}: {message}\n"
     diffusers_logging.disable_progress_bar()  # of loading: seconds at most
     problems: list[str] = []
     try:
@@ -280,6 +287,9 @@ def main(args: Sequence[str] | None = None) -> int:
         pipe = OMFAPipeline.from_pretrained(call.model, dtype=DTYPES[call.dtype]).to(device)
         if any(job.needs_estimator for job in jobs):
             pipe.pose_estimator = _estimator()
+        elif pipe.config.draft == "surface":  # merely better with one
+            with suppress(ValueError):
+                pipe.pose_estimator = _estimator()
         check_writable(call.out, "-o")
     except (ValueError, OSError) as e:
         return _tell(call.command, [*problems, str(e)], 2)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from omfa.components import Category, Component
 
-PERSON, FACE = Component.PERSON.value, Component.FACE.value
+PERSON, FACE, PORTRAIT = (c.value for c in (Component.PERSON, Component.FACE, Component.PORTRAIT))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from omfa.backbone import input_channels
-from omfa.conditioning import SlotTokens, look_size
+from omfa.canvas import PORTRAIT
+from omfa.conditioning import KINDS, SlotTokens, look_size
 from omfa.pipeline import GUIDANCE, STEPS, OMFAPipeline
 from omfa.weights import read_part
 
@@ -24,6 +25,9 @@ def compact_pipeline(
     default_steps: int = STEPS,
     default_guidance: float = GUIDANCE,
     join: str = "canvas",
+    draft: str = "none",
+    pose_style: str = "parts_blend",
+    portraits: bool = False,
 ) -> OMFAPipeline:
     """A new compact model: slot tokens, v-prediction, zero terminal SNR.
 
@@ -36,8 +40,9 @@ def compact_pipeline(
         person_size: (height, width) in pixels.
         garment_slots: 1 or 2.
         token_dim: width of a new model's slot token.
-        unconditional_on, default_steps, default_guidance, join: see :class:`OMFAPipeline`. A model that is trained at
-            few ``timesteps`` (:class:`omfa.training.examples.RecordsDataset`) is to be sampled in as few steps.
+        unconditional_on, default_steps, default_guidance, join, draft, pose_style, portraits: see
+            :class:`OMFAPipeline`. A model that is trained at few ``timesteps``
+            (:class:`omfa.training.examples.RecordsDataset`) is to be sampled in as few steps.
 
     Raises:
         ValueError: no VAE or model there, or sizes that don't fit.
@@ -47,9 +52,11 @@ def compact_pipeline(
             _check_sizes(name, arguments)
     codec = read_part(AutoencoderKL, _folder(vae)) if isinstance(vae, str) else AutoencoderKL(**vae)
     channels = codec.config.latent_channels
+    kinds = (*KINDS, PORTRAIT) if portraits else KINDS
     if isinstance(unet, str):
         network = read_part(UNet2DConditionModel, _folder(f"{unet}/unet"))
         tokens = read_part(SlotTokens, _folder(f"{unet}/slot_tokens"))
+        tokens = tokens if len(tokens.kinds) >= len(kinds) else tokens.widened(kinds)
     else:
         network = UNet2DConditionModel(
             **unet,
@@ -59,7 +66,7 @@ def compact_pipeline(
             class_embed_type="projection",
             projection_class_embeddings_input_dim=look_size(garment_slots + 2, channels),
         )
-        tokens = SlotTokens(token_dim)
+        tokens = SlotTokens(token_dim, list(kinds))
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -77,6 +84,9 @@ def compact_pipeline(
         "default_steps": default_steps,
         "default_guidance": default_guidance,
         "join": join,
+        "draft": draft,
+        "pose_style": pose_style,
+        "portraits": portraits,
     }
     pipe = OMFAPipeline(codec, network, scheduler, tokens, **sizes)
     pipe.vae_is_new = not isinstance(vae, str)

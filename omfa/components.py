@@ -8,11 +8,12 @@ from enum import StrEnum
 
 
 class Component(StrEnum):
-    """What a slot of the canvas holds."""
+    """What a slot of the canvas, or a row, holds. PORTRAIT, the photo to be changed, is always given, in rows alone."""
 
     PERSON = "person"
     GARMENT = "garment"
     FACE = "face"
+    PORTRAIT = "portrait"
 
 
 class Category(StrEnum):
@@ -50,7 +51,7 @@ class Task:
         targets: components to generate; any non-empty subset of PERSON and GARMENT.
 
     Raises:
-        ValueError: no target, or FACE as a target (a face is only ever given).
+        ValueError: no target, or FACE or PORTRAIT as a target (they are only ever given).
     """
 
     targets: frozenset[Component]
@@ -60,6 +61,8 @@ class Task:
             raise ValueError("a task needs at least one target component: Component.PERSON and/or Component.GARMENT")
         if Component.FACE in self.targets:
             raise ValueError("FACE is never a target: it is given (a head crop) or absent")
+        if Component.PORTRAIT in self.targets:
+            raise ValueError("PORTRAIT is never a target: PERSON is the same photo with other clothes")
 
     @property
     def kind(self) -> TaskKind:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,13 @@ from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor
 
-from omfa.canvas import Canvas
+from omfa.canvas import FACE, PORTRAIT, Canvas
 from omfa.components import Category, State, TaskKind
 
 CELLS = (4, 3)  # rows, columns
+KINDS = ("person", *(f"garment:{c}" for c in Category), "face")
+PerExample = Mapping[str, Sequence[Tensor | None]]
+"""Slot name to one (C, h, w) of each example, None where it has none."""
 GARMENT_WORDS = {
     Category.UPPER: "an upper-body garment",
     Category.LOWER: "a lower-body garment",
@@ -119,8 +122,8 @@ def assemble(
     layouts: Sequence[Layout],
     latents: Mapping[str, Tensor],
     channels: int,
-    pose: Tensor | None,
-    has_pose: Tensor | None,
+    planes: PerExample,
+    drafts: PerExample,
     context: Tensor,
     pooled: Tensor | None = None,
     time_ids: Tensor | None = None,
@@ -133,8 +136,8 @@ def assemble(
         layouts: one per example.
         latents: slot name to (B, C, slot height, slot width); only GIVEN slots are looked at.
         channels: C.
-        pose: latents of the pose map (B, C, person height, person width), or None.
-        has_pose: (B,) bool, False where an example has no pose; None: all have one.
+        planes: slot name to each example's pose latents (C, slot height, slot width), None where it has none.
+        drafts: slot name to each example's latents of a target's draft, likewise; only TARGET slots are looked at.
         context: (B, N, D).
         pooled: (B, P) for SDXL, or None.
         time_ids: (B, 6) for SDXL, or None.
@@ -146,11 +149,15 @@ def assemble(
     known = torch.zeros(len(layouts), channels, *canvas.size, device=device)
     if latents:
         known = torch.where(given, canvas.join(latents), known)
+    for slot, several in drafts.items():
+        for b, z in enumerate(several):
+            if z is not None and layouts[b].states.get(slot) is State.TARGET:
+                known[b, :, *canvas[slot].window] = z.to(known)
     return Guide(
         target=target,
         mask=target.to(known.dtype),
         known=known,
-        pose=_pose_plane(canvas, known, pose, has_pose),
+        pose=_pose_plane(canvas, known, planes),
         context=context,
         pooled=pooled,
         time_ids=time_ids,
@@ -173,13 +180,13 @@ def look_size(slots: int, channels: int) -> int:
     return slots * CELLS[0] * CELLS[1] * channels
 
 
-def _pose_plane(canvas: Canvas, like: Tensor, pose: Tensor | None, has_pose: Tensor | None) -> Tensor:
-    """Pose latents on the person slot (zeros without a pose), the slot codes elsewhere. (B, C, h, w)."""
+def _pose_plane(canvas: Canvas, like: Tensor, planes: PerExample) -> Tensor:
+    """Pose latents where there are any; else zeros on the person slot, and the slot codes elsewhere. (B, C, h, w)."""
     plane = canvas.slot_codes(like.shape[1]).to(like).expand_as(like).clone()
-    if pose is not None:
-        if has_pose is not None:
-            pose = torch.where(has_pose[:, None, None, None].to(pose.device), pose, 0.0)
-        plane[..., *canvas["person"].window] = pose
+    for slot, several in planes.items():
+        for b, pose in enumerate(several):
+            if pose is not None:
+                plane[b, :, *canvas[slot].window] = pose.to(plane)
     return plane
 
 
@@ -198,7 +205,7 @@ def unconditional(guide: Guide, canvas: Canvas, context: Tensor) -> Guide:
         guide,
         mask=torch.zeros_like(guide.mask),
         known=nothing,
-        pose=_pose_plane(canvas, nothing, None, None),
+        pose=_pose_plane(canvas, nothing, {}),
         context=context.to(guide.context).expand_as(guide.context),
         pooled=None if guide.pooled is None else torch.zeros_like(guide.pooled),
         look=None if guide.look is None else torch.zeros_like(guide.look),
@@ -227,6 +234,16 @@ def size_ids(person_size: Sequence[int], batch: int) -> Tensor:
     return torch.tensor([[h, w, 0, 0, h, w]], dtype=torch.float32).repeat(batch, 1)
 
 
+class Kept(NamedTuple):
+    """What an example keeps: the layout without what was dropped; whether its pose and its drafts are seen; and whether
+    everything is dropped."""
+
+    layout: Layout
+    pose: bool
+    everything: bool
+    draft: bool
+
+
 @dataclass(frozen=True)
 class Drops:
     """Probabilities with which training hides what is given, one draw per example.
@@ -234,29 +251,33 @@ class Drops:
     Args:
         everything: hide all at once; exactly the unconditional input.
         each: hide each given slot, and the prompt, on their own.
-        pose_in_try_off: try-off without a pose, as it is used (one photo and nothing else).
+        pose_in_try_off: try-off without a pose, as it is used (one photo and nothing else); it has no draft either.
+        draft: hide all drafts.
     """
 
     everything: float = 0.05
     each: float = 0.05
     pose_in_try_off: float = 0.5
+    draft: float = 0.1
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"drop probability {name}={getattr(self, name)} must be in [0, 1]")
 
-    def draw(self, layout: Layout, generator: torch.Generator) -> tuple[Layout, bool, bool]:
-        """One draw. The number of random numbers taken depends on nothing but the class.
-
-        Returns:
-            The layout with what was dropped absent; whether its pose is kept; whether everything is dropped.
-        """
+    def draw(self, layout: Layout, generator: torch.Generator) -> Kept:
+        """One draw. The number of random numbers taken depends on nothing but the class."""
         order = ["person", "garment_1", "garment_2", "face"]
         u = torch.rand(len(order) + 3, generator=generator, dtype=torch.float64).tolist()
         dropped = {slot for slot, x in zip(order, u, strict=False) if x < self.each}
         keep_pose = layout.kind is not TaskKind.TRY_OFF or u[-2] >= self.pose_in_try_off
-        return layout.without(dropped, prompt=u[-3] < self.each), keep_pose, u[-1] < self.everything
+        v = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        if v[0] < self.each:
+            dropped.add(PORTRAIT)
+        # A draft shows what it was made of: it goes where any of that does.
+        whole = layout.slots(State.GIVEN).isdisjoint(dropped - {FACE})
+        keep_draft = whole and keep_pose and v[1] >= self.draft
+        return Kept(layout.without(dropped, prompt=u[-3] < self.each), keep_pose, u[-1] < self.everything, keep_draft)
 
 
 class SlotTokens(ModelMixin, ConfigMixin):
@@ -266,16 +287,31 @@ class SlotTokens(ModelMixin, ConfigMixin):
 
     Args:
         dim: width of a token, the UNet's ``cross_attention_dim``.
+        kinds: what there are tokens for, two each (target, given); :data:`KINDS`, and :data:`PORTRAIT` for a model that
+            changes photos.
     """
 
-    _KINDS = ("person", *(f"garment:{c}" for c in Category), "face")
     _ABSENT = ("person", "garment", "face")
 
     @register_to_config
-    def __init__(self, dim: int = 256) -> None:
+    def __init__(self, dim: int = 256, kinds: Sequence[str] = KINDS) -> None:
         super().__init__()
-        self.table = torch.nn.Embedding(1 + 2 * len(self._KINDS) + len(self._ABSENT), dim)
+        self.kinds = tuple(kinds)
+        self.table = torch.nn.Embedding(1 + 2 * len(kinds) + len(self._ABSENT), dim)
         torch.nn.init.normal_(self.table.weight, std=0.5)
+
+    def widened(self, kinds: Sequence[str]) -> SlotTokens:
+        """The same tokens and new ones for further kinds, which begin as the person's.
+
+        Args:
+            kinds: beginning with the old ones.
+        """
+        assert tuple(kinds[: len(self.kinds)]) == self.kinds
+        new, old, ours = SlotTokens(self.config.dim, list(kinds)), 1 + 2 * len(self.kinds), self.table.weight.data
+        table = new.table.weight.data
+        table[:old], table[-len(self._ABSENT) :] = ours[:old], ours[old:]
+        table[old : -len(self._ABSENT)] = ours[1:3].repeat(len(kinds) - len(self.kinds), 1)
+        return new
 
     def rows(self, canvas: Canvas, layouts: Sequence[Layout]) -> Tensor:
         """Row numbers, (B, number of slots) int64; all zero (the null row) for a layout without a prompt."""
@@ -287,9 +323,9 @@ class SlotTokens(ModelMixin, ConfigMixin):
             return 0
         state = layout.states.get(slot, State.ABSENT)
         if state is State.ABSENT:
-            return 1 + 2 * len(self._KINDS) + self._ABSENT.index(slot.partition("_")[0])
+            return 1 + 2 * len(self.kinds) + self._ABSENT.index(slot.partition("_")[0])
         kind = f"garment:{layout.categories[slot]}" if slot in layout.categories else slot
-        return 1 + 2 * self._KINDS.index(kind) + (state is State.GIVEN)
+        return 1 + 2 * self.kinds.index(kind) + (state is State.GIVEN)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Row numbers (B, N) -> context (B, N, dim)."""

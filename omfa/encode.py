@@ -7,10 +7,11 @@ Each picture of each record is encoded alone, as training would, and its posteri
 training still draws a fresh sample of every target) in float16: a file a record. Train with
 ``--data.init_args.latents data/latents``. With ``--base`` the phrases of SDXL's prompts are kept too (5 MB; with
 ``--captions`` every record's own as well, 1 to 3 MB a record): train with ``text: data/vitonhd_latents`` in the
-pipeline's arguments, and neither encoder is loaded. Each file carries a hash of the pictures it was made from: what is
-there and matches is not encoded again, so a killed call goes on, and after records have changed the same call brings
-the latents up to date. Files without a hash, of older versions, train as they are, but are encoded again here.
-Exit code 0: all well; 1: some records failed, each named; 2: the call was wrong.
+pipeline's arguments, and neither encoder is loaded. ``--draft surface`` keeps what a pipeline of ``draft: surface`` is
+given besides: surface maps and drafts, from the records' body parameters. Each file carries a hash of what it was made
+from: what is there and matches is not encoded again, so a killed call goes on, and after records have changed the same
+call brings the latents up to date. Files without a hash, of older versions, train as they are, but are encoded again
+here. Exit code 0: all well; 1: some records failed, each named; 2: the call was wrong.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omfa.backbone import fingerprint, posterior, vae_factor
+from omfa.bodies.body import load_body
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.commands import Parser, count, find_device
 from omfa.files import check_writable, clear_parts, sole, unwritable, write_json
 from omfa.images import ImageError
 from omfa.prompts import KEPT_PHRASES, PromptFiles, Prompts, TextEncoders, phrases, save_whole
-from omfa.records.latents import Hashes, encoded_file, read_encoding, write_latents
+from omfa.records.drawn import Drawer
+from omfa.records.latents import DRAFTS, Hashes, encoded_file, read_encoding, write_latents
 from omfa.records.prepared import Record, RecordError, record_pictures
 from omfa.records.shards import Source, open_records
 from omfa.records.stream import read_fitted
@@ -42,32 +45,48 @@ from omfa.sdxl import BASE, CAPTIONS, PROMPTS, load_prompts, load_vae, text_enco
 
 @torch.no_grad()
 def encode_records(
-    vae: AutoencoderKL, source: Source, records: Sequence[Record], canvas: Canvas, device: str = "cpu"
+    vae: AutoencoderKL,
+    source: Source,
+    records: Sequence[Record],
+    canvas: Canvas,
+    device: str = "cpu",
+    drawer: Drawer | None = None,
 ) -> list[dict[str, Tensor]]:
-    """Posteriors of all pictures of some records: name in ``record_files`` to (2C, h, w) float16, a dict a record."""
+    """Posteriors of all pictures of some records: name in ``record_files`` to (2C, h, w) float16, a dict a record.
+
+    With a drawer, of what it draws as well (:mod:`omfa.records.drawn`).
+    """
     factor = vae_factor(vae)
     sizes = {slot.name: (slot.height * factor, slot.width * factor) for slot in canvas.slots}
     files = [record_pictures(r) for r in records]
     owner = {(n, path): r for r, named in zip(records, files, strict=True) for n, path in named.items()}
     done: dict[tuple[str, str], Tensor] = {}
-    for key, record in owner.items():  # views of one outfit share their garments
-        pixels = read_fitted(source, record, key[0], sizes[FACE if key[0] == FACE else PERSON])
-        # one by one: in a batch the same picture comes out a little different with every size of it
+
+    def alone(pixels: Tensor, name: str) -> Tensor:
+        """In a batch the same picture comes out a little different with every size of it."""
         moments = posterior(vae, pixels[None].to(device))[0].to("cpu", torch.float16)
         if not moments.isfinite().all():
-            raise RecordError(f"{source.where(key[1])}: the VAE makes NaN or infinity of it: take another VAE")
-        done[key] = moments.contiguous()
-    return [{n: done[n, path].clone() for n, path in named.items()} for named in files]
+            raise RecordError(f"{name}: the VAE makes NaN or infinity of it: take another VAE")
+        return moments.contiguous()
+
+    for key, record in owner.items():  # views of one outfit share their garments
+        pixels = read_fitted(source, record, key[0], sizes[FACE if key[0] == FACE else PERSON])
+        done[key] = alone(pixels, source.where(key[1]))
+    encoded = [{n: done[n, path].clone() for n, path in named.items()} for named in files]
+    for record, own in zip(records, encoded, strict=True):
+        drawn = {} if drawer is None else drawer.pictures(record)
+        own |= {name: alone(pixels, f"{name} of {record.id}") for name, pixels in drawn.items()}
+    return encoded
 
 
-def begin(out: Path, vae: str, size: Sequence[int]) -> None:
+def begin(out: Path, vae: str, size: Sequence[int], draft: str = "none") -> None:
     """Write down what the latents are of, or refuse a folder that holds others.
 
     Raises:
         RecordError: another VAE or another size made the latents in ``out``.
         Unwritable: nothing can be written there.
     """
-    wanted = {"person_size": [int(n) for n in size], "vae": vae}
+    wanted = {"person_size": [int(n) for n in size], "vae": vae, "draft": draft}
     path = out / "encoding.json"
     if path.exists():
         if (found := read_encoding(out)) != wanted:
@@ -120,6 +139,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--captions", action="store_true", help="also the phrases with each record's caption")
     parser.add_argument("--size", required=True, type=size_of, help="of a person picture, HxW: the model's person_size")
     parser.add_argument("--out", required=True, type=Path, help="folder for the latents")
+    parser.add_argument("--draft", choices=DRAFTS, default="none", help="surface: drafts and surface maps, too")
     parser.add_argument("--split", help="only records of this split")
     parser.add_argument("--batch", type=count, default=8, help="records read at once (default 8), no byte depends on")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
@@ -141,13 +161,14 @@ def main(args: Sequence[str] | None = None) -> int:
             which = "" if call.split is None else f" of split {call.split!r}"
             raise ValueError(f"{call.records} holds no records{which}: there is nothing to encode")
         check_writable(call.out)
-        begin(call.out, fingerprint(vae), call.size)
+        begin(call.out, fingerprint(vae), call.size, call.draft)
         if call.base is not None:
             encoders = text_encoders(call.base, call.variant)
             kept = encode_prompts(call.out, encoders, records if call.captions else (), device)
             print(f"{kept} phrases kept in {call.out}")
+        drawer = Drawer(source, call.size, load_body()) if call.draft == "surface" else None
         with sole(call.out):
-            failed = encode_all(vae, source, records, canvas, call.out, call.batch, device)
+            failed = encode_all(vae, source, records, canvas, call.out, call.batch, device, drawer)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -164,7 +185,14 @@ def _may_be_hub_id(name: str) -> bool:
 
 
 def encode_all(
-    vae: AutoencoderKL, source: Source, records: Sequence[Record], canvas: Canvas, out: Path, batch: int, device: str
+    vae: AutoencoderKL,
+    source: Source,
+    records: Sequence[Record],
+    canvas: Canvas,
+    out: Path,
+    batch: int,
+    device: str,
+    drawer: Drawer | None = None,
 ) -> list[str]:
     """Write the latents of every record whose file is missing or of other pictures; the failures, a line each.
 
@@ -172,17 +200,18 @@ def encode_all(
         Unwritable: ``out`` can't be written to any more.
     """
     clear_parts(out)
-    hashes, failed = Hashes(source), list[str]()
+    hashes, failed = Hashes(source, drawn=drawer is not None), list[str]()
     todo = [r for r in records if not hashes.match(r, encoded_file(out, r.id))]
     with tqdm(total=len(records), initial=len(records) - len(todo), unit="record", disable=None) as bar:
         for at in range(0, len(todo), batch):
             some = todo[at : at + batch]
             try:
-                write_latents(out, some, encode_records(vae, source, some, canvas, device), hashes)
+                write_latents(out, some, encode_records(vae, source, some, canvas, device, drawer), hashes)
             except (ImageError, RecordError):  # one bad picture does not spoil its neighbours
                 for record in some:
                     try:
-                        write_latents(out, [record], encode_records(vae, source, [record], canvas, device), hashes)
+                        made = encode_records(vae, source, [record], canvas, device, drawer)
+                        write_latents(out, [record], made, hashes)
                     except (ImageError, RecordError) as e:
                         failed.append(f"{record.id}: {e}")
             bar.update(len(some))

@@ -91,6 +91,25 @@ def read_text(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> str:
         ) from None
 
 
+def text_lines(path: Path, limit: int) -> Iterator[tuple[int, str]]:
+    """Number and text of each line that has any, of a file of any length; a byte order mark is passed over.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: a line of more than ``limit`` bytes, or one that is no UTF-8 text; names file and line.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(limit + 1), b""), 1):
+            if len(line) > limit:
+                raise ValueError(f"{path}:{number}: over {limit} bytes; put a line end where one belongs")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as e:
+                raise ValueError(f"{path}:{number}: no UTF-8 text ({e}); write the file anew as UTF-8") from None
+            if text.strip():
+                yield number, text
+
+
 def clear_parts(folder: Path) -> None:
     """Remove what a killed call was writing anywhere in a folder, which nobody else may be writing to."""
     for part in folder.rglob("*.part"):

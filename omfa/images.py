@@ -304,18 +304,12 @@ def fit(picture: Tensor, size: Sequence[int], fill: Fill = "edge") -> tuple[Tens
         The picture (3, *size) and the box it covers.
     """
     height, width = picture.shape[-2:]
-    box = _box(height, width, size)
+    box = fitted_box((height, width), size)
     inner = box.height, box.width
     if inner != (height, width):
         smaller = min(size[0] / height, size[1] / width) < 1
         picture = kornia.geometry.resize(picture[None], inner, interpolation="bilinear", antialias=smaller)[0]
     return _padded(picture, box, size, fill), box
-
-
-def _box(height: int, width: int, size: Sequence[int]) -> Box:
-    scale = min(size[0] / height, size[1] / width)
-    inner = (min(size[0], max(1, round(height * scale))), min(size[1], max(1, round(width * scale))))
-    return Box((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2, *inner)
 
 
 def _padded(picture: Tensor, box: Box, size: Sequence[int], fill: Fill) -> Tensor:
@@ -328,7 +322,7 @@ def _padded(picture: Tensor, box: Box, size: Sequence[int], fill: Fill) -> Tenso
 def fit_pixels(pixels: np.ndarray, size: Sequence[int], fill: Fill = "edge") -> tuple[Tensor, Box]:
     """:func:`fit` of (H, W, 3) uint8: the same picture, without ever holding a large one as floats."""
     height, width = pixels.shape[:2]
-    box = _box(height, width, size)
+    box = fitted_box((height, width), size)
     if height * width < LARGE or box.height >= height or box.width >= width:
         return fit(pixels_to_tensor(pixels), size, fill)
     flat = pixels.reshape(height, -1)
@@ -363,6 +357,19 @@ def _blurred_taps(many: int, few: int) -> Iterator[tuple[int, np.ndarray]]:
         folded = np.zeros(int(at.max()) - low + 1)
         np.add.at(folded, at - low, weights)
         yield low, folded.astype(np.float32)
+
+
+def fitted_box(inner: Sequence[int], size: Sequence[int]) -> Box:
+    """Where :func:`fit` lays a picture of (height, width) inside one of another size."""
+    height, width = inner
+    scale = min(size[0] / height, size[1] / width)
+    tall, wide = (min(size[0], max(1, round(height * scale))), min(size[1], max(1, round(width * scale))))
+    return Box((size[0] - tall) // 2, (size[1] - wide) // 2, tall, wide)
+
+
+def enlarged(pictures: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, 3, h, w) to (B, 3, *size), smoothly."""
+    return torch.nn.functional.interpolate(pictures, tuple(size), mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
 def load(source: Picture, size: Sequence[int], fill: Fill = "edge", name: str = "picture") -> tuple[Tensor, Box]:

@@ -15,17 +15,20 @@ from omfa.pipeline import MODELS, OMFAPipeline
 class OMFAModel:
     """A ``TryOnModel`` and ``TryOffModel``: garments and the pose make a try-on, the photo alone a try-off.
 
+    A model with drafts takes bodies instead of pose maps, and tries off without one where a record has none.
+
     Args:
         pipe: moved to a device already, or by :meth:`to`.
     """
 
-    try_on_needs = frozenset({Input.GARMENTS, Input.POSE_MAP})
-    try_on_takes = frozenset({Input.FACE})
     try_off_needs = frozenset({Input.PHOTO})
-    try_off_takes: frozenset[Input] = frozenset()
 
     def __init__(self, pipe: OMFAPipeline) -> None:
         self.pipe = pipe
+        bodies = "surface" in (pipe.config.draft, pipe.config.pose_style)
+        self.try_on_needs = frozenset({Input.GARMENTS, Input.POSE if bodies else Input.POSE_MAP})
+        self.try_on_takes = frozenset({Input.FACE, Input.GARMENT_POSES} if bodies else {Input.FACE})
+        self.try_off_takes = frozenset({Input.POSE} if bodies else set())
 
     @classmethod
     def from_pretrained(cls, weights: str) -> Self:
@@ -52,15 +55,36 @@ class OMFAModel:
 
     def try_on(self, batch: Batch) -> list[Image.Image]:
         """See :class:`omfa.evaluation.predictions.TryOnModel`."""
-        garments = {category.value: list(map(str, paths)) for category, paths in batch.garments.items()}
-        faces, poses = (list(map(str, paths)) or None for paths in (batch.faces, batch.pose_maps))
-        return list(self.pipe(["person"], garments=garments, face=faces, pose=poses, **_options(batch)).images)
+        faces = list(map(str, batch.faces)) or None
+        poses: list[Any] = list(batch.poses) or list(batch.pose_maps)
+        return list(self.pipe(["person"], face=faces, pose=poses, **_worn(batch), **_options(batch)).images)
 
     def try_off(self, batch: Batch) -> list[Image.Image]:
         """See :class:`omfa.evaluation.predictions.TryOffModel`."""
         assert batch.category is not None
-        people = list(map(str, batch.photos))
-        return list(self.pipe([batch.category.value], person=people, **_options(batch)).images)
+        people, poses = list(map(str, batch.photos)), list(batch.poses) or None
+        return list(self.pipe([batch.category.value], person=people, pose=poses, **_options(batch)).images)
+
+
+class OMFAInPhoto(OMFAModel):
+    """The same where a try-on changes a photo (``keep="photo"``): the record's portrait."""
+
+    def __init__(self, pipe: OMFAPipeline) -> None:
+        super().__init__(pipe)
+        self.try_on_needs = frozenset({Input.PORTRAIT, Input.GARMENTS, Input.POSE})
+        self.try_on_takes = frozenset({Input.GARMENT_POSES})
+
+    def try_on(self, batch: Batch) -> list[Image.Image]:
+        """See :class:`omfa.evaluation.predictions.TryOnModel`."""
+        photos, poses = list(map(str, batch.portraits)), list(batch.poses)
+        return list(self.pipe(["person"], portrait=photos, pose=poses, **_worn(batch), **_options(batch)).images)
+
+
+def _worn(batch: Batch) -> dict[str, Any]:
+    return {
+        "garments": {category.value: list(map(str, paths)) for category, paths in batch.garments.items()},
+        "garment_poses": {category.value: list(poses) for category, poses in batch.garment_poses.items()},
+    }
 
 
 def _options(batch: Batch) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omfa.canvas import PERSON, Canvas
 from omfa.components import State, TaskKind
-from omfa.conditioning import Guide, Layout, assemble, guided, size_ids, stack, unconditional
+from omfa.conditioning import Guide, Layout, PerExample, assemble, guided, size_ids, stack, unconditional
 from omfa.prompts import TextEncoders
 from omfa.rows import Crossing, Memory, Recall, RowGuide, Rows, lay_rows, without_anything
 from omfa.sampling import Predict
@@ -96,16 +96,16 @@ class Network:
         self,
         layouts: Sequence[Layout],
         latents: Mapping[str, Tensor],
-        pose: Tensor | None,
-        has_pose: Tensor | None,
+        planes: PerExample,
         device: torch.device | str,
+        drafts: PerExample | None = None,
     ) -> Guide:
         """What the network is given, the same in training and sampling; see :func:`omfa.conditioning.assemble`."""
         context, pooled = self.context(layouts, device)
         sizes = None if pooled is None else size_ids(self.config.person_size, len(layouts)).to(pooled)
         channels = self.vae.config.latent_channels
         looks = self.unet.config.class_embed_type is not None
-        return assemble(self.canvas, layouts, latents, channels, pose, has_pose, context, pooled, sizes, looks)
+        return assemble(self.canvas, layouts, latents, channels, planes, drafts or {}, context, pooled, sizes, looks)
 
     def unconditional(self, guide: Guide) -> Guide:
         """The guide with everything given dropped, the same in training and sampling."""
@@ -124,9 +124,9 @@ class Network:
         self,
         layouts: Sequence[Layout],
         latents: Mapping[str, Tensor],
-        planes: Mapping[str, Sequence[Tensor | None]],
+        planes: PerExample,
         device: torch.device | str,
-        drafts: Mapping[str, Sequence[Tensor | None]] | None = None,
+        drafts: PerExample | None = None,
     ) -> RowGuide:
         """What the network is given in rows, the same in training and sampling; see :func:`omfa.rows.lay_rows`."""
         text = self.slot_tokens is None

@@ -24,15 +24,20 @@ from torch import Tensor
 
 from omfa import images
 from omfa.backbone import canvas_multiple, decode, encode, input_channels, vae_factor
-from omfa.canvas import PERSON, Canvas
+from omfa.bodies.body import load_body
+from omfa.bodies.parameters import BodyParameters
+from omfa.canvas import PERSON, PORTRAIT, Canvas
 from omfa.components import State
+from omfa.composer import Composer
 from omfa.conditioning import (
     SlotTokens,
 )
-from omfa.images import Box, OutputType
+from omfa.drafting import composed, composed_size, draw, known_pictures
+from omfa.images import OutputType
 from omfa.network import Network
 from omfa.partial_diffusion import check_scheduler
 from omfa.prompts import Prompts, TextEncoders
+from omfa.records.latents import DRAFTS
 from omfa.request import Pictures, Pose, Request, check_sampler, read_request
 from omfa.rows import cross_rows
 from omfa.sampling import denoise
@@ -43,6 +48,7 @@ from omfa.weights import check_parts, not_finite
 MODELS = Path(str(files("omfa"))) / "models"
 STEPS, GUIDANCE = 50, 2.0  # the paper's
 MOST_PIXELS = 8192  # on a side
+POSE_STYLES = ("parts_blend", "surface")
 
 
 class OMFAPipeline(Network, Tasks, DiffusionPipeline):
@@ -54,6 +60,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         scheduler: any of ``omfa.partial_diffusion.SCHEDULERS``.
         slot_tokens: the compact model's context; None for a text-conditioned model.
         tokenizer, tokenizer_2, text_encoder, text_encoder_2: SDXL's, or None.
+        composer: puts pictures together from what was decoded, drafts and a portrait; for ``draft: surface``, or None.
         prompts: phrases encoded ahead; with them the text encoders are needed for captions alone.
         person_size: (height, width) of a person or garment picture in pixels.
         garment_slots: 1 (the paper's) or 2.
@@ -62,6 +69,10 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             one garment slot for two thirds of the price.
         default_steps, default_guidance: what a call takes that names none.
         join: how components meet in the network: "canvas" (the paper's) or "rows" (:mod:`omfa.rows`).
+        draft: what a target's known channels hold: "none" (the paper's zeros), or "surface", what the given pictures
+            show of it (:mod:`omfa.bodies.drafts`).
+        pose_style: of the pose maps it reads: "parts_blend", or "surface", given garments' maps as well.
+        portraits: whether it has learned to change the clothes in a photo (PORTRAIT), in rows alone.
 
     Raises:
         ValueError: parts that don't fit together.
@@ -69,7 +80,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->slot_tokens->unet->vae"
     _optional_components = [  # noqa: RUF012
-        *("slot_tokens", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "prompts")
+        *("slot_tokens", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "prompts", "composer")
     ]
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
@@ -84,12 +95,16 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         text_encoder: Any = None,
         text_encoder_2: Any = None,
         prompts: Prompts | None = None,
+        composer: Composer | None = None,
         person_size: list | tuple = (1024, 768),
         garment_slots: int = 2,
         unconditional_on: str = "canvas",
         default_steps: int = STEPS,
         default_guidance: float = GUIDANCE,
         join: str = "canvas",
+        draft: str = "none",
+        pose_style: str = "parts_blend",
+        portraits: bool = False,
     ) -> None:
         super().__init__()
         if unconditional_on not in ("canvas", "targets"):
@@ -98,6 +113,10 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             raise ValueError(
                 f"join is {join!r}; give 'canvas', or 'rows' (whose unconditional pass runs over targets anyway)"
             )
+        if draft not in DRAFTS or pose_style not in POSE_STYLES:
+            raise ValueError(f"draft {draft!r} must be one of {DRAFTS}, pose_style {pose_style!r} one of {POSE_STYLES}")
+        if portraits and (join != "rows" or (slot_tokens is not None and PORTRAIT not in slot_tokens.kinds)):
+            raise ValueError("portraits need join: rows and, in a compact model, slot tokens of a portrait")
         if unet.config.in_channels != input_channels(vae.config.latent_channels):
             raise ValueError(
                 f"the UNet takes {unet.config.in_channels} channels, a canvas of {vae.config.latent_channels}-channel "
@@ -120,6 +139,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             text_encoder=text_encoder,
             text_encoder_2=text_encoder_2,
             prompts=prompts,
+            composer=composer,
         )
         self.register_to_config(
             person_size=[int(n) for n in person_size],
@@ -128,6 +148,9 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             default_steps=default_steps,
             default_guidance=default_guidance,
             join=join,
+            draft=draft,
+            pose_style=pose_style,
+            portraits=portraits,
         )
         if join == "rows":
             cross_rows(unet)
@@ -195,11 +218,14 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         face: Pictures | None = None,
         pose: Pose | Sequence[Pose] | None = None,
         caption: str | None = None,
+        portrait: Pictures | None = None,
+        garment_poses: Mapping[str, BodyParameters | Sequence[BodyParameters]] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         eta: float = 0.0,
         latents: Tensor | None = None,
+        compose: bool = True,
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
@@ -216,12 +242,17 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             face: head crop of the person to generate.
             pose: pose map aligned with the person picture, or :class:`BodyParameters` (or their ``.npz``) to render.
             caption: a few words for a text-conditioned model's prompt.
+            portrait: photo to change the clothes in, of a model that knows portraits; ``pose`` is then its own.
+            garment_poses: category to how a body would stand in the garment's picture, for a model with drafts; the
+                category's own standing body where it is not said.
             num_inference_steps: steps of the scheduler; None takes the model's ``default_steps``.
             guidance_scale: classifier-free guidance; 1 or less turns it off (half the work). None takes the model's
                 ``default_guidance``.
             generator: one generator, or one per sample (then a sample depends on its batch by rounding alone).
             eta: DDIM's noise, for schedulers that take it.
             latents: start noise (B, C, h, w), standard normal; None draws it.
+            compose: whether a composer, where the model has one and there is a draft, puts pictures together, at the
+                size of the photo they go by; else they are as they were decoded.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False gives a plain tuple.
             callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": ...})`` after every step; may return
@@ -244,20 +275,25 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         scale = self.config.default_guidance if guidance_scale is None else guidance_scale
         generator = list(generator) if isinstance(generator, tuple) else generator
         check_sampler(steps, scale, eta, generator)
-        request = read_request(self.canvas, targets, person, garments, face, pose, caption)
+        if portrait is not None and not self.config.portraits:
+            raise ValueError("this model has not learned to change photos: give face= and pose=, no portrait=")
+        style = self.config.pose_style
+        request = read_request(
+            self.canvas, targets, person, garments, face, pose, caption, portrait, garment_poses, style
+        )
         if isinstance(generator, list) and len(generator) != request.batch:
             raise ValueError(f"{len(generator)} generators for {request.batch} pictures; give one, or one per picture")
         self._interrupt = False
         device = self._execution_device
 
         # 2. Encode everything given; lay it on the canvas, or in rows.
-        known, pose, boxes = self._encode(request, device)
+        known, planes, drafts = self._encode(request, device)
         layouts = [request.layout] * request.batch
         if self.config.join == "rows":
-            rows = self.row_guide(layouts, known, {} if pose is None else {PERSON: list(pose)}, device)
+            rows = self.row_guide(layouts, known, planes, device, drafts)
             guide, predict = rows.targets.guide, self.guided_rows(rows, layouts, scale)
         else:
-            guide = self.guide(layouts, known, pose, None, device)
+            guide = self.guide(layouts, known, planes, device, drafts)
             predict = self.guided(guide, request.layout, scale)
 
         # 3. Noise on the targets, and steps of the scheduler until they are clean.
@@ -289,7 +325,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         output = (
             OMFAPipelineOutput(images=joint)
             if output_type == "latent"
-            else self._output(request, joint, boxes, output_type)
+            else self._output(request, joint, output_type, compose and self.composer is not None)
         )
         self.maybe_free_model_hooks()
         return output if return_dict else cast(Any, output.to_tuple())
@@ -303,34 +339,55 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
 
     def _encode(
         self, request: Request, device: torch.device
-    ) -> tuple[dict[str, Tensor], Tensor | None, list[Box] | None]:
-        """Latents of everything given, by slot; of the pose maps; and where each person lies in its padded picture."""
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor | None]], dict[str, list[Tensor | None]]]:
+        """By slot, latents of everything given, of pose maps and of drafts."""
         factor = self.vae_scale_factor
 
-        def pixels(slot: str, pictures: list[Image.Image]) -> tuple[Tensor, list[Box]]:
-            size = (self.canvas[slot].height * factor, self.canvas[slot].width * factor)
+        def pixels(slot: str, pictures: list[Image.Image]) -> Tensor:
+            place = self.canvas[PERSON if slot == PORTRAIT else slot]
+            size = (place.height * factor, place.width * factor)
             fill: images.Fill = "white" if slot.startswith("garment") else "edge"
             fitted = [images.fit_pixels(np.asarray(p), size, fill) for p in pictures]
-            return torch.stack([f[0] for f in fitted]).to(device), [f[1] for f in fitted]
+            return torch.stack([f[0] for f in fitted]).to(device)
 
-        latents = {slot: encode(self.vae, pixels(slot, pictures)[0]) for slot, pictures in request.given.items()}
-        pose, boxes = None, None
+        def encoded(several: list[Tensor | None]) -> list[Tensor | None]:
+            some = [p for p in several if p is not None]
+            made = iter(encode(self.vae, torch.stack(some).to(device)) if some else ())
+            return [None if p is None else next(made) for p in several]
+
+        latents = {slot: encode(self.vae, pixels(slot, pictures)) for slot, pictures in request.given.items()}
+        planes: dict[str, list[Tensor | None]] = {}
+        drafts: dict[str, list[Tensor | None]] = {}
         if request.pose:
-            pose_pixels, boxes = pixels(PERSON, request.pose)
-            pose = encode(self.vae, pose_pixels)
-        return latents, pose, boxes
+            planes[PERSON] = list(encode(self.vae, pixels(PERSON, request.pose)))
+        if "surface" in (self.config.draft, self.config.pose_style):
+            height, width = self.config.person_size
+            drawn = draw(request, (height, width), load_body())
+            if self.config.pose_style == "surface":
+                planes |= {slot: encoded(maps) for slot, maps in drawn.maps.items()}
+            if self.config.draft == "surface":
+                size = height, width
+                drafts = {slot: encoded(known_pictures(request, slot, drawn, size)) for slot in drawn.drafts}
+        return latents, planes, drafts
 
-    def _output(
-        self, request: Request, joint: Tensor, boxes: list[Box] | None, output_type: OutputType
-    ) -> OMFAPipelineOutput:
+    def _output(self, request: Request, joint: Tensor, output_type: OutputType, compose: bool) -> OMFAPipelineOutput:
         """Pictures of every component: targets decoded and freed of their padding, given ones as they came."""
-        wanted, made = [slot for slot, state in request.layout.states.items() if state is State.TARGET], {}
+        wanted = [slot for slot, state in request.layout.states.items() if state is State.TARGET]
+        made: dict[str, list[Image.Image]] = {}
         in_rows = self.config.join == "rows"
         parts = {s: joint[i :: len(wanted)] for i, s in enumerate(wanted)} if in_rows else self.canvas.split(joint)
         for slot in sorted(wanted):
-            pixels = images.tensor_to_pixels(decode(self.vae, parts[slot]))
-            cut = boxes if slot == PERSON else None
-            made[slot] = [Image.fromarray(p[cut[i].window] if cut else p) for i, p in enumerate(pixels)]
+            several = list(decode(self.vae, parts[slot]))
+            if compose:
+                size = composed_size(request, slot, tuple(self.config.person_size))
+                several = composed(self.composer, request, slot, torch.stack(several), size, load_body())
+            made[slot] = []
+            for i, picture in enumerate(several):
+                pixels = images.tensor_to_pixels(picture[None])[0]
+                if slot == PERSON and request.pose:
+                    pose = request.pose[i]
+                    pixels = pixels[images.fitted_box((pose.height, pose.width), pixels.shape[:2]).window]
+                made[slot].append(Image.fromarray(pixels))
         pictures = request.given | made
         garments = {
             str(c): images.as_output(pictures[slot], output_type) for slot, c in request.layout.categories.items()

@@ -16,8 +16,8 @@ from PIL import Image
 from omfa import images
 from omfa.bodies.body import load_body
 from omfa.bodies.parameters import BodyParameters
-from omfa.bodies.pose_render import render_pose_map
-from omfa.canvas import FACE, PERSON, Canvas
+from omfa.bodies.pose_render import Style, render_pose_map
+from omfa.canvas import FACE, PERSON, PORTRAIT, Canvas
 from omfa.components import Category, Component, State, Task
 from omfa.conditioning import Layout
 from omfa.images import Picture
@@ -28,12 +28,23 @@ Pose = Picture | BodyParameters
 
 @dataclass(frozen=True)
 class Request:
-    """One checked call: what is wanted, and pictures as read. ``given`` and ``pose``: slot name to B pictures."""
+    """One checked call: what is wanted, and pictures as read.
+
+    Args:
+        layout: of all pictures.
+        batch: B.
+        given: slot name to B pictures.
+        pose: B pose maps, or none.
+        params: B body parameters behind them, None for a map that was given as a picture; or none.
+        stands: garment slot to B bodies that stand in the given pictures, as far as they are known.
+    """
 
     layout: Layout
     batch: int
     given: dict[str, list[Image.Image]]
     pose: list[Image.Image]
+    params: list[BodyParameters | None]
+    stands: dict[str, list[BodyParameters]]
 
 
 def read_request(
@@ -44,12 +55,17 @@ def read_request(
     face: Pictures | None,
     pose: Pose | Sequence[Pose] | None,
     caption: str | None,
+    portrait: Pictures | None = None,
+    garment_poses: Mapping[str, BodyParameters | Sequence[BodyParameters]] | None = None,
+    style: Style = "parts_blend",
 ) -> Request:
     """The request behind a call, everything checked and every picture read.
 
     Args:
         canvas: the model's.
-        targets, person, garments, face, pose, caption: as :class:`omfa.pipeline.OMFAPipeline` is called.
+        targets, person, garments, face, pose, caption, portrait, garment_poses: as
+            :class:`omfa.pipeline.OMFAPipeline` is called.
+        style: of pose maps that are rendered.
 
     Raises:
         ValueError: a call that asks for the impossible, or a picture that can't be used.
@@ -74,7 +90,9 @@ def read_request(
     places = canvas.place([*new, *worn])
     states = {places[c]: State.TARGET for c in new} | {places[c]: State.GIVEN for c in worn}
     pictures: dict[str, list[Any]] = {places[c]: images.as_list(g) for c, g in worn.items()}
-    for slot, value in ((PERSON, person), (FACE, face)):
+    if portrait is not None and wanted != [PERSON]:
+        raise ValueError(f"portrait= is the photo to change the clothes in, with targets=['person']; got {wanted}")
+    for slot, value in ((PERSON, person), (FACE, face), (PORTRAIT, portrait)):
         if value is not None:
             states[slot], pictures[slot] = State.GIVEN, images.as_list(value)
     if PERSON in wanted:
@@ -89,13 +107,34 @@ def read_request(
     kinds = {Component.PERSON if t == PERSON else Component.GARMENT for t in wanted}
     categories = {places[c]: c for c in [*new, *worn]}
     read = {slot: [images.read_image(p, slot) for p in several] for slot, several in pictures.items()}
-    maps = [pose_picture(p) for p in poses]
+    known = [_parameters(p) for p in poses]
+    maps = [pose_picture(p if k is None else k, style) for p, k in zip(poses, known, strict=True)]
     return Request(
         layout=Layout(Task(frozenset(kinds)).kind, states, categories, caption),
         batch=batch,
         given={slot: several * (batch // len(several)) for slot, several in read.items()},
         pose=maps * (batch // len(maps)) if maps else [],
+        params=known * (batch // len(known)) if known else [],
+        stands={places[c]: p for c, p in _stands(garment_poses, worn, batch).items()},
     )
+
+
+def _stands(given: Any, worn: Collection[Category], batch: int) -> dict[Category, list[BodyParameters]]:
+    """Bodies in garment pictures, B for each category."""
+    stands = {}
+    for name, value in (given or {}).items():
+        several = list(value) if isinstance(value, Sequence) else [value]
+        if (
+            name not in worn
+            or len(several) not in (1, batch)
+            or not all(isinstance(p, BodyParameters) for p in several)
+        ):
+            raise ValueError(
+                f"garment_poses[{name!r}] must be BodyParameters, 1 or {batch} of them, for a garment that is given "
+                f"({', '.join(worn) or 'none'})"
+            )
+        stands[Category(name)] = several * (batch // len(several))
+    return stands
 
 
 def check_sampler(steps: Any, scale: Any, eta: Any, generator: Any) -> None:
@@ -118,10 +157,16 @@ def worn_garments(garments: Any) -> dict[str, Any]:
     return {str(c): g for c, g in (garments or {}).items()}
 
 
-def pose_picture(pose: Pose) -> Image.Image:
-    """A pose map as a picture; body parameters (or their ``.npz``) are rendered with the body that ships."""
+def _parameters(pose: Pose) -> BodyParameters | None:
+    """Body parameters, or those in an ``.npz``; None for a picture."""
     if isinstance(pose, str | os.PathLike) and str(pose).endswith(".npz"):
-        pose = BodyParameters.load(Path(pose))
-    if isinstance(pose, BodyParameters):
-        return Image.fromarray(render_pose_map(load_body(), pose))
-    return images.read_image(pose, "pose")
+        return BodyParameters.load(Path(pose))
+    return pose if isinstance(pose, BodyParameters) else None
+
+
+def pose_picture(pose: Pose, style: Style = "parts_blend") -> Image.Image:
+    """A pose map as a picture; body parameters (or their ``.npz``) are rendered with the body that ships."""
+    params = _parameters(pose)
+    if params is not None:
+        return Image.fromarray(render_pose_map(load_body(), params, style))
+    return images.read_image(cast(Any, pose), "pose")

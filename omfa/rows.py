@@ -27,7 +27,7 @@ from torch import Tensor
 
 from omfa.canvas import FACE, PERSON, Canvas, code_plane
 from omfa.components import Category, State
-from omfa.conditioning import CELLS, Guide, Layout
+from omfa.conditioning import CELLS, Guide, Layout, PerExample
 
 Pair = tuple[Tensor, Tensor]
 """Keys and values (R or T, H, L, D) of one layer."""
@@ -232,8 +232,8 @@ def lay_rows(
     canvas: Canvas,
     layouts: Sequence[Layout],
     latents: Mapping[str, Tensor],
-    planes: Mapping[str, Sequence[Tensor | None]],
-    drafts: Mapping[str, Sequence[Tensor | None]],
+    planes: PerExample,
+    drafts: PerExample,
     words: Words,
     channels: int,
     time_ids: Tensor | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class Estimate(NamedTuple):
     face: Image.Image | None
 
 
+Keep = Literal["auto", "photo", "others"] | None
 PoseEstimator = Callable[[Image.Image], Estimate]
 
 
@@ -53,6 +55,7 @@ class Tasks:
     """The everyday calls of :class:`omfa.pipeline.OMFAPipeline`."""
 
     canvas: Canvas
+    config: Any
     pose_estimator: PoseEstimator | None
     __call__: Callable[..., OMFAPipelineOutput]
 
@@ -68,10 +71,13 @@ class Tasks:
         Args:
             person: photo of a dressed person, or B of them.
             categories: which garments: "upper", "lower", "dress", or several.
-            pose: not needed.
+            pose: the photo's body, for a model with drafts; None: what the pipeline's ``pose_estimator`` finds, if it
+                has one. Not needed.
             options: of the general call.
         """
         names = [categories] if isinstance(categories, str) else list(categories or ())
+        if pose is None and self.config.draft == "surface":
+            pose = self._bodies(person)
         return self(targets=names, person=person, pose=pose, **options)
 
     def try_on(
@@ -80,7 +86,7 @@ class Tasks:
         garments: Mapping[str, Pictures] | None = None,
         pose: Pose | Sequence[Pose] | None = None,
         face: Pictures | None = None,
-        keep: Literal["others"] | None = "others",
+        keep: Keep = "auto",
         **options: Any,
     ) -> OMFAPipelineOutput:
         """Put garments on a person.
@@ -90,15 +96,22 @@ class Tasks:
             garments: category to garment picture; none keeps what the portrait wears.
             pose: pose map or body parameters to take; None takes the portrait's.
             face: head crop; None takes the portrait's.
-            keep: "others" fills the garment slots left open by try-off from the portrait; None leaves them open.
+            keep: "photo" changes these garments in the portrait and nothing else, in its own pose; "others" makes a new
+                picture and fills the garment slots left open by try-off from the portrait; None leaves them open.
+                "auto": "photo" where the model knows it and no pose is given, else "others".
             options: of the general call.
 
         Raises:
-            ValueError: a pose or face is to be taken from the portrait and the pipeline has no ``pose_estimator``.
+            ValueError: a pose or face is to be taken from the portrait and the pipeline has no ``pose_estimator``; or
+                a photo is to be kept by a model that can't, or in another pose.
         """
-        if keep not in ("others", None):
-            raise ValueError(f"keep={keep!r} must be 'others' or None")
+        if keep not in ("auto", "photo", "others", None):
+            raise ValueError(f"keep={keep!r} must be 'auto', 'photo', 'others' or None")
         worn = worn_garments(garments)
+        if keep == "auto":
+            keep = "photo" if self.config.portraits and portrait is not None and pose is None and worn else "others"
+        if keep == "photo":
+            return self._in_photo(portrait, worn, pose, options)
         if portrait is not None and (pose is None or face is None):
             looks = [self._estimate(p) for p in images.as_list(portrait)]
             pose = [look.params for look in looks] if pose is None else pose
@@ -119,7 +132,7 @@ class Tasks:
         categories: str | Collection[str] = "upper",
         pose: Pose | Sequence[Pose] | None = None,
         face: Pictures | None = None,
-        keep: Literal["others"] | None = "others",
+        keep: Keep = "auto",
         **options: Any,
     ) -> OMFAPipelineOutput:
         """Take garments off one person and put them on another.
@@ -186,6 +199,29 @@ class Tasks:
         device = "cpu" if generator is None else generator.device
         alike = [torch.Generator(device=device).manual_seed(seed) for _ in poses]  # all noise, shared by all views
         return self(targets=["person"], garments=worn, face=face, pose=poses, generator=alike, **options)
+
+    def _in_photo(
+        self, portrait: Pictures | None, worn: Mapping[str, Any], pose: Any, options: Mapping[str, Any]
+    ) -> OMFAPipelineOutput:
+        """The same photo, only these garments changed."""
+        if not self.config.portraits:
+            raise ValueError("this model makes new pictures: keep='others', or a model that has learned portraits")
+        if portrait is None or not worn:
+            raise ValueError("keep='photo' needs the portrait to change and a garment to put on")
+        if pose is None:
+            pose = [self._estimate(p).params for p in images.as_list(portrait)]
+        return self(targets=["person"], garments=worn, portrait=portrait, pose=pose, **options)
+
+    def _bodies(self, person: Pictures) -> list[BodyParameters] | None:
+        """The bodies in photos; None without an estimator, or where one of them is not found, with a warning."""
+        if self.pose_estimator is None:
+            warnings.warn("without pose= or a pose_estimator the garment is taken off without a draft", stacklevel=3)
+            return None
+        try:
+            return [self._estimate(p).params for p in images.as_list(person)]
+        except ValueError as e:
+            warnings.warn(f"the garment is taken off without a draft: {e}", stacklevel=3)
+            return None
 
     def _left_open(self, worn: Mapping[str, Any]) -> list[str]:
         """Categories to take from the portrait so that the person is dressed from head to foot."""

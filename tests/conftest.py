@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -67,10 +68,10 @@ def full_disk(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def make_compact(seed: int = 0, garment_slots: int = 2, join: str = "canvas") -> OMFAPipeline:
+def make_compact(seed: int = 0, garment_slots: int = 2, **options: Any) -> OMFAPipeline:
     """A tiny compact pipeline, random weights (``conv_out`` and ``conv_in`` included), silent."""
     torch.manual_seed(seed)
-    pipe = compact_pipeline(VAE, UNET, SIZE, garment_slots, token_dim=32, join=join)
+    pipe = compact_pipeline(VAE, UNET, SIZE, garment_slots, token_dim=32, **options)
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.eval()
     return pipe

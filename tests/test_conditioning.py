@@ -35,12 +35,12 @@ def latents(pipe: OMFAPipeline, batch: int = 1, seed: int = 0) -> dict[str, torc
 @torch.no_grad()
 def test_absent_equals_dropped(pipe: OMFAPipeline) -> None:
     parts = latents(pipe)
-    dropped = pipe.guide([TRY_ON.without({"garment_2", "face"})], parts, None, None, "cpu")
+    dropped = pipe.guide([TRY_ON.without({"garment_2", "face"})], parts, {}, "cpu")
     kept = {"person": State.TARGET, "garment_1": State.GIVEN}
     never = Layout(TaskKind.TRY_ON, kept, {"garment_1": Category.UPPER})
     only = {"garment_1": parts["garment_1"]}
-    assert same(dropped, pipe.guide([never], only, None, None, "cpu"))
-    assert not same(dropped, pipe.guide([TRY_ON], parts, None, None, "cpu"))
+    assert same(dropped, pipe.guide([never], only, {}, "cpu"))
+    assert not same(dropped, pipe.guide([TRY_ON], parts, {}, "cpu"))
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def test_encoding_alone(compact: OMFAPipeline, records) -> None:  # type: ignore
 @torch.no_grad()
 def test_pose_reaches_the_person_slot_only(pipe: OMFAPipeline) -> None:
     z = torch.randn(2, 4, *pipe.canvas.person)
-    guide = pipe.guide([TRY_ON] * 2, latents(pipe, 2), z, torch.tensor([True, False]), "cpu")
+    guide = pipe.guide([TRY_ON] * 2, latents(pipe, 2), {"person": [z[0], None]}, "cpu")
     planes = pipe.canvas.split(guide.pose)
     assert torch.equal(planes["person"][0], z[0]) and (planes["person"][1] == 0).all()
     for slot in ("garment_1", "garment_2", "face"):
@@ -167,7 +167,7 @@ def test_pose_reaches_the_person_slot_only(pipe: OMFAPipeline) -> None:
 @torch.no_grad()
 def test_known_holds_given_slots_only(pipe: OMFAPipeline) -> None:
     parts = latents(pipe)
-    guide = pipe.guide([TRY_ON], parts, None, None, "cpu")
+    guide = pipe.guide([TRY_ON], parts, {}, "cpu")
     planes = pipe.canvas.split(guide.known)
     assert (planes["person"] == 0).all() and torch.equal(planes["face"], parts["face"])
     assert torch.equal(guide.mask.bool(), guide.target)
@@ -175,7 +175,7 @@ def test_known_holds_given_slots_only(pipe: OMFAPipeline) -> None:
 
 def test_choose_and_stack(compact: OMFAPipeline) -> None:
     with torch.no_grad():
-        a = compact.guide([TRY_ON] * 2, latents(compact, 2), None, None, "cpu")
+        a = compact.guide([TRY_ON] * 2, latents(compact, 2), {}, "cpu")
         b = compact.unconditional(a)
     mixed = choose(torch.tensor([True, False]), b, a)
     assert torch.equal(mixed.known[0], b.known[0]) and torch.equal(mixed.known[1], a.known[1])
@@ -214,7 +214,7 @@ def test_drop_rates_over_a_thousand_draws() -> None:
     n = 4000
     for i in range(n):
         g = seeded(0, i)
-        layout, keep, everything = drops.draw(TRY_ON, g)
+        layout, keep, everything, _ = drops.draw(TRY_ON, g)
         assert keep
         counts["everything"] += everything
         counts["prompt"] += not layout.prompted
@@ -233,7 +233,7 @@ def test_bad_probabilities_are_refused() -> None:
 @torch.no_grad()
 def test_a_look_holds_mean_colours_of_given_slots_only(compact: OMFAPipeline) -> None:
     parts = {name: torch.full_like(z, n + 1.0) for n, (name, z) in enumerate(latents(compact).items())}
-    guide = compact.guide([TRY_ON], parts, None, None, "cpu")
+    guide = compact.guide([TRY_ON], parts, {}, "cpu")
     assert guide.look is not None
     seen = guide.look.view(len(compact.canvas.slots), 12, 4)
     for slot, cells in zip(compact.canvas.slots, seen, strict=True):

@@ -18,8 +18,8 @@ MOST_LINES = 450
 FLOORS = (
     *("components", "canvas", "files", "commands", "colours", "images"),
     *("bodies", "records"),
-    *("weights", "backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps"),
-    *("evaluation", "sampling", "network", "request", "tasks", "pipeline", "compact", "sdxl", "judged"),
+    *("weights", "backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps", "composer"),
+    *("evaluation", "sampling", "network", "request", "drafting", "tasks", "pipeline", "compact", "sdxl", "judged"),
     *("bench", "training", "baselines"),
 )
 DOORS = ("__main__", "fit", "encode", "export", "predict", "evaluate", "yardsticks", "demo", "bench.__main__", "app")

@@ -108,7 +108,7 @@ def test_plain_products_equal_the_fused_kernel(masked: bool) -> None:
 def test_without_rows_a_network_computes_what_it_did() -> None:
     pipe = make_compact()
     z = draw(pipe, 2)
-    guide = pipe.guide([ONE, ONE], {"garment_1": z["garment_1"]}, None, None, "cpu")
+    guide = pipe.guide([ONE, ONE], {"garment_1": z["garment_1"]}, {}, "cpu")
     latents = torch.randn_like(guide.known)
     with torch.no_grad():
         before = pipe.predict(latents, torch.tensor(500), guide)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.poses.evidence import BONE_ENDS, BONES, MATCHED, SEEN, Evidence, evidence_of, unit
+from data_prep.poses.evidence import BONE_ENDS, BONES, MATCHED, SEEN, SIGMA_BONE, Evidence, evidence_of, unit
 from data_prep.poses.landmarks import ID, Landmarks
 from data_prep.poses.skeleton import FREE, POINT, Array, Skeleton, pose_skeleton, skeleton_of
 from omfa.bodies.body import Body
@@ -65,6 +65,7 @@ class Fit:
         residuals: numbers about the fit, for the metadata.
         estimator: who found it.
         people: how many people the photo shows.
+        outline: (H, W) bool, the person's pixels, from whoever knows; None: nobody does.
     """
 
     params: BodyParameters
@@ -73,6 +74,7 @@ class Fit:
     residuals: dict[str, float]
     estimator: str = "landmarks"
     people: int = 1
+    outline: Array | None = None
 
 
 def view_yaw(params: BodyParameters) -> float:
@@ -269,6 +271,9 @@ def _linearise(skeleton: Skeleton, evidence: Evidence, state: _State) -> tuple[A
 
 # ---------------------------------------------------------------------------------------------------- the result
 
+SURE = 0.6  # of a bone: both ends were surely seen
+_LIMBS = np.array([b.endswith(("elbow", "wrist", "knee", "ankle")) for _, b in BONES])
+
 
 def _result(body: Body, skeleton: Skeleton, person: Landmarks, evidence: Evidence, state: _State, i: int) -> Fit:
     height, width = person.image_size
@@ -297,10 +302,12 @@ def _result(body: Body, skeleton: Skeleton, person: Landmarks, evidence: Evidenc
     residuals = {
         "reprojection": _mean(off[:body_points], weight[:body_points]) / height,
         "bone_degrees": _mean(angle[:trunk], strength[:trunk]),
+        "limb_degrees": float(angle[:trunk][_LIMBS & (strength[:trunk] > SURE / SIGMA_BONE)].max(initial=0)),
         "landmarks": person.score,
         "looks": person.looks,
     }
-    return Fit(params, pixels[:JOINTS], _confidence(weight), {k: round(v, 5) for k, v in residuals.items()})
+    told = {k: round(v, 5) for k, v in residuals.items()}
+    return Fit(params, pixels[:JOINTS], _confidence(weight), told, outline=person.mask if person.mask.any() else None)
 
 
 def _mean(values: Array, weights: Array) -> float:

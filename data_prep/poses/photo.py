@@ -10,9 +10,11 @@ from PIL import Image
 
 from data_prep.faces import head_crop
 from data_prep.poses.fitting import fit
+from data_prep.poses.gates import doubt, measured
 from data_prep.poses.landmarks import detect, require
 from omfa.bodies.body import Body, load_body
 from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.pose_render import person_mask
 
 
 class PhotoEstimate(NamedTuple):
@@ -30,7 +32,8 @@ def photo_estimator(body: Body | None = None, person: int = 1) -> Callable[[Imag
         person: which of several people, the most prominent first.
 
     Raises:
-        ValueError: mediapipe is not installed (with the cure). The estimator itself raises it where nobody is found.
+        ValueError: mediapipe is not installed (with the cure). The estimator itself raises it where nobody is found,
+            and where the body that it found can't be right (:mod:`data_prep.poses.gates`).
     """
     require()
     fitted = load_body() if body is None else body
@@ -40,7 +43,10 @@ def photo_estimator(body: Body | None = None, person: int = 1) -> Callable[[Imag
         people = detect(rgb)
         if person > len(people):
             raise ValueError(f"person {person} was asked for; {len(people)} found")
-        params = fit(people[person - 1 : person], fitted)[0].params
+        found = fit(people[person - 1 : person], fitted)[0]
+        params = found.params
+        if reason := doubt(measured(found, person_mask(fitted, params))):
+            raise ValueError(reason)
         crop = head_crop(rgb, params, fitted).crop
         return PhotoEstimate(params, None if crop is None else Image.fromarray(crop))
 

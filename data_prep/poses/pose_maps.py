@@ -2,7 +2,8 @@
 
 Who estimates is a choice: landmarks (offline, the default), parameters made by others, or HMR2.0. Everything after it
 is the same: the parameters, the pose map, the numbers that say how well it fits, and a strip to look at (photo,
-overlay, pose map, the body turned by 90 degrees); the strips are put together to contact sheets at the end.
+overlay, pose map, the body turned by 90 degrees); the strips are put together to contact sheets at the end. A fit that
+can't be right (:mod:`data_prep.poses.gates`) is a failure with its reason, and its strip lies in ``contact/failed``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from data_prep.data_sets.convert import convert
 from data_prep.data_sets.entries import Entry, Missing
 from data_prep.data_sets.folder import scan_folder
 from data_prep.poses.fitting import Fit, fit, view_yaw
+from data_prep.poses.gates import doubt, measured
 from data_prep.poses.landmarks import detect, require
 from data_prep.poses.parameter_files import FORMATS, Imported
 from data_prep.poses.render import existing_file
@@ -33,6 +35,7 @@ from omfa.bodies.body import Body, load_body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import turned
 from omfa.bodies.pose_render import Style, render_pose_map
+from omfa.bodies.surface import resized
 from omfa.images import read_image
 from omfa.records.prepared import METADATA, PoseRef, Record, resolve
 
@@ -99,14 +102,19 @@ def estimate_record(item_id: str, record: Record, out: Path, *, call: _Call) -> 
 
 
 def _posed(record: Record, rgb: Array, found: Fit, out: Path, call: _Call) -> dict[str, Any]:
-    """Write what was found; the record that tells of it."""
+    """Write what was found; the record that tells of it. ValueError if it can't be right."""
     body = load_body(call.body)
     pose = PoseRef(f"pose/{record.id}.png", f"pose/{record.id}.npz")
     assert pose.map is not None and pose.params is not None
     picture = render_pose_map(body, found.params, call.style, engine="torch")
+    found = measured(found, picture.max(axis=2) > 0)
+    strip, reason = contact_strip(body, found.params, rgb, picture), doubt(found)
+    if reason:
+        write_image(out / f"contact/failed/{record.id}.jpg", strip)
+        raise ValueError(reason)
     write_image(out / pose.map, picture)
     found.params.save(out / pose.params)
-    write_image(out / f"contact/{record.id}.jpg", contact_strip(body, found.params, rgb, picture))
+    write_image(out / f"contact/{record.id}.jpg", strip)
     said = {"estimator": found.estimator, "body": found.params.body, "person": call.person, "people": found.people}
     said |= {"confidence": round(float(found.confidence[:22].mean()), 3), **found.residuals}
     yaw = record.view_yaw if record.view_yaw is not None else view_yaw(found.params)
@@ -114,14 +122,6 @@ def _posed(record: Record, rgb: Array, found: Fit, out: Path, call: _Call) -> di
 
 
 # ---------------------------------------------------------------------------------------------------- to look at
-
-
-def resized(params: BodyParameters, size: tuple[int, int]) -> BodyParameters:
-    """The same scene in a picture of another size (H, W)."""
-    factor = np.array([size[1] / params.image_size[1], size[0] / params.image_size[0]])
-    scale = np.diag([*factor, 1.0])
-    scale[:2, 2] = (factor - 1) / 2  # pixel centres are at whole numbers
-    return replace(params, K=scale @ params.K, image_size=size)
 
 
 def contact_strip(body: Body, params: BodyParameters, rgb: Array, picture: Array) -> Array:
@@ -138,7 +138,8 @@ def contact_strip(body: Body, params: BodyParameters, rgb: Array, picture: Array
 def write_sheets(out: Path) -> list[Path]:
     """Put the strips of a folder together, in the order of its metadata, as ``contact_001.jpg`` and so on."""
     with (out / METADATA).open(encoding="utf-8") as file:
-        strips = [out / "contact" / f"{json.loads(line)['id']}.jpg" for line in file if line.strip()]
+        paths = [out / "contact" / f"{json.loads(line)['id']}.jpg" for line in file if line.strip()]
+    strips = [p for p in paths if p.is_file()]
     rows, columns = SHEET
     written = []
     for number in range(-(-len(strips) // (rows * columns))):

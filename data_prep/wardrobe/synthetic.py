@@ -32,6 +32,7 @@ from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import camera, look_at, rotation_vector
 from omfa.bodies.pose_render import render_pose_map
 from omfa.bodies.standing import FOV, MARGIN, framed, shop_pose
+from omfa.components import Category
 from omfa.records.labels import PERSON
 from omfa.records.prepared import FaceRef, GarmentRef, Maps, PortraitRef, PoseRef, Record
 
@@ -118,15 +119,23 @@ def shop_picture(worn: Worn, size: tuple[int, int], rng: np.random.Generator | N
         size: (H, W).
         rng: draws how it hangs and how it is framed, as shop pictures differ; None: arms a little out, straight on.
     """
-    t = tailor()
-    nobody = np.zeros_like(t.template)
-    garment = make_garment(worn.cut, nobody, worn.phase)
     pose, fov, margin, shift = shop_pose(), FOV, MARGIN, np.zeros(2)
     if rng is not None:
         arms, legs = rng.uniform(28, 74), rng.uniform(-1, 5)
         pose = shop_pose(arms, legs, yaw=float(rng.normal(0, 4)), pitch=float(rng.normal(3, 2)))
         pose[18:20, 1] *= rng.uniform(0, 4)  # elbows, bent forward by up to 24 degrees
         fov, margin, shift = float(rng.uniform(10, 20)), float(rng.uniform(0.03, 0.11)), rng.uniform(-0.02, 0.02, 2)
+    return hang(worn, size, pose, fov, margin, shift)
+
+
+def hang(worn: Worn, size: tuple[int, int], pose: Array, fov: float, margin: float, shift: Array) -> Shop:
+    """A garment alone, as it hangs on the template body in a pose of :func:`omfa.bodies.standing.shop_pose`.
+
+    ``margin``: share of the picture left free; ``shift`` (2,): off the middle, right and down, as shares of the sides.
+    """
+    t = tailor()
+    nobody = np.zeros_like(t.template)
+    garment = make_garment(worn.cut, nobody, worn.phase)
     K = camera(size, fov)
     posed = pose_body(nobody, t.joints, pose)
     points = garment.posed(posed)
@@ -330,7 +339,6 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View, c
     number = index // OUTFITS
     worn_id = f"s{seed}-o{index}"
     name, shop = f"{worn_id}-v{view.words['view']}", f"garment/{worn_id}"
-    told = {"changed": list(changed)} if changed else {}
     return Record(
         id=name,
         split="test" if number % TEST_EVERY == TEST_EVERY - 1 else "train",
@@ -344,12 +352,12 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View, c
         ),
         pose=PoseRef(f"pose/{name}.png", f"pose/{name}.npz"),
         maps=Maps(labels=f"masks/{name}.png", limbs=f"masks/{name}-parts.png"),
-        portrait=PortraitRef(f"portrait/{name}.png") if changed else None,
+        portrait=PortraitRef(f"portrait/{name}.png", changed=tuple(map(Category, changed))) if changed else None,
         caption=caption(outfit),
         view_yaw=view.words["yaw"],
         provenance={
             "stage": "synthetic", "seed": seed, "outfit": index, **view.words, "skin": person.names[0],
-            "hair": person.names[1], **told, "garments": {w.category.value: _said(w) for w in outfit.worn},
+            "hair": person.names[1], "garments": {w.category.value: _said(w) for w in outfit.worn},
         },
     )  # fmt: skip
 

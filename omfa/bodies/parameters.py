@@ -88,13 +88,18 @@ class BodyParameters:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> BodyParameters:
+    def load(cls, path: str | Path, content: bytes | None = None) -> BodyParameters:
         """Read what :meth:`save` wrote.
+
+        Args:
+            path: the file.
+            content: of the file, where it was read already.
 
         Raises:
             ValueError: missing, damaged, hostile or of another kind; names the file and the cure.
         """
-        data = read_npz(Path(path), member_limit=1 << 20, wanted=("body", "body_hash", "image_size", *_SHAPES))
+        wanted = ("body", "body_hash", "image_size", *_SHAPES)
+        data = read_npz(Path(path), 1 << 20, wanted, content)
         if not bool(data.pop("flat_hand_mean", np.array(True))):
             raise ValueError(
                 f"{path}: hands are relative to SMPL-X's mean hand; add hands_mean to joints 25 to 54 first"
@@ -121,16 +126,18 @@ def _claimed(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     return 0 if kind.hasobject else math.prod(shape) * kind.itemsize
 
 
-def read_npz(path: Path, member_limit: int, wanted: tuple[str, ...]) -> dict[str, Array]:
+def read_npz(path: Path, member_limit: int, wanted: tuple[str, ...], data: bytes | None = None) -> dict[str, Array]:
     """Arrays of an ``.npz``, no pickles, no member larger than ``member_limit`` bytes; all of ``wanted`` are there.
+
+    With ``data``, what was read of the file already, ``path`` is but its name.
 
     Members that are not plain arrays are left out (licensed SMPL-X files carry two pickled tables nobody needs).
     """
-    if not path.is_file():
+    if data is None and not path.is_file():
         raise ValueError(f"{path}: no such file")
-    data: dict[str, Array] = {}
+    found: dict[str, Array] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path if data is None else io.BytesIO(data)) as archive:
             for info in archive.infolist():
                 if info.file_size > member_limit:
                     raise ValueError(
@@ -140,14 +147,14 @@ def read_npz(path: Path, member_limit: int, wanted: tuple[str, ...]) -> dict[str
                     raise ValueError(
                         f"{path}: {info.filename} claims {claimed} bytes and holds {info.file_size}; write it again"
                     )
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(path if data is None else io.BytesIO(data), allow_pickle=False) as archive:
             for name in archive.files:
                 with contextlib.suppress(ValueError):  # an object array: a pickle, never opened
-                    data[name] = archive[name]
+                    found[name] = archive[name]
     except Exception as e:  # archives raise almost anything on damaged files
         if str(e).startswith(f"{path}: "):
             raise
         raise ValueError(f"{path}: not a readable .npz file ({e}); write it again") from None
-    if missing := [name for name in wanted if name not in data]:
-        raise ValueError(f"{path}: no array {', '.join(missing)} in it (it has {', '.join(sorted(data)) or 'none'})")
-    return data
+    if missing := [name for name in wanted if name not in found]:
+        raise ValueError(f"{path}: no array {', '.join(missing)} in it (it has {', '.join(sorted(found)) or 'none'})")
+    return found

@@ -17,9 +17,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from omfa.files import read_text, whole
+from omfa.records.drawn import drawn_files
 from omfa.records.prepared import Record, RecordError, record_pictures
 from omfa.records.shards import Source
 
+DRAFTS = ("none", "surface")
 MADE_FROM = "made_from"  # in the metadata of a file of latents
 
 
@@ -39,7 +41,7 @@ def lacks(path: Path, record: Record) -> list[str]:
 
 
 def read_encoding(folder: Path) -> dict[str, Any]:
-    """What ``omfa.encode`` wrote down about a folder of latents: ``person_size``, ``vae`` (a fingerprint).
+    """What ``omfa.encode`` wrote about a folder of latents: ``person_size``, ``vae`` (a fingerprint), ``draft``.
 
     Raises:
         RecordError: no such folder, or it was made by something else.
@@ -47,7 +49,8 @@ def read_encoding(folder: Path) -> dict[str, Any]:
     path = folder / "encoding.json"
     try:
         made = json.loads(read_text(path))
-        return {"person_size": [int(n) for n in made["person_size"]], "vae": str(made["vae"])}
+        size = [int(n) for n in made["person_size"]]
+        return {"person_size": size, "vae": str(made["vae"]), "draft": str(made.get("draft", "none"))}
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise RecordError(f"{path}: no latents of omfa.encode ({type(e).__name__}: {e})") from None
 
@@ -65,10 +68,10 @@ class Latents:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         made = read_encoding(self.folder)
-        self.person_size, self.vae = made["person_size"], made["vae"]
+        self.person_size, self.vae, self.draft = made["person_size"], made["vae"], made["draft"]
 
-    def check(self, records: Sequence[Record], size: Sequence[int]) -> None:
-        """Refuse latents of person pictures of another size than (height, width), or that lack some of the pictures.
+    def check(self, records: Sequence[Record], size: Sequence[int], draft: str = "none") -> None:
+        """Refuse latents of person pictures of another size than (height, width), or that lack pictures or drafts.
 
         Raises:
             RecordError: they don't fit, and how to make those that do.
@@ -78,6 +81,8 @@ class Latents:
                 f"{self.folder} holds latents of {self.person_size} pictures, the model's are {list(size)}: "
                 "encode them anew"
             )
+        if draft not in ("none", self.draft):
+            raise RecordError(f"{self.folder} holds no drafts: run the same python -m omfa.encode with --draft {draft}")
         lacking = {r.id: names for r in records if (names := lacks(encoded_file(self.folder, r.id), r))}
         if lacking:
             first, names = next(iter(lacking.items()))
@@ -96,10 +101,15 @@ class Hashes:
 
     Args:
         source: of the records.
+        drawn: whether the files that drafts are drawn from count, too.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source, self._known = source, dict[str, bytes]()  # views of one outfit share their garments
+    def __init__(self, source: Source, drawn: bool = False) -> None:
+        self.source, self.drawn, self._known = (
+            source,
+            drawn,
+            dict[str, bytes](),
+        )  # views of one outfit share their garments
 
     def of(self, record: Record) -> str:
         """64 hex digits of the bytes of all pictures by name.
@@ -108,7 +118,8 @@ class Hashes:
             RecordError: a file that is not there.
         """
         digest = hashlib.sha256()
-        for name, path in sorted(record_pictures(record).items()):
+        files = record_pictures(record) | (drawn_files(record) if self.drawn else {})
+        for name, path in sorted(files.items()):
             if path not in self._known:
                 self._known[path] = hashlib.sha256(self.source.read(path)).digest()
             digest.update(name.encode() + b"\0" + self._known[path])

@@ -10,7 +10,7 @@ is not there (``id``, ``split``, ``person_id``, ``outfit_id``, ``file_name`` and
      "garments": [{"category": "upper", "path": "garment/o1-upper.png", "kind": "shop", "source_id": null,
                    "pose": "garment/o1-upper.npz", "mask": "masks/o1-upper.png"}],
      "pose": {"map": "pose/p3-o1-v0.png", "params": "pose/p3-o1-v0.npz"},
-     "portrait": {"path": "portrait/p3-o1-v0.png", "source_id": null},
+     "portrait": {"path": "portrait/p3-o1-v0.png", "source_id": null, "changed": ["upper"]},
      "maps": {"parts": "parts/p3-o1-v0.png", "labels": "masks/p3-o1-v0.png", "limbs": null, "inpaint": null},
      "keypoints": {"path": "keypoints/p3-o1-v0.json", "format": "openpose-18"},
      "caption": "striped t-shirt, blue trousers", "view_yaw": 12.5, "provenance": {"stage": "synthetic"}}
@@ -29,6 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from omfa.components import Category
+from omfa.files import text_lines
 
 METADATA = "metadata.jsonl"
 KEYPOINT_FORMATS = ("openpose-18", "openpose-25", "landmarks-33")
@@ -129,18 +130,30 @@ class PoseRef:
 
 @dataclass(frozen=True)
 class PortraitRef:
-    """The photo to be changed: the same view of the same person in another outfit, never in the garments of the record.
+    """The photo to be changed: the same view of the same person in another outfit.
 
     Args:
         path: the photo, aligned with the person picture.
         source_id: the record whose person picture it is; None: unknown, or no record.
+        changed: categories of the record's garments that it does not show, and that turn it into the person picture;
+            None: all of them. The others it wears already.
+
+    Raises:
+        RecordError: nothing is changed, or an unknown category.
     """
 
     path: str
     source_id: str | None = None
+    changed: tuple[Category, ...] | None = None
 
     def __post_init__(self) -> None:
         check_path(self.path)
+        if self.changed is not None:
+            if not self.changed or not set(self.changed) <= set(Category):
+                raise RecordError(
+                    f"a portrait's changed {self.changed!r} must be some of {', '.join(Category)}, or null"
+                )
+            object.__setattr__(self, "changed", tuple(Category(c) for c in self.changed))
 
 
 @dataclass(frozen=True)
@@ -253,6 +266,8 @@ class Record:
             raise RecordError(f"caption {self.caption!r} must be a text and provenance {self.provenance!r} an object")
         if self.portrait is not None and (self.portrait.path == self.file_name or self.portrait.source_id == self.id):
             raise RecordError("the portrait is this very picture: give one of the same view in another outfit")
+        if self.portrait is not None and not set(self.portrait.changed or worn) <= set(worn):
+            raise RecordError(f"the portrait changes {list(self.portrait.changed or ())}, the garments are {worn}")
         if self.view_yaw is not None and not (isinstance(self.view_yaw, int | float) and -180 < self.view_yaw <= 180):
             raise RecordError(f"view_yaw {self.view_yaw!r} must be in (-180, 180] degrees")
         if not self.provenance.get("own_cutouts"):
@@ -358,16 +373,10 @@ def metadata_lines(folder: str | Path) -> Iterator[tuple[int, str]]:
     path = Path(folder) / METADATA
     if not path.is_file():
         raise RecordError(f"{path} not found: {folder} is no records folder; make one with 'python -m data_prep'")
-    with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
-            if len(line) > MAX_LINE:
-                raise RecordError(f"{path}:{number}: over {MAX_LINE} bytes; a line is one record")
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as e:
-                raise RecordError(f"{path}:{number}: no UTF-8 text ({e}); write the file anew as UTF-8") from None
-            if text.strip():
-                yield number, text
+    try:
+        yield from text_lines(path, MAX_LINE)
+    except ValueError as e:
+        raise e if isinstance(e, RecordError) else RecordError(str(e)) from None
 
 
 def read_records(folder: str | Path, split: str | None = None) -> list[Record]:

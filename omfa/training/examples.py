@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from omfa.canvas import FACE, PERSON, Canvas
-from omfa.components import JOINT, TRY_OFF, TRY_ON, Component, Task
-from omfa.conditioning import Drops, Layout
+from omfa.bodies.body import load_body
+from omfa.canvas import FACE, PERSON, PORTRAIT, Canvas
+from omfa.components import JOINT, TRY_OFF, TRY_ON, Component, State, Task
+from omfa.conditioning import Drops, Kept, Layout
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import TextEncoders, phrases
+from omfa.records.drawn import Drawer
 from omfa.records.latents import Latents
 from omfa.records.prepared import Record, RecordError
 from omfa.records.stream import read_fitted
@@ -61,6 +63,9 @@ class Example:
             ``omfa.encode``; slots that are not in the layout are constant, and are not looked at.
         pose: the pose map, likewise; not looked at where ``has_pose`` is False.
         has_pose: whether the network sees the pose.
+        drawn: "<slot>_map" (a garment's pose plane) and "<slot>_draft" (a target's) of a model that takes them,
+            likewise; constant where they are not ``there``.
+        there: names of ``drawn`` that the network sees.
         unconditional: whether everything given is dropped.
         t: timestep of each draw of the noise.
         generator: state of the example's own generator, for :func:`omfa.records.stream.draw_noise`.
@@ -76,6 +81,8 @@ class Example:
     t: tuple[int, ...]
     generator: bytes
     encoded: bool = False
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+    there: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,8 @@ class Batch:
     t: list[tuple[int, ...]]
     generator: list[bytes]
     encoded: bool = False
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+    there: list[frozenset[str]] = field(default_factory=list)
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -108,6 +117,8 @@ def collate(examples: Sequence[Example]) -> Batch:
         t=[e.t for e in examples],
         generator=[e.generator for e in examples],
         encoded=examples[0].encoded,
+        drawn={name: default_collate([e.drawn[name] for e in examples]) for name in examples[0].drawn},
+        there=[e.there for e in examples],
     )
 
 
@@ -119,16 +130,21 @@ class Geometry:
         canvas: the model's canvas.
         factor: pixels per latent on a side.
         channels: latent channels.
+        draft, pose_style, portraits: of the pipeline.
     """
 
     canvas: Canvas
     factor: int
     channels: int
+    draft: str = "none"
+    pose_style: str = "parts_blend"
+    portraits: bool = False
 
     @classmethod
     def of(cls, pipe: OMFAPipeline) -> Geometry:
         """A pipeline's."""
-        return cls(pipe.canvas, pipe.vae_scale_factor, pipe.vae.config.latent_channels)
+        taken = {name: pipe.config[name] for name in ("draft", "pose_style", "portraits")}
+        return cls(pipe.canvas, pipe.vae_scale_factor, pipe.vae.config.latent_channels, **taken)
 
 
 @dataclass(frozen=True)
@@ -147,6 +163,7 @@ class ExampleOptions:
             show through most levels of noise; only near 999 must it take them from what is given.
         captions: whether the prompt ends with the record's caption.
         draws: of the noise, each with its own timestep, that share what is given; more than 1 for ``join: rows`` alone.
+        portraits: how often a try-on of a record that has a portrait changes it; of a model that learns that.
 
     Raises:
         ValueError: a number out of range.
@@ -162,6 +179,7 @@ class ExampleOptions:
     timesteps: Sequence[int] | None = None
     captions: bool = True
     draws: int = 1
+    portraits: float = 0.5
 
     def __post_init__(self) -> None:
         named = self.timesteps
@@ -169,6 +187,8 @@ class ExampleOptions:
             raise ValueError(f"timesteps {named} must be one or more of 0 to {TRAIN_STEPS - 1}, or null for all")
         if not 1 <= self.draws <= 16:
             raise ValueError(f"draws {self.draws} must be in 1 to 16")
+        if not 0 <= self.portraits <= 1:
+            raise ValueError(f"portraits {self.portraits} must be in [0, 1]")
         if not 0 <= self.jitter < 0.5:
             raise ValueError(f"jitter {self.jitter} must be in [0, 0.5)")
         if self.latents is not None and self.jitter > 0:
@@ -184,16 +204,22 @@ class RecordsDataset(RecordExamples[Example]):
         options: which records, and what is made of them.
 
     Raises:
-        RecordError: no records with garments there, or latents made for something else.
+        RecordError: no records with garments there, latents made for something else, or drafts that are jittered.
     """
 
     def __init__(self, folder: str | Path, geometry: Geometry, options: ExampleOptions | None = None) -> None:
         self.options = options or ExampleOptions()
         super().__init__(folder, self.options.split, self.options.seed)
         self.canvas, self.factor, self.channels = geometry.canvas, geometry.factor, geometry.channels
+        self.geometry, self.drawer = geometry, None
+        size = self.canvas.person[0] * self.factor, self.canvas.person[1] * self.factor
+        if "surface" in (geometry.draft, geometry.pose_style):
+            self.drawer = Drawer(self.source, size, load_body())
+        if self.drawer is not None and self.options.jitter > 0:
+            raise RecordError("a draft belongs to the person picture as it is and can't be jittered; give jitter=0")
         self.latents = None if self.options.latents is None else Latents(self.options.latents)
         if self.latents is not None:
-            self.latents.check(self.records, [n * self.factor for n in self.canvas.person])
+            self.latents.check(self.records, size, "none" if self.drawer is None else "surface")
 
     def collate(self, examples: list[Example]) -> Batch:
         """A batch."""
@@ -201,15 +227,47 @@ class RecordsDataset(RecordExamples[Example]):
 
     def example(self, record: Record, generator: torch.Generator) -> Example:
         """Task, drops, timestep and pictures; the noise comes from where the generator then stands."""
-        layout, keep_pose, unconditional = self.options.drops.draw(self.layout(record, generator), generator)
+        kept = self.options.drops.draw(self.layout(record, generator), generator)
+        layout = kept.layout
         choice = range(TRAIN_STEPS) if self.options.timesteps is None else self.options.timesteps
         t = tuple(choice[i] for i in torch.randint(len(choice), (self.options.draws,), generator=generator).tolist())
-        has_pose = record.pose is not None and record.pose.map is not None
-        keep_pose = keep_pose and has_pose
         look = self._pictures if self.latents is None else self._posteriors
-        pixels, pose = look(record, layout, keep_pose, generator)
+        pixels, drawn = look(record, layout, kept.pose, generator)
+        constant = torch.full_like(pixels[PERSON], -1.0 if self.latents is None else 0.0)
+        pose, has_pose = drawn.get(self._map, constant), kept.pose and self._map in drawn
+        wanted = self._drawn_names(layout, record, kept)
+        there = {name: drawn[source] for name, source in wanted.items() if source in drawn}
         state, encoded = generator.get_state().numpy().tobytes(), self.latents is not None
-        return Example(record.id, layout, pixels, pose, keep_pose, unconditional, t, state, encoded)
+        return Example(
+            record.id, layout, pixels, pose, has_pose, kept.everything, t, state, encoded,
+            dict.fromkeys(wanted, constant) | there, frozenset(there),
+        )  # fmt: skip
+
+    @property
+    def _map(self) -> str:
+        """Name of the person's pose map."""
+        return "surface_map" if self.geometry.pose_style == "surface" else "pose_map"
+
+    def _drawn_names(self, layout: Layout, record: Record, kept: Kept) -> dict[str, str]:
+        """What of :class:`omfa.records.drawn.Drawer` each plane and draft is; "" for none."""
+        if self.drawer is None:
+            return {}
+        garments = [s.name for s in self.canvas.slots if s.component is Component.GARMENT]
+        names = dict.fromkeys([*(f"{g}_map" for g in garments), *_drafts(garments)], "")
+        off = layout.states.get(PERSON) is State.GIVEN and kept.pose
+        for slot, category in layout.categories.items():
+            given = layout.states[slot] is State.GIVEN
+            if self.geometry.pose_style == "surface" and (given or off):
+                names[f"{slot}_map"] = f"{category}_map" if given else f"{category}_stand"
+            if off and not given and kept.draft:
+                names[f"{slot}_draft"] = f"{category}_draft"
+        worn = {c for slot, c in layout.categories.items() if layout.states[slot] is State.GIVEN}
+        if kept.draft and layout.states.get(PERSON) is State.TARGET:
+            if PORTRAIT in layout.states:
+                names[f"{PERSON}_draft"] = "portrait_draft"
+            elif worn == {g.category for g in record.garments}:
+                names[f"{PERSON}_draft"] = "person_draft"
+        return names if self.geometry.draft == "surface" else names | dict.fromkeys(_drafts(garments), "")
 
     def layout(self, record: Record, generator: torch.Generator) -> Layout:
         """Draw a task for a record: every garment it shows and its face take their slots.
@@ -220,53 +278,68 @@ class RecordsDataset(RecordExamples[Example]):
         task = self.options.tasks.draw(generator)
         u = torch.rand(2, generator=generator, dtype=torch.float64)
         worn = [g.category for g in record.garments]
+        caption = record.caption if self.options.captions else None
+        changes = self.geometry.portraits and task == TRY_ON and record.portrait is not None
+        if changes and float(torch.rand(1, generator=generator, dtype=torch.float64)) < self.options.portraits:
+            assert record.portrait is not None
+            new = [c for c in worn if c in (record.portrait.changed or worn)]
+            places = self.canvas.place(new)
+            states = {PERSON: State.TARGET, PORTRAIT: State.GIVEN} | dict.fromkeys(places.values(), State.GIVEN)
+            return Layout(task.kind, states, {places[c]: c for c in new}, caption)
         if self.canvas.garments == 1 or (task == TRY_OFF and u[0] < 0.5):
             worn = [worn[int(u[1] * len(worn))]]
         places = self.canvas.place(worn)
         present = {PERSON: Component.PERSON} | {places[c]: Component.GARMENT for c in worn}
         if record.face is not None and task != TRY_OFF:
             present[FACE] = Component.FACE
-        caption = record.caption if self.options.captions else None
         return Layout(task.kind, task.states(present), {places[c]: c for c in worn}, caption)
 
     def _pictures(
         self, record: Record, layout: Layout, with_pose: bool, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Pixels of every slot of the layout and the pose map, fitted; person and pose moved together."""
-        names = self._names(layout)
-        pixels = {}
-        for slot in self.canvas.slots:
-            size = slot.height * self.factor, slot.width * self.factor
-            pixels[slot.name] = (
-                read_fitted(self.source, record, names[slot.name], size)
-                if slot.name in layout.states
-                else torch.ones(3, *size)
-            )
-        pose = torch.full_like(pixels[PERSON], -1.0)
-        if with_pose:
-            pose = read_fitted(self.source, record, "pose_map", pose.shape[-2:])
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Pixels of every slot, and by name what is drawn: the pose map, drafts; person and pose moved together."""
+        names, pixels = self._names(layout), {}
+        person = self.canvas.person[0] * self.factor, self.canvas.person[1] * self.factor
+        for slot, (height, width) in self._sizes().items():
+            size = height * self.factor, width * self.factor
+            there = slot in layout.states
+            pixels[slot] = read_fitted(self.source, record, names[slot], size) if there else torch.ones(3, *size)
+        drawn = self.drawer.pictures(record) if self.drawer is not None else {}
+        if with_pose and record.pose is not None and record.pose.map is not None:
+            drawn["pose_map"] = read_fitted(self.source, record, "pose_map", person)
         if self.options.jitter > 0:
-            pixels[PERSON], pose = moved_together([pixels[PERSON], pose], self.options.jitter, generator)
-        return pixels, pose
+            together = [pixels[PERSON], drawn.get("pose_map", pixels[PERSON])]
+            pixels[PERSON], pose = moved_together(together, self.options.jitter, generator)
+            drawn |= {"pose_map": pose} if "pose_map" in drawn else {}
+        return pixels, drawn
 
     def _posteriors(
         self, record: Record, layout: Layout, with_pose: bool, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """The same from latents encoded ahead: float16 posteriors (2C, h, w) of each slot."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The same from latents encoded ahead: float16 posteriors (2C, h, w)."""
         assert self.latents is not None
         names, empty = self._names(layout), torch.zeros(2 * self.channels, *self.canvas.person, dtype=torch.float16)
         encoded = self.latents.of(record)
         pixels = {
-            slot.name: encoded[names[slot.name]]
-            if slot.name in layout.states
-            else empty[:, : slot.height, : slot.width]
-            for slot in self.canvas.slots
+            slot: encoded[names[slot]] if slot in layout.states else empty[:, :height, :width]
+            for slot, (height, width) in self._sizes().items()
         }
-        return pixels, encoded["pose_map"] if with_pose else empty
+        return pixels, encoded
+
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        """(height, width) in latents of what an example holds."""
+        sizes = {slot.name: (slot.height, slot.width) for slot in self.canvas.slots}
+        return sizes | ({PORTRAIT: self.canvas.person} if self.geometry.portraits else {})
 
     def _names(self, layout: Layout) -> dict[str, str]:
         """Slot name to the name of its picture in :func:`omfa.records.prepared.record_files`."""
-        return {PERSON: "person", FACE: "face"} | {slot: str(c) for slot, c in layout.categories.items()}
+        own = {slot: slot for slot in (PERSON, FACE, PORTRAIT)}
+        return own | {slot: str(c) for slot, c in layout.categories.items()}
+
+
+def _drafts(garments: Sequence[str]) -> list[str]:
+    """Names of the drafts of targets."""
+    return [f"{slot}_draft" for slot in (PERSON, *garments)]
 
 
 def moved_together(pictures: list[Tensor], jitter: float, generator: torch.Generator) -> list[Tensor]:
@@ -297,6 +370,7 @@ class RecordsDataModule(StreamDataModule):
         timesteps: the only ones to train, such as [999, 499]; None for all; see :class:`RecordsDataset`.
         captions: whether prompts end with the record's caption (SDXL only); its phrases are many then.
         draws: of the noise, each with its own timestep, that share what is given (``join: rows`` alone).
+        portraits: how often a try-on of a record that has a portrait changes it, where the model learns that.
     """
 
     def __init__(
@@ -313,10 +387,12 @@ class RecordsDataModule(StreamDataModule):
         timesteps: Sequence[int] | None = None,
         captions: bool = True,
         draws: int = 1,
+        portraits: float = 0.5,
     ) -> None:
         super().__init__(batch_size, workers, seed)
+        how = (captions, draws, portraits)
         self.options = ExampleOptions(
-            split, seed, tasks or TaskWeights(), drops or Drops(), jitter, latents, timesteps, captions, draws
+            split, seed, tasks or TaskWeights(), drops or Drops(), jitter, latents, timesteps, *how
         )
         self.folder, self.split, self.latents = folder, split, latents
 

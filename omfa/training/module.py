@@ -14,7 +14,8 @@ from torch import Tensor
 from omfa import images
 from omfa import partial_diffusion as pd
 from omfa.backbone import fingerprint, latents_from, posterior
-from omfa.canvas import PERSON
+from omfa.bodies.parameters import BodyParameters
+from omfa.canvas import PERSON, PORTRAIT
 from omfa.components import State
 from omfa.conditioning import Guide, choose
 from omfa.pipeline import OMFAPipeline
@@ -184,45 +185,54 @@ class OMFAModule(TrainedModule):
         """
         canvas, channels = self.pipe.canvas, self.pipe.vae.config.latent_channels
         draws = draw_noise(batch.generator, (2, channels, *canvas.size)).to(self.device)
-        latents, pose = self._latents(batch, canvas.split(draws[:, 1]))
-        guide = self.pipe.guide(batch.layout, latents, pose, torch.tensor(batch.has_pose), self.device)
+        latents = self._latents(batch, canvas.split(draws[:, 1]))
+        planes, drafts = self._drawn(batch)
+        guide = self.pipe.guide(batch.layout, latents, planes, self.device, drafts)
         guide = choose(torch.tensor(batch.unconditional), self.pipe.unconditional(guide), guide)
         return canvas.join(latents), draws[:, 0], guide
 
-    def _latents(self, batch: Batch, noise: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Latents of every slot, and of the pose maps, (B, C, h, w); ``noise`` samples the targets' posteriors."""
+    @torch.no_grad()
+    def _encoded(self, batch: Batch, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents (N, C, h, w) of pictures, or of posteriors that were encoded ahead; ``noise`` samples them."""
         vae = self.pipe.vae
+        moments = pixels if batch.encoded else posterior(vae.to(pixels.device), pixels)
+        return latents_from(moments, noise, vae.config.scaling_factor)
 
-        def look(pixels: Tensor, noise: Tensor | None) -> Tensor:
-            if batch.encoded:
-                return latents_from(pixels, noise, vae.config.scaling_factor)
-            moments = posterior(vae.to(pixels.device), pixels)
-            return latents_from(moments, noise, vae.config.scaling_factor)
-
+    def _latents(self, batch: Batch, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Latents of every slot (B, C, h, w); ``noise`` samples the targets' posteriors."""
         latents = {}
-        with torch.no_grad():
-            for slot, pixels in batch.pixels.items():
-                states = [layout.states.get(slot, State.ABSENT) for layout in batch.layout]
-                z = torch.zeros_like(noise[slot])
-                for state in (State.TARGET, State.GIVEN):
-                    rows = [i for i, s in enumerate(states) if s is state]
-                    if rows:
-                        z[rows] = look(pixels[rows], noise[slot][rows] if state is State.TARGET else None)
-                latents[slot] = z
-            pose = torch.zeros_like(latents["person"])
-            posed = [i for i, has in enumerate(batch.has_pose) if has]
-            if posed:
-                pose[posed] = look(batch.pose[posed], None)
-        return latents, pose
+        for slot, pixels in batch.pixels.items():
+            states = [layout.states.get(slot, State.ABSENT) for layout in batch.layout]
+            z = torch.zeros_like(noise[PERSON if slot == PORTRAIT else slot])
+            for state in (State.TARGET, State.GIVEN):
+                rows = [i for i, s in enumerate(states) if s is state]
+                if rows:
+                    z[rows] = self._encoded(batch, pixels[rows], noise[slot][rows] if state is State.TARGET else None)
+            latents[slot] = z
+        return latents
+
+    def _drawn(self, batch: Batch) -> tuple[dict[str, list[Tensor | None]], dict[str, list[Tensor | None]]]:
+        """Latents of pose planes and of drafts, by slot, for each example (C, h, w) or None."""
+        posed = zip(batch.there, batch.has_pose, strict=True)
+        there = [names | ({f"{PERSON}_map"} if has else set()) for names, has in posed]
+        found: dict[str, list[Tensor | None]] = {}
+        for name, pixels in {**batch.drawn, f"{PERSON}_map": batch.pose}.items():
+            rows = [i for i, names in enumerate(there) if name in names]
+            encoded = iter(self._encoded(batch, pixels[rows]) if rows else ())
+            found[name] = [next(encoded) if name in names else None for names in there]
+        planes, drafts = (
+            {n.removesuffix(end): z for n, z in found.items() if n.endswith(end)} for end in ("_map", "_draft")
+        )
+        return planes, drafts
 
     def _losses_in_rows(self, batch: Batch) -> Tensor:
         """The same in rows, the mean over several draws of the noise; see :func:`omfa.training.in_rows.row_losses`."""
         canvas, steps = self.pipe.canvas, torch.tensor(batch.t)
         shape = (steps.shape[1] + 1, self.pipe.vae.config.latent_channels, *canvas.size)
         *draws, last = draw_noise(batch.generator, shape).to(self.device).unbind(1)
-        latents, pose = self._latents(batch, canvas.split(last))
-        planes = {PERSON: [p if has else None for p, has in zip(pose, batch.has_pose, strict=True)]}
-        guide = self.pipe.row_guide(batch.layout, latents, planes, self.device)
+        latents = self._latents(batch, canvas.split(last))
+        planes, drafts = self._drawn(batch)
+        guide = self.pipe.row_guide(batch.layout, latents, planes, self.device, drafts)
         here = list(zip(guide.targets.owner.tolist(), guide.targets.slots, strict=True))
 
         def of_targets(by_slot: Mapping[str, Tensor]) -> Tensor:
@@ -301,14 +311,23 @@ class OMFAModule(TrainedModule):
         worn = {g.category.value: read(g.path) for g in record.garments}
         worn = dict(list(worn.items())[: pipe.canvas.garments])
         pose = read(record.pose.map) if record.pose is not None and record.pose.map is not None else None
+        body = self._body(source, None if record.pose is None else record.pose.params)
+        bodies = {g.category.value: self._body(source, g.pose) for g in record.garments}
+        stands = {c: p for c, p in bodies.items() if c in worn and p is not None}
         face = None if record.face is None else read(record.face.path)
         options: dict[str, Any] = {"num_inference_steps": how.steps, "guidance_scale": how.guidance}
         pipe.set_progress_bar_config(disable=True)
         seed = torch.Generator().manual_seed
-        on = pipe(["person"], None, worn, face, pose, generator=seed(how.seed), **options)
-        off = pipe(list(worn), person, generator=seed(how.seed), **options)
+        on = pipe(["person"], None, worn, face, body or pose, garment_poses=stands, generator=seed(how.seed), **options)
+        off = pipe(list(worn), person, pose=body, generator=seed(how.seed), **options)
         pipe.set_progress_bar_config(disable=False)
         return [
             [*worn.values(), *([pose] if pose is not None else []), on.person[0], person],
             [person, *(p[0] for p in off.garments.values()), *worn.values()],
         ]
+
+    def _body(self, source: Source, path: str | None) -> BodyParameters | None:
+        """What a model with drafts looks pictures up by; None for other models."""
+        if path is None or "surface" not in (self.pipe.config.draft, self.pipe.config.pose_style):
+            return None
+        return BodyParameters.load(Path(source.where(path)), source.read(path))

@@ -15,6 +15,9 @@ from data_prep.__main__ import main
 from data_prep.check import validate
 from data_prep.garments import HIDDEN, Cutout, cut_out, outfits, worn
 from data_prep.run import write_image
+from omfa.bodies.body import load_body
+from omfa.bodies.named_poses import NAMED_POSES
+from omfa.bodies.placing import place, project
 from omfa.components import Category
 from omfa.records.labels import Part
 from omfa.records.prepared import Maps, Record, read_records
@@ -76,6 +79,19 @@ def test_edges_hold_no_ground() -> None:
     off = np.abs(mixed - 255 - share[:, None] * (cloth - 255)).max(1)
     assert (off > 20).mean() < 0.001
     assert found.area == pytest.approx(80 * 70 / 256 / 192, rel=0.05)
+
+
+def test_the_person_stands_in_the_cut_out() -> None:
+    """A joint lies on the same cloth in the picture and in what is cut out of it."""
+    rgb, parts = draw(*PERSON)
+    rgb[80:84, 90:94] = (20, 220, 20)
+    found = cut_out(rgb, parts, Category.UPPER)
+    assert found is not None
+    person = place(load_body(), NAMED_POSES["standing"], image_size=SIZE)
+    there, here = (project(load_body().posed(p).joints[0].numpy(), p.K) for p in (person, found.body(person)))
+    (x, y), size = (there[9] - here[9]).round().astype(int), found.body(person).image_size
+    assert size == found.image.shape[:2] and np.abs(there - here - [x, y]).max() < 0.01
+    assert (found.image[80 - y : 84 - y, 90 - x : 94 - x] == (20, 220, 20)).all()
 
 
 def test_what_hides_it_is_marked() -> None:

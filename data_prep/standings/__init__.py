@@ -1,0 +1,1 @@
+"""Where a body would stand in a shop picture: the networks' training, and the stage that uses them."""

@@ -1,0 +1,116 @@
+"""A body for every garment picture: ``python -m data_prep garment-poses --records DIR --out DIR``.
+
+Says where a body would stand in each shop picture, wearing what it shows: predicted from the picture, or the category's
+fixed standing where the prediction can't be right. What has a body keeps it: the wardrobe's are exact, and a cut-out
+has its person's (:mod:`data_prep.garments`). A strip to look at for each record, garment by garment with the body's
+outline; the strips are put together to contact sheets at the end. ``provenance.garment_poses`` tells which is which.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_prep.poses.pose_maps import STRIP, write_sheets
+from data_prep.poses.render import existing_file
+from data_prep.records import as_line, carry, record_items
+from data_prep.run import Outcome, add_source, run_stage, write_image
+from omfa.bodies.body import Body, load_body
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.placing import project
+from omfa.bodies.pose_render import person_mask
+from omfa.bodies.predicted_standing import KINDS, garment_standing
+from omfa.bodies.standing import Kind, standing
+from omfa.bodies.surface import off_paper, resized
+from omfa.images import read_image
+from omfa.records.prepared import GarmentRef, Record, resolve
+
+Array = NDArray[Any]
+
+_WITHIN: dict[Kind, tuple[int, ...]] = {"upper": (9,), "lower": (4, 5), "dress": (9, 0)}  # chest; knees; chest, pelvis
+_BEYOND = 0.25  # of the garment's height that knees may lie under shorts
+
+
+def stand_in(picture: Array, kind: Kind, body: Body) -> tuple[BodyParameters, str]:
+    """The body in a shop picture (H, W, 3) uint8, and how it is known: "predicted", or "category: " and the reason."""
+    tensor = torch.from_numpy(picture.copy()).permute(2, 0, 1) / 127.5 - 1
+    fixed = standing(body, kind, (picture.shape[0], picture.shape[1]))
+    shown = off_paper(tensor).numpy()
+    if shown.all() or not shown.any():
+        return fixed, "category: the garment can't be told from its ground"
+    params = garment_standing(tensor, kind, body=body)
+    rows, columns = np.nonzero(shown.any(1))[0], np.nonzero(shown.any(0))[0]
+    low, high = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]])
+    joints = project(body.posed(params).joints[0].cpu().numpy()[list(_WITHIN[kind])], params.K)
+    room = _BEYOND * (high - low) if kind == "lower" else 0
+    if not ((joints >= low - room) & (joints <= high + room)).all():
+        return fixed, "category: the predicted body doesn't stand in the garment"
+    return params, "predicted"
+
+
+def pose_garments(item_id: str, record: Record, out: Path, *, source: Path, body: Path | None) -> list[dict[str, Any]]:
+    """Work of the runner: the record with a body for each of its garment pictures."""
+    wearer, garments, known, tiles = load_body(body), list[GarmentRef](), dict[str, str](), list[Array]()
+    carry(record, source, out)
+    for garment in record.garments:
+        kind = KINDS[KINDS.index(garment.category.value)]
+        picture, params = np.asarray(read_image(resolve(source, garment.path))), None
+        if garment.pose is not None:
+            params, how = BodyParameters.load(resolve(source, garment.pose)), "given"
+        elif garment.kind == "cutout":
+            how = "none: cut out before its person's body was known; fit it and cut again"
+        else:
+            params, how = stand_in(picture, kind, wearer)
+            garment = replace(garment, pose=str(PurePosixPath(garment.path).with_suffix(".npz")))
+            assert garment.pose is not None
+            params.save(out / garment.pose)
+        garments.append(garment)
+        known[garment.category.value] = how
+        tiles += [] if params is None else [outlined(picture, params, wearer)]
+    if tiles:
+        write_image(out / f"contact/{item_id}.jpg", np.concatenate(tiles, axis=1))
+    told = record.provenance | ({"garment_poses": known} if known else {})
+    return [as_line(replace(record, garments=tuple(garments), provenance=told))]
+
+
+def outlined(picture: Array, params: BodyParameters, body: Body) -> Array:
+    """(STRIP, w, 3) uint8: a garment picture (H, W, 3) uint8 with the outline of its body and the bones' ends."""
+    size = (STRIP, max(1, round(STRIP * picture.shape[1] / picture.shape[0])))
+    tile = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)
+    small = resized(params, size)
+    try:
+        shown = person_mask(body, small, "torch").astype(np.uint8)
+        at = project(body.posed(small).joints[0].cpu().numpy()[:22], small.K)
+    except ValueError:  # another body's parameters: nothing to draw
+        return tile
+    edge, _ = cv2.findContours(shown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(tile, edge, -1, (230, 0, 120), 2)
+    for x, y in at[np.isfinite(at).all(1)].round().astype(int).tolist():
+        cv2.circle(tile, (x, y), 3, (0, 160, 80), -1)
+    return tile
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the stage."""
+    add_source(parser, "records")
+    parser.add_argument(
+        "--body", metavar="FILE", type=existing_file, help="a licensed SMPL-X .npz (default: the open body)"
+    )
+
+
+def main(args: argparse.Namespace) -> Outcome:
+    """Pose the garments of every record."""
+    load_body(args.body)
+    work = partial(pose_garments, source=args.records, body=args.body)
+    items = record_items(args.records, args.limit)
+    outcome = run_stage("garment-poses", items, work, args.out, workers=args.workers, engine=args.engine)
+    write_sheets(args.out)
+    return outcome

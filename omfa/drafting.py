@@ -1,0 +1,146 @@
+"""What a call's bodies show: surface maps and drafts, for models that are given them (``draft``, ``pose_style``).
+
+Legend: ``B`` pictures of a call, ``H W`` pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from omfa import images
+from omfa.bodies.body import Body
+from omfa.bodies.drafts import Shown, draft_garment, draft_person, fitted, over
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.standing import standing
+from omfa.bodies.surface import Draft, NoDraft
+from omfa.canvas import PERSON, PORTRAIT
+from omfa.components import Category, State
+from omfa.composer import Composer
+from omfa.composer import given as given_layers
+from omfa.records.drawn import INSIDE_OUT, as_map
+from omfa.request import Request
+
+LARGEST = 1024  # pixels of height that pictures are composed at
+
+
+class Drawn(NamedTuple):
+    """Slot name to B things, None where there is none.
+
+    maps: surface maps (3, H, W) in [-1, 1] of garments' bodies, given or chosen. drafts: of targets, from what is given
+    but the portrait.
+    """
+
+    maps: dict[str, list[Tensor | None]]
+    drafts: dict[str, list[Draft | None]]
+
+
+def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
+    """Maps and drafts of everything that a call asks for.
+
+    A body that can't be used makes no draft, with a warning that says why.
+
+    Args:
+        request: whose person parameters, where known, are those of the photo (try-off) or of the wanted pose (try-on).
+        size: (H, W) that person and garments are fitted to.
+        body: everybody's.
+    """
+    states = request.layout.states
+    order = sorted(request.layout.categories, key=lambda slot: INSIDE_OUT.index(request.layout.categories[slot]))
+    drawn = Drawn({slot: [] for slot in order}, {s: [] for s, state in states.items() if state is State.TARGET})
+    for i in range(request.batch):
+        params = _person(request, i, size)
+        given = {slot: _garment(request, slot, i, size, body) for slot in order if states[slot] is State.GIVEN}
+        for slot in order:
+            drawn.maps[slot].append(as_map(body, given[slot].params) if slot in given else None)
+        for slot in drawn.drafts:
+            made = None
+            try:
+                if params is not None and slot == PERSON and given:
+                    made = draft_person(body, params, size, list(given.values()))
+                elif params is not None and states.get(PERSON) is State.GIVEN:
+                    stand = standing(body, request.layout.categories[slot].value, size)
+                    made = draft_garment(body, stand, Shown(_fit(request.given[PERSON][i], size, "edge")[0], params))
+                    drawn.maps[slot][i] = as_map(body, stand)
+            except NoDraft as e:
+                warnings.warn(f"no draft of {slot}: {e}", stacklevel=2)
+            drawn.drafts[slot].append(made)
+    return drawn
+
+
+def known_pictures(request: Request, slot: str, drawn: Drawn, size: tuple[int, int]) -> list[Tensor | None]:
+    """What a target's known channels hold the latents of: its draft, laid over the portrait where there is one."""
+    portraits = request.given.get(PORTRAIT)
+    return [
+        None if d is None else (d if portraits is None else over(d, _fit(portraits[i], size, "edge")[0])).picture
+        for i, d in enumerate(drawn.drafts[slot])
+    ]
+
+
+def composed(
+    composer: Composer, request: Request, slot: str, decoded: Tensor, size: tuple[int, int], body: Body
+) -> list[Tensor]:
+    """A target's pictures at a size of their own: what was decoded, the draft and the portrait, put together.
+
+    Args:
+        composer: a model's.
+        request: the call.
+        slot: a target.
+        decoded: (B, 3, h, w) in [-1, 1].
+        size: (H, W) to compose at.
+        body: everybody's.
+
+    Returns:
+        B pictures (3, H, W) in [-1, 1]; one without a draft is (3, h, w), as it was decoded.
+    """
+    drawn, kind = draw(request, size, body), str(request.layout.categories.get(slot, PERSON))
+    made = list(decoded)
+    for i, draft in enumerate(drawn.drafts[slot]):
+        if draft is None:
+            continue
+        params = _person(request, i, size)
+        seen = drawn.maps[slot][i] if slot in drawn.maps else None if params is None else as_map(body, params)
+        assert seen is not None
+        photos = request.given.get(PORTRAIT)
+        photo = None if photos is None else _fit(photos[i], size, "edge")[0][None].to(decoded)
+        large = images.enlarged(decoded[i : i + 1], size) if composer.config.decoded else None
+        drafted, valid, surface = (x[None].to(decoded.device) for x in (draft.picture, draft.valid[None], seen))
+        layers = given_layers(drafted, valid, surface, large, photo)
+        made[i] = composer.compose(layers, [kind]).picture[0]
+    return made
+
+
+def composed_size(request: Request, slot: str, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of the model's ``size`` enlarged to that of the photo or pose a target goes by; H at most 1024."""
+    sides = [p.size for p in request.pose] if slot == PERSON else [p.size for p in request.given.get(PERSON, ())]
+    times = min([min(h / size[0], w / size[1]) for w, h in sides], default=1.0)
+    times = max(1.0, min(times, LARGEST / size[0]))
+    return round(size[0] * times), round(size[1] * times)
+
+
+def _fit(picture: Image.Image, size: tuple[int, int], fill: images.Fill) -> tuple[Tensor, images.Box]:
+    return images.fit_pixels(np.asarray(picture), size, fill)
+
+
+def _person(request: Request, i: int, size: tuple[int, int]) -> BodyParameters | None:
+    """The person's parameters in the fitted picture."""
+    params = request.params[i] if request.params else None
+    return None if params is None else _laid(params, images.fitted_box(params.image_size, size), size)
+
+
+def _garment(request: Request, slot: str, i: int, size: tuple[int, int], body: Body) -> Shown:
+    """A given garment, fitted, with the body that stands in it."""
+    picture, box = _fit(request.given[slot][i], size, "white")
+    category: Category = request.layout.categories[slot]
+    known = request.stands.get(slot)
+    inner = box.height, box.width
+    stand = standing(body, category.value, inner) if known is None else known[i]
+    return Shown(picture, _laid(stand, box, size))
+
+
+def _laid(params: BodyParameters, box: images.Box, size: tuple[int, int]) -> BodyParameters:
+    return fitted(params, box.top, box.left, (box.height, box.width), size)

@@ -1,0 +1,146 @@
+"""What is drawn from a record's bodies: surface maps and drafts, as a model that was made for them is given them.
+
+Names in what :meth:`Drawer.pictures` returns, as far as the record has the bodies they need:
+
+    surface_map       of the person
+    <category>_map    of the body that stands in the garment's picture, where the garment is given
+    <category>_stand  of the body that is chosen for the shop picture, where that is to be made (try-off)
+    <category>_draft  of the garment, from the person picture, in that body
+    person_draft      of the person, from all garments
+    portrait_draft    the portrait with the garments that it lacks laid over it
+
+Legend: ``H W`` pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omfa import images
+from omfa.bodies.body import Body
+from omfa.bodies.drafts import Shown, draft_garment, draft_person, fitted, nudged
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.standing import standing
+from omfa.bodies.surface import NoDraft, surface_map
+from omfa.components import Category
+from omfa.records.prepared import GarmentRef, Record, RecordError, record_files
+from omfa.records.shards import Source
+
+GIVEN = 0.5  # how wrong a given garment's body is taken to be, as a share of a chosen one's error
+INSIDE_OUT = (Category.LOWER, Category.DRESS, Category.UPPER)  # what is worn over what
+
+
+def drawn_files(record: Record) -> dict[str, str]:
+    """Files that the drawings are made of besides pictures: role in ``record_files`` to path."""
+    roles = ("pose_params", *(f"{g.category}_{what}" for g in record.garments for what in ("pose", "mask")))
+    files = record_files(record)
+    return {role: files[role] for role in roles if role in files}
+
+
+class Drawer:
+    """Draws for records; views of an outfit share what is drawn of its garments.
+
+    Bodies in garment pictures are taken to be a little wrong, as an estimate is (:func:`omfa.bodies.drafts.nudged`):
+    in the record they are the truth, whose framing would tell the answer. The picture's path seeds by how much.
+
+    Args:
+        source: of the records.
+        size: (H, W) that person and garments are fitted to.
+        body: the one whose surface all share; parameters of another draw nothing.
+    """
+
+    def __init__(self, source: Source, size: tuple[int, int], body: Body) -> None:
+        self.source, self.size, self.body = source, size, body
+        self._garment = lru_cache(16)(self._drawn_garment)
+
+    def pictures(self, record: Record) -> dict[str, Tensor]:
+        """Everything that can be drawn for a record: name (see above) to (3, H, W) in [-1, 1].
+
+        Raises:
+            RecordError: body parameters that can't be read.
+            ImageError: a picture that can't be.
+        """
+        files, drawn, body = record_files(record), dict[str, Tensor](), self.body
+        person, inner = _read(self.source, files["person"], self.size, "edge")
+        params = _params(self.source, files.get("pose_params"), inner, self.size)
+        if params is not None:
+            with suppress(NoDraft):
+                drawn["surface_map"] = as_map(body, params)
+        shown: dict[Category, Shown] = {}
+        for garment in sorted(record.garments, key=lambda g: INSIDE_OUT.index(g.category)):
+            category, own = garment.category, self._garment(garment)
+            shown[category], drawn[f"{category}_map"] = own.shown, own.shown_map
+            if params is not None:
+                with suppress(NoDraft):
+                    made = draft_garment(body, own.chosen, Shown(person, params))
+                    drawn |= {f"{category}_draft": made.picture, f"{category}_stand": own.chosen_map}
+        if params is not None and shown:
+            with suppress(NoDraft):
+                drawn["person_draft"] = draft_person(body, params, self.size, list(shown.values())).picture
+                if record.portrait is not None:
+                    portrait, _ = _read(self.source, record.portrait.path, self.size, "edge")
+                    new = [s for c, s in shown.items() if c in (record.portrait.changed or tuple(shown))]
+                    drawn["portrait_draft"] = draft_person(body, params, self.size, new, portrait).picture
+        return drawn
+
+    def _drawn_garment(self, garment: GarmentRef) -> _Garment:
+        digest = hashlib.sha256(f"drawn\0{garment.path}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        picture, stand, mask = _standing_garment(self.source, garment, self.size, self.body)
+        given, chosen = nudged(stand, rng, GIVEN), nudged(stand, rng)
+        maps = as_map(self.body, given), as_map(self.body, chosen)
+        return _Garment(Shown(picture, given, mask), maps[0], chosen, maps[1])
+
+
+class _Garment(NamedTuple):
+    """A garment where it is given, and the body that is chosen where it is to be made; surface maps of both."""
+
+    shown: Shown
+    shown_map: Tensor
+    chosen: BodyParameters
+    chosen_map: Tensor
+
+
+def as_map(body: Body, params: BodyParameters) -> Tensor:
+    """The surface map (3, H, W) in [-1, 1]."""
+    return images.pixels_to_tensor(surface_map(body, params))
+
+
+def _read(source: Source, path: str, size: Sequence[int], fill: images.Fill) -> tuple[Tensor, images.Box]:
+    return images.fit_pixels(images.decode_pixels(source.read(path), source.where(path)), size, fill)
+
+
+def _params(source: Source, path: str | None, inner: images.Box, size: tuple[int, int]) -> BodyParameters | None:
+    """A file's parameters, for the picture as it was fitted."""
+    if path is None:
+        return None
+    try:
+        params = BodyParameters.load(Path(source.where(path)), source.read(path))
+    except ValueError as e:
+        raise RecordError(str(e)) from None
+    return fitted(params, inner.top, inner.left, (inner.height, inner.width), size)
+
+
+def _standing_garment(
+    source: Source, garment: GarmentRef, size: tuple[int, int], body: Body
+) -> tuple[Tensor, BodyParameters, Tensor | None]:
+    """The picture, the body that would stand in it, or its category's, and the mask or None."""
+    picture, inner = _read(source, garment.path, size, "white")
+    stand = _params(source, garment.pose, inner, size)
+    if stand is None:
+        own = standing(body, garment.category.value, (inner.height, inner.width))
+        stand = fitted(own, inner.top, inner.left, (inner.height, inner.width), size)
+    if garment.mask is None:
+        return picture, stand, None
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[inner.window] = _read(source, garment.mask, (inner.height, inner.width), "edge")[0][0] > 0
+    return picture, stand, mask if bool(mask.any()) else None

@@ -1,0 +1,221 @@
+"""Records as drafts beside their truths: made once, kept as pictures, read in milliseconds.
+
+A shop picture's own framing would tell how long the garment is, so its body's standing is framed anew by chance, and
+the true picture with it: a change of the camera's matrix alone is a change of the picture, exactly. Arms and the last
+few pixels are a little wrong besides, as an estimate is. Legend: H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from omfa.bodies.body import Body
+from omfa.bodies.drafts import nudged
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.pose_render import rest_colours
+from omfa.bodies.rasterise import interpolate
+from omfa.bodies.surface import NoDraft, Seen, Source, draft, resized, see
+from omfa.components import Category
+from omfa.composer import KINDS
+from omfa.files import whole
+from omfa.images import ImageError, read_trusted
+from omfa.records.labels import PERSON
+from omfa.records.prepared import GarmentRef, Record, RecordError, resolve
+
+Array = NDArray[Any]
+SCALE = (-0.25, 0.1)  # logarithms between which a shop picture is framed anew
+SHIFT = 0.06  # of the height, at most
+OUTWARD = (Category.LOWER, Category.UPPER, Category.DRESS)
+
+
+@dataclass(frozen=True, eq=False)
+class Drafted:
+    """A target's draft and its truth, all uint8 of one size.
+
+    Args:
+        draft: (H, W, 3).
+        valid: (H, W), 255 where the draft is.
+        surface: (H, W, 3) the target's surface map.
+        truth: (H, W, 3).
+        area: (H, W), 255 where the garment or the person truly is.
+        photo: (H, W, 3) the portrait, for a person that has one.
+    """
+
+    draft: Array
+    valid: Array
+    surface: Array
+    truth: Array
+    area: Array
+    photo: Array | None = None
+
+    def save(self, path: Path) -> None:
+        """One PNG: draft and valid, surface and area, truth, photo, from left to right."""
+        full = np.full_like(self.valid, 255)
+        pairs = [(self.draft, self.valid), (self.surface, self.area), (self.truth, full)]
+        pairs += [] if self.photo is None else [(self.photo, full)]
+        strip = np.concatenate([np.dstack([colour[..., ::-1], alpha]) for colour, alpha in pairs], 1)
+        with whole(path) as part:
+            part.write_bytes(cv2.imencode(".png", strip, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+
+    @classmethod
+    def load(cls, path: Path, width: int) -> Drafted:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ImageError: damaged.
+        """
+        strip = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        if strip is None or strip.ndim != 3 or strip.shape[2] != 4 or strip.shape[1] not in (3 * width, 4 * width):
+            raise ImageError(f"{path}: no drafts of width {width}: delete the folder, they are made anew")
+        panels = np.split(strip, strip.shape[1] // width, 1)
+        colours, alphas = [p[..., 2::-1] for p in panels], [p[..., 3] for p in panels]
+        return cls(colours[0], alphas[0], colours[1], colours[2], alphas[1], *colours[3:])
+
+    def mirrored(self) -> Drafted:
+        """Left and right changed over, in the surface map's colours too."""
+        flipped = {f.name: x[:, ::-1] for f in fields(self) if (x := getattr(self, f.name)) is not None}
+        surface = flipped["surface"].copy()
+        on = surface.any(-1)
+        surface[on, 0] = np.clip(287 - surface[on, 0].astype(int), 0, 255)  # red runs from 32 to 255
+        return Drafted(**flipped | {"surface": surface})
+
+
+@dataclass(frozen=True)
+class Drafter:
+    """Makes :class:`Drafted` of records.
+
+    Args:
+        body: everybody's.
+        records: the folder; body parameters are read as files.
+        size: (H, W).
+    """
+
+    body: Body
+    records: Path
+    size: tuple[int, int]
+    _last: dict[str, Seen] = field(default_factory=dict, repr=False)
+
+    def person(self, record: Record, rng: np.random.Generator) -> Drafted:
+        """The person in their pose, from the garments' shop pictures.
+
+        Raises:
+            RecordError: the record lacks body parameters.
+            NoDraft: they are another body's, or not in the picture.
+        """
+        outermost = max(OUTWARD.index(g.category) for g in record.garments)
+        sources = []
+        for garment in record.garments:
+            stand = nudged(self._params(garment.pose, record), rng, error=0.5)
+            seen, layer = see(self.body, stand, self.size), outermost - OUTWARD.index(garment.category)
+            sources.append(Source(self._picture(garment.path), seen, self._mask(garment), layer))
+        labels = record.maps and record.maps.labels
+        area = np.isin(self._grey(labels), PERSON) if labels else np.ones(self.size, bool)
+        photo = None if record.portrait is None else _pixels(self._picture(record.portrait.path))
+        truth = _pixels(self._picture(record.file_name))
+        return Drafted(*self._drafted(self._seen(record), sources), truth, area.astype(np.uint8) * 255, photo)
+
+    def garment(self, record: Record, garment: GarmentRef, rng: np.random.Generator) -> Drafted:
+        """A shop picture, framed anew, from the photo; errors as :meth:`person`."""
+        across, down = rng.uniform(-SHIFT, SHIFT, 2) * self.size[0]
+        turn = framing(float(np.exp(rng.uniform(*SCALE))), float(across), float(down), self.size)
+        stand = resized(self._params(garment.pose, record), self.size)
+        stand = nudged(replace(stand, K=turn @ stand.K), rng, error=0.4)
+        truth = _warped(_pixels(self._picture(garment.path)), turn, 255)
+        area = _warped(self._grey(garment.mask), turn, 0) if garment.mask else (truth < 250).any(-1) * np.uint8(255)
+        return Drafted(*self.off(record, stand), truth, area)
+
+    def off(self, record: Record, stand: BodyParameters) -> tuple[Array, Array, Array]:
+        """Draft, valid and surface of a shop picture with that standing, from the record's photo."""
+        # All of the photo counts, the wall beside the body too: skirts and wide sleeves reach over it.
+        whole_photo = torch.ones(self.size, dtype=torch.bool)
+        photo = Source(self._picture(record.file_name), self._seen(record), whole_photo)
+        return self._drafted(see(self.body, stand, self.size), [photo])
+
+    def _drafted(self, target: Seen, sources: Sequence[Source]) -> tuple[Array, Array, Array]:
+        picture, valid = draft(target, sources)
+        surface = interpolate(target.fragments, target.faces, torch.from_numpy(rest_colours(self.body)))
+        return _pixels(picture), valid.numpy().astype(np.uint8) * 255, surface.round().byte().numpy()
+
+    def _seen(self, record: Record) -> Seen:
+        """The record's person; the last one is remembered, for several targets in a row."""
+        path = record.pose and record.pose.params
+        if path not in self._last:
+            params = self._params(path, record)
+            self._last.clear()
+            self._last[path or ""] = see(self.body, params, self.size)
+        return self._last[path or ""]
+
+    def _params(self, path: str | None, record: Record) -> BodyParameters:
+        if not path:
+            raise RecordError(f"{record.id}: no body parameters; composers are trained where all bodies are known")
+        return BodyParameters.load(resolve(self.records, path))
+
+    def _picture(self, path: str) -> Tensor:
+        picture = read_trusted(resolve(self.records, path))
+        if picture.shape[-2:] == self.size:
+            return picture
+        return torch.nn.functional.interpolate(picture[None], self.size, mode="bilinear", antialias=True)[0]
+
+    def _grey(self, path: str) -> Array:
+        full = resolve(self.records, path)
+        picture = cv2.imdecode(np.fromfile(full, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if picture is None:
+            raise ImageError(f"{full}: damaged; prepare the record again")
+        return cv2.resize(picture, self.size[::-1], interpolation=cv2.INTER_NEAREST)
+
+    def _mask(self, garment: GarmentRef) -> Tensor | None:
+        return torch.from_numpy(self._grey(garment.mask) > 127) if garment.mask else None
+
+
+def framing(scale: float, across: float, down: float, size: tuple[int, int]) -> Array:
+    """(3, 3) pixels to pixels: scaled about the middle of (H, W), then moved."""
+    y, x = (size[0] - 1) / 2, (size[1] - 1) / 2
+    return np.array([[scale, 0, x * (1 - scale) + across], [0, scale, y * (1 - scale) + down], [0, 0, 1.0]])
+
+
+def _warped(picture: Array, turn: Array, fill: int) -> Array:
+    return cv2.warpAffine(
+        picture, turn[:2], picture.shape[1::-1], flags=cv2.INTER_LINEAR, borderValue=(fill,) * 3
+    )  # fmt: skip
+
+
+def _pixels(picture: Tensor) -> Array:
+    return rearrange((picture + 1) * 127.5, "c h w -> h w c").round().clamp(0, 255).byte().numpy()
+
+
+def drafted(drafter: Drafter, record: Record, target: str, kept: Path, rng: np.random.Generator, name: str) -> Drafted:
+    """What is kept as ``name`` in a folder, made where it is not there yet.
+
+    Args:
+        drafter: makes it.
+        record: of a person.
+        target: of KINDS, what the record has.
+        kept: the folder.
+        rng: draws framing and errors.
+        name: without suffix.
+
+    Raises:
+        RecordError: no body parameters, or such that no draft is to be had.
+    """
+    path = kept / f"{name}.png"
+    if not path.is_file():
+        try:
+            if target == KINDS[0]:
+                made = drafter.person(record, rng)
+            else:
+                (garment,) = (g for g in record.garments if g.category == target)
+                made = drafter.garment(record, garment, rng)
+        except NoDraft as e:
+            raise RecordError(f"{record.id}: {e}") from None
+        made.save(path)
+    return Drafted.load(path, drafter.size[1])

@@ -1,0 +1,280 @@
+"""Drafts and photos to be changed, from the records to the network: training and sampling are given the same."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_prep.wardrobe.synthetic import write_outfit
+from omfa import encode, images
+from omfa.bodies.body import load_body
+from omfa.bodies.drafts import Shown, draft_garment, draft_person, fitted, nudged
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.placing import project
+from omfa.bodies.standing import standing
+from omfa.bodies.surface import Draft
+from omfa.components import Category, State
+from omfa.conditioning import KINDS, Drops, SlotTokens
+from omfa.drafting import draw, known_pictures
+from omfa.pipeline import OMFAPipeline
+from omfa.records.drawn import Drawer
+from omfa.records.shards import open_records
+from omfa.request import read_request
+from omfa.tasks import Estimate
+from omfa.training.examples import ExampleOptions, Geometry, RecordsDataset, TaskWeights, collate
+from omfa.training.module import OMFAModule
+from tests.conftest import SIZE, make_compact
+
+NEVER = Drops(0, 0, 0, 0)
+H, W = SIZE
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two outfits of one person, three views each, with portraits."""
+    folder = tmp_path_factory.mktemp("world")
+    lines = [
+        line for k in (0, 2)
+        for line in write_outfit(f"s4-o{k}", k, folder, seed=4, size=SIZE, records=4 * k + 3, portraits=True)
+    ]  # fmt: skip
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe() -> OMFAPipeline:
+    return make_compact(join="rows", draft="surface", pose_style="surface", portraits=True)
+
+
+def data(world: Path, pipe: OMFAPipeline, latents: Path | None = None, tasks=(1, 0, 0), drops=NEVER, portraits=0.0):  # type: ignore[no-untyped-def]
+    options = ExampleOptions(
+        split=None, tasks=TaskWeights(*tasks), drops=drops, latents=latents, portraits=portraits, draws=2
+    )
+    return RecordsDataset(world, Geometry.of(pipe), options)
+
+
+def guide(pipe: OMFAPipeline, examples):  # type: ignore[no-untyped-def]
+    module, batch = OMFAModule(pipe), collate(examples)
+    z = module._latents(batch, pipe.canvas.split(torch.zeros(len(examples), 4, *pipe.canvas.size)))
+    planes, drafts = module._drawn(batch)
+    with torch.no_grad():
+        return pipe.row_guide(batch.layout, z, planes, "cpu", drafts)
+
+
+def test_views_of_an_outfit_share_their_garments_and_all_names_are_there(world: Path) -> None:
+    source = open_records(world)
+    drawer = Drawer(source, SIZE, load_body())
+    for record in source.records():
+        drawn = drawer.pictures(record)
+        worn = [g.category.value for g in record.garments]
+        fixed = {"surface_map", "person_draft", "portrait_draft"}
+        assert set(drawn) == fixed | {f"{c}_{what}" for c in worn for what in ("map", "stand", "draft")}
+        assert all(p.shape == (3, *SIZE) and p.isfinite().all() and p.abs().max() <= 1 for p in drawn.values())
+    first, second = (drawer.pictures(r) for r in source.records()[:2])
+    maps = [name for name in first if name.endswith(("_map", "_stand")) and name != "surface_map"]
+    assert maps and all(torch.equal(first[m], second[m]) for m in maps)
+    assert all(torch.equal(first[n], Drawer(source, SIZE, load_body()).pictures(source.records()[0])[n]) for n in first)
+
+
+def test_encoded_ahead_is_what_is_encoded_in_the_step(world: Path, pipe: OMFAPipeline, tmp_path: Path) -> None:
+    pipe.vae.save_pretrained(tmp_path / "vae")
+    args = ["--records", str(world), "--vae", str(tmp_path / "vae"), "--size", f"{H}x{W}", "--out", str(tmp_path / "z")]
+    assert encode.main([*args, "--draft", "surface"]) == 0
+    assert encode.main(args) == 2  # the folder holds drafts
+    for tasks, portraits in (((1, 0, 0), 0.0), ((1, 0, 0), 1.0), ((0, 1, 0), 0.0)):
+        live = data(world, pipe, tasks=tasks, portraits=portraits)
+        ahead = data(world, pipe, tmp_path / "z", tasks, portraits=portraits)
+        a, b = (guide(pipe, [d[0, i] for i in range(3)]) for d in (live, ahead))
+        assert a.targets.slots == b.targets.slots
+        assert a.targets.guide.known.abs().sum() > 0
+        for one, other in zip([a.targets, *a.given], [b.targets, *b.given], strict=True):
+            assert torch.allclose(one.guide.known, other.guide.known, atol=4e-3)
+            assert torch.allclose(one.guide.pose, other.guide.pose, atol=4e-3)
+
+
+def test_latents_without_drafts_are_refused(world: Path, pipe: OMFAPipeline, tmp_path: Path) -> None:
+    pipe.vae.save_pretrained(tmp_path / "vae")
+    args = ["--records", str(world), "--vae", str(tmp_path / "vae"), "--size", f"{H}x{W}", "--out", str(tmp_path / "z")]
+    assert encode.main(args) == 0
+    with pytest.raises(ValueError, match="--draft surface"):
+        data(world, pipe, tmp_path / "z")
+
+
+def test_a_draft_goes_where_what_it_shows_goes(world: Path, pipe: OMFAPipeline) -> None:
+    def known(examples) -> float:  # type: ignore[no-untyped-def]
+        return float(guide(pipe, examples).targets.guide.known.abs().sum())
+
+    off = (0, 1, 0)
+    assert known([data(world, pipe, tasks=off)[0, 0]]) > 0
+    assert known([data(world, pipe, tasks=off, drops=replace(NEVER, pose_in_try_off=1.0))[0, 0]]) == 0
+    assert known([data(world, pipe, tasks=off, drops=replace(NEVER, draft=1.0))[0, 0]]) == 0
+    assert known([data(world, pipe, drops=replace(NEVER, each=1.0))[0, 0]]) == 0  # all garments dropped
+    assert known([data(world, pipe, tasks=(0, 0, 1))[0, 0]]) == 0  # a joint task is given nothing to look up in
+    assert "person_draft" not in data(world, make_compact(join="rows"))[0, 0].drawn
+
+
+def test_a_portrait_brings_only_the_garments_that_it_lacks(world: Path, pipe: OMFAPipeline) -> None:
+    dataset = data(world, pipe, portraits=1.0)
+    for i, record in enumerate(dataset.records):
+        layout = dataset[0, i].layout
+        assert record.portrait is not None and layout.slots(State.TARGET) == {"person"}
+        changed = record.portrait.changed or tuple(g.category for g in record.garments)
+        assert set(layout.categories.values()) == set(changed)
+        assert layout.slots(State.GIVEN) == {"portrait", *layout.categories}
+
+
+def test_losses_flow_and_depend_on_drafts(world: Path, pipe: OMFAPipeline) -> None:
+    module = OMFAModule(pipe)
+    examples = [data(world, pipe, portraits=p)[0, i] for i, p in enumerate((0.0, 1.0))]
+    losses = module.losses(collate(examples))
+    losses.mean().backward()
+    assert losses.isfinite().all() and pipe.unet.conv_in.weight.grad is not None
+    without = collate([replace(e, there=frozenset()) for e in examples])
+    assert not torch.allclose(module.losses(without), losses)
+
+
+def read(world: Path, path: str) -> Image.Image:
+    return Image.open(world / path).convert("RGB")
+
+
+def test_a_call_draws_what_the_bodies_say(world: Path, pipe: OMFAPipeline) -> None:
+    record, body = open_records(world).records()[0], load_body()
+    assert record.pose is not None and record.pose.params is not None and record.portrait is not None
+    params = BodyParameters.load(world / record.pose.params)
+    worn = {g.category.value: read(world, g.path) for g in record.garments}
+    stands = {g.category.value: BodyParameters.load(world / str(g.pose)) for g in record.garments}
+    portrait, person = read(world, record.portrait.path), read(world, record.file_name)
+
+    def pixels(picture: Image.Image) -> torch.Tensor:
+        return images.pixels_to_tensor(np.asarray(picture))
+
+    request = read_request(pipe.canvas, ["person"], None, worn, None, params, None, portrait, stands, "surface")
+    made = draw(request, SIZE, body).drafts["person"][0]
+    order = sorted(worn, key=["lower", "dress", "upper"].index)
+    shown = [Shown(pixels(worn[c]), stands[c]) for c in order]
+    wanted = draft_person(body, params, SIZE, shown)
+    assert isinstance(made, Draft) and torch.equal(made.picture, wanted.picture)
+    (known,) = known_pictures(request, "person", draw(request, SIZE, body), SIZE)
+    assert torch.equal(known, draft_person(body, params, SIZE, shown, pixels(portrait)).picture)  # type: ignore[arg-type]
+
+    category = order[0]
+    request = read_request(pipe.canvas, [category], person, None, None, params, None)
+    drawn = draw(request, SIZE, body)
+    wanted = draft_garment(body, standing(body, category, SIZE), Shown(pixels(person), params))  # type: ignore[arg-type]
+    (several,) = drawn.drafts.values()
+    assert isinstance(several[0], Draft) and torch.equal(several[0].picture, wanted.picture)
+    elsewhere = replace(params, transl=params.transl * [1, 1, -1])
+    with pytest.warns(UserWarning, match="behind the camera"):
+        request = read_request(pipe.canvas, [category], person, None, None, elsewhere, None)
+        assert draw(request, SIZE, body).drafts == {"garment_1": [None]} or category == "lower"
+
+
+def test_everyday_calls(world: Path, pipe: OMFAPipeline) -> None:
+    record = open_records(world).records()[0]
+    assert record.pose is not None and record.pose.params is not None
+    params = BodyParameters.load(world / record.pose.params)
+    person, worn = read(world, record.file_name), {g.category.value: read(world, g.path) for g in record.garments}
+    category, options = next(iter(worn)), {"num_inference_steps": 1}
+
+    def seeded() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    plain = pipe.try_off(person, category, params, generator=seeded(), **options).images[0]
+    with pytest.warns(UserWarning, match="without a draft"):
+        without = pipe.try_off(person, category, generator=seeded(), **options).images[0]
+    assert np.asarray(plain).std() > 0 and not np.array_equal(np.asarray(plain), np.asarray(without))
+    with pytest.raises(ValueError, match="no pose estimator"):
+        pipe.try_on(person, worn, **options)
+    pipe.pose_estimator = lambda _: Estimate(params, None)
+    try:
+        found = pipe.try_off(person, category, generator=seeded(), **options).images[0]
+        assert np.array_equal(np.asarray(found), np.asarray(plain))
+        photo = pipe.try_on(person, worn, generator=seeded(), **options).person[0]
+        said = pipe.try_on(person, worn, keep="photo", generator=seeded(), **options).person[0]
+        new = pipe.try_on(person, worn, pose=params, face=person, generator=seeded(), **options).person[0]
+        assert np.array_equal(np.asarray(photo), np.asarray(said))
+        assert not np.array_equal(np.asarray(photo), np.asarray(new))
+    finally:
+        pipe.pose_estimator = None
+
+
+def test_calls_that_can_t_be(world: Path, pipe: OMFAPipeline, compact: OMFAPipeline) -> None:
+    record = open_records(world).records()[0]
+    person, worn = read(world, record.file_name), {g.category.value: read(world, g.path) for g in record.garments}
+    with pytest.raises(ValueError, match="has not learned"):
+        compact(["person"], garments=worn, portrait=person)
+    with pytest.raises(ValueError, match="makes new pictures"):
+        compact.try_on(person, worn, keep="photo")
+    with pytest.raises(ValueError, match="a garment to put on"):
+        pipe.try_on(person, keep="photo")
+    with pytest.raises(ValueError, match="always dressed"):
+        pipe(["person"], portrait=person)
+    with pytest.raises(ValueError, match="with targets="):
+        pipe(["upper"], person=person, portrait=person)
+    with pytest.raises(ValueError, match="garment_poses"):
+        pipe(["person"], garments=worn, garment_poses={"hat": 3})
+    with pytest.raises(ValueError, match="join: rows"):
+        make_compact(portraits=True)
+    with pytest.raises(ValueError, match="draft 'x'"):
+        make_compact(draft="x")
+
+
+def test_a_canvas_takes_drafts_too(world: Path) -> None:
+    pipe = make_compact(draft="surface", pose_style="surface")
+    module = OMFAModule(pipe)
+    options = ExampleOptions(split=None, tasks=TaskWeights(0, 1, 0), drops=NEVER)
+    batch = collate([RecordsDataset(world, Geometry.of(pipe), options)[0, i] for i in range(2)])
+    with torch.no_grad():
+        _, _, with_drafts = module.prepare(batch)
+        _, _, without = module.prepare(replace(batch, there=[frozenset()] * 2))
+    target = with_drafts.target.expand_as(with_drafts.known)
+    assert (without.known[target] == 0).all() and with_drafts.known[target].abs().sum() > 0
+    assert torch.equal(with_drafts.known[~target], without.known[~target])
+
+
+def test_new_tokens_leave_the_old_ones_alone() -> None:
+    tokens = SlotTokens(8)
+    wider = tokens.widened((*KINDS, "portrait"))
+    layouts = read_layouts()
+    for layout in layouts:
+        for slot in layout.states:
+            a, b = (t(torch.tensor([[t.number(layout, slot)]])) for t in (tokens, wider))
+            assert torch.equal(a, b)
+    assert torch.equal(tokens.table.weight[-3:], wider.table.weight[-3:])
+
+
+def read_layouts():  # type: ignore[no-untyped-def]
+    from tests.test_rows import JOINT, ONE, TRY_OFF, TRY_ON
+
+    return [JOINT, ONE, TRY_OFF, TRY_ON]
+
+
+def test_a_fitted_body_is_where_the_picture_is() -> None:
+    """A point of the body lands where fitting a picture carries its pixel."""
+    params = standing(load_body(), "upper", (200, 100))
+    box = images.fitted_box((200, 100), SIZE)
+    moved = fitted(params, box.top, box.left, (box.height, box.width), SIZE)
+    points = load_body().posed(params).vertices[0].numpy()[::500]
+    before, after = project(points, params.K), project(points, moved.K)
+    scale = np.array([box.width / 100, box.height / 200])
+    assert np.allclose(after, (before + 0.5) * scale - 0.5 + [box.left, box.top], atol=1e-3)
+    assert moved.image_size == tuple(SIZE)
+
+
+def test_a_nudge_is_as_large_as_it_says() -> None:
+    stand, rng = standing(load_body(), Category.UPPER.value, SIZE), np.random.default_rng(0)
+    several = [nudged(stand, rng) for _ in range(400)]
+    arms, other = (np.degrees([s.pose[j, 2] - stand.pose[j, 2] for s in several]) for j in (16, 17))
+    assert abs(np.std(arms) - 6) < 1 and np.allclose(arms, -other, atol=1e-3)
+    depth = np.log([s.transl[2] / stand.transl[2] for s in several])
+    assert abs(np.std(depth) - 0.04) < 0.008
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(nudged(stand, rng, 0.0).transl, stand.transl)
