@@ -365,18 +365,14 @@ def iter_records(folder: str | Path, split: str | None = None) -> Iterator[Recor
 
 
 def metadata_lines(folder: str | Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line of a folder's ``metadata.jsonl`` that has any; a byte order mark is passed over.
-
-    Raises:
-        RecordError: no such file, a line of more than ``MAX_LINE`` bytes, or one that is no UTF-8 text.
-    """
+    """Number and text of each line of a folder's ``metadata.jsonl``; RecordError where there is none, or no text."""
     path = Path(folder) / METADATA
     if not path.is_file():
         raise RecordError(f"{path} not found: {folder} is no records folder; make one with 'python -m data_prep'")
     try:
         yield from text_lines(path, MAX_LINE)
     except ValueError as e:
-        raise e if isinstance(e, RecordError) else RecordError(str(e)) from None
+        raise RecordError(str(e)) from None
 
 
 def read_records(folder: str | Path, split: str | None = None) -> list[Record]:
