@@ -35,6 +35,7 @@ MAX_ASPECT = 20
 MIN_SIDE = 8
 MAX_BYTES = files.MAX_BYTES
 LINE, RULE = 16, 9  # pixels of a caption's line and of an upright rule
+ORIENTATION = 0x0112  # in EXIF
 LARGE = 2**20  # pixels; from here on a picture is scaled down before it becomes floats
 
 
@@ -76,7 +77,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Upright 8-bit RGB from any mode, and nothing but pixels: 16-bit scaled, transparency over white."""
     image.load()
     with suppress(Exception):  # orientation in damaged EXIF: the picture can still be read
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
     profile = image.info.get("icc_profile")
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
         deep = np.asarray(image).astype(np.int64)
@@ -104,7 +106,7 @@ def is_plain(image: Image.Image) -> bool:
         image.format in ("JPEG", "PNG")
         and image.mode in ("RGB", "L")
         and "transparency" not in image.info
-        and image.getexif().get(0x0112, 1) == 1
+        and image.getexif().get(ORIENTATION, 1) == 1
         and (not isinstance(profile, bytes) or to_srgb(profile, image.mode) is None)
     )
 
@@ -192,7 +194,7 @@ def read_image(source: Picture, name: str = "picture") -> Image.Image:
     if isinstance(source, Image.Image):
         with _refusing(name):
             _check_size(*source.size, name)
-            return _to_rgb(source, name)
+            return _to_rgb(source.copy(), name)  # what is made of it is another picture
     if isinstance(source, Tensor):
         array = source.detach().float().cpu() if source.is_floating_point() else source.cpu()
         if array.ndim == 4 and array.shape[0] == 1:
