@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from omfa import encode
+from omfa import encode, export
 from omfa.backbone import fingerprint
 from omfa.files import Unwritable
+from omfa.fit import main as fit
 from omfa.records.latents import encoded_file
 from omfa.records.prepared import read_records
 from omfa.training.checkpoints import SafeCheckpointIO, checkpoint_to_resume, checksum_file, is_whole, load_weights
 from omfa.training.module import OMFAModule
 from omfa.tuning import Mismatch
 from tests.conftest import full_disk, make_compact
+from tests.test_fit import ROOT, arguments
 
 
 def save(root: Path, step: int) -> Path:
@@ -110,3 +114,61 @@ def test_latents_are_the_same_bytes_at_every_batch(records: Path, tmp_path: Path
     call = ["--records", str(records), "--vae", str(tmp_path / "bad"), "--size", "64x48"]
     assert encode.main([*call, "--out", str(tmp_path / "none")]) in (1, 2)
     assert not list((tmp_path / "none").rglob("*.safetensors"))
+
+
+def test_ctrl_c_saves_and_says_so(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--save_every=100", "--trainer.callbacks=EMA"]
+    stop = ["--trainer.callbacks+=tests.killer.Killer", "--trainer.callbacks.at=3", "--trainer.callbacks.name=SIGINT"]
+    assert fit(arguments(records, tmp_path, 6, *quick, *stop)) == 130
+    last = checkpoint_to_resume(tmp_path, "last")
+    assert last is not None and last.name == "step=3.ckpt"
+    assert "stopped by hand: saved step 3" in capsys.readouterr().out
+    assert not (tmp_path / ".lock").exists()
+    assert fit(arguments(records, tmp_path, 6, *quick, "--ckpt_path=last")) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--model.init_args.learning_rate=nan"], "learning_rate"),
+        (["--data.init_args.batch_size=1000000000"], "batch_size"),
+        (["--model.init_args.pipeline.init_args.unet.layers_per_block=10000000"], "layers_per_block"),
+        (["--model.init_args.pipeline.init_args.person_size=[6400000000,48]"], "person_size"),
+    ],
+)
+def test_absurd_numbers_are_refused_at_the_door(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+) -> None:
+    try:
+        code = fit(arguments(records, tmp_path, 2, *more))
+    except SystemExit as e:
+        code = int(e.code or 0)
+    said = capsys.readouterr().err
+    assert code == 2 and words in said and "Traceback" not in said
+
+
+def test_a_config_that_unfolds_without_end_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    assert fit(["--config", str(tmp_path / "bomb.yaml")]) == 2
+    assert "stands for more than" in capsys.readouterr().err
+
+
+def test_two_runs_never_share_a_folder(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "import sys, time; from pathlib import Path; from omfa.files import sole\n"
+    code += "with sole(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(120)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        assert fit(arguments(records, tmp_path, 2)) == 2
+        other.kill()
+    assert "another call is at work" in capsys.readouterr().err
+
+
+def test_an_exported_model_is_the_runs_own(records: Path, tmp_path: Path) -> None:
+    assert fit(arguments(records, tmp_path / "run", 2, "--save_every=2", "--trainer.callbacks=SaveModel")) == 0
+    for name in ("one", "two"):
+        torch.manual_seed(hash(name) % 1000)
+        assert export.main(["--run", str(tmp_path / "run"), "--out", str(tmp_path / name)]) == 0
+    vaes = [(f / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() for f in (
+        tmp_path / "run" / "model", tmp_path / "one", tmp_path / "two")]  # fmt: skip
+    assert vaes[0] == vaes[1] == vaes[2]
