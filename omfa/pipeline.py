@@ -35,12 +35,11 @@ from omfa.partial_diffusion import check_scheduler
 from omfa.prompts import Prompts, TextEncoders
 from omfa.request import Pictures, Pose, Request, check_sampler, read_request
 from omfa.rows import cross_rows
-from omfa.sampling import denoise
+from omfa.sampling import GUIDANCE, STEPS, denoise
 from omfa.tasks import OMFAPipelineOutput, PoseEstimator, Tasks
 from omfa.tuning import TUNED
 
 MODELS = Path(str(files("omfa"))) / "models"
-STEPS, GUIDANCE = 50, 2.0  # the paper's
 
 
 class OMFAPipeline(Network, Tasks, DiffusionPipeline):
