@@ -40,12 +40,11 @@ from omfa.prompts import Prompts, TextEncoders
 from omfa.records.latents import DRAFTS
 from omfa.request import Pictures, Pose, Request, check_sampler, read_request
 from omfa.rows import cross_rows
-from omfa.sampling import denoise
+from omfa.sampling import GUIDANCE, STEPS, denoise
 from omfa.tasks import OMFAPipelineOutput, PoseEstimator, Tasks
 from omfa.tuning import TUNED
 
 MODELS = Path(str(files("omfa"))) / "models"
-STEPS, GUIDANCE = 50, 2.0  # the paper's
 POSE_STYLES = ("parts_blend", "surface")
 
 
