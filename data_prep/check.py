@@ -35,7 +35,7 @@ def validate(folder: str | Path) -> list[str]:
     path = root / METADATA
     if not path.is_file():
         return [f"{path}: not found; a records folder has a {METADATA}"]
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
         try:

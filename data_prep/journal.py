@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from omfa.files import unwritable
 from omfa.records.prepared import METADATA
 
 FAILURES = "failures.jsonl"
@@ -31,11 +33,12 @@ class StageItem:
 
 @dataclass(frozen=True)
 class StageResult:
-    """A task's metadata lines as text, or the reason why there are none."""
+    """A task's metadata lines as text, or the reason why there are none. ``source``: its files, looks and contents."""
 
     task: StageItem
     lines: str | None = None
     reason: str | None = None
+    source: str | None = None
 
 
 def told(text: str) -> str:
@@ -45,6 +48,24 @@ def told(text: str) -> str:
     return text
 
 
+MadeFrom = Callable[[str, Any], tuple[str, Callable[[], str]]]
+"""Of an item and its payload how its files look, and a function that gives a code of their contents."""
+
+
+def writable(text: str | None) -> str | None:
+    """A text that UTF-8 can hold: names of files that are no UTF-8 as JSON's escapes, which reading undoes."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@contextmanager
+def no_tracebacks(out: Path) -> Iterator[None]:
+    """The database's errors as those of the disk that it lies on."""
+    try:
+        yield
+    except sqlite3.Error as e:
+        raise unwritable(out, e) from None
+
+
 class Journal:
     """What is done, on disk: one row per item, found by id, so that memory does not grow with the items.
 
@@ -52,8 +73,8 @@ class Journal:
     kill at any moment; the exclusive lock keeps a second run out.
     """
 
-    def __init__(self, out: Path, call: str) -> None:
-        self.out, self.skipped = out, 0
+    def __init__(self, out: Path, call: str, made_from: MadeFrom = lambda *_: ("", str)) -> None:
+        self.out, self.skipped, self.again, self.made_from = out, 0, 0, made_from
         if not (out / JOURNAL).exists() and (out / METADATA).exists():
             raise ValueError(f"{out} holds a {METADATA} that no run of this kind made: give another --out")
         self.db = sqlite3.connect(out / JOURNAL, timeout=0)
@@ -63,6 +84,8 @@ class Journal:
             self.db.close()
             if isinstance(e, sqlite3.OperationalError) and "locked" in str(e):
                 raise ValueError(f"another run is at work in {out}: wait for it, or give another --out") from None
+            if isinstance(e, sqlite3.OperationalError) and "full" in str(e):
+                raise unwritable(out, e) from None
             if isinstance(e, sqlite3.DatabaseError):
                 raise ValueError(f"{out / JOURNAL} can't be used ({e}): give another --out") from None
             raise
@@ -73,6 +96,8 @@ class Journal:
         self.db.execute("CREATE TABLE IF NOT EXISTS call (text TEXT, finished INTEGER)")
         columns = "id TEXT PRIMARY KEY, position INTEGER, payload TEXT, lines TEXT, reason TEXT"
         self.db.execute(f"CREATE TABLE IF NOT EXISTS item ({columns})")
+        if "source" not in {row[1] for row in self.db.execute("PRAGMA table_info(item)")}:  # older journals had none
+            self.db.execute("ALTER TABLE item ADD COLUMN source TEXT")
         before, finished = self.db.execute("SELECT text, finished FROM call").fetchone() or (call, True)
         if before != call and self._used():
             raise ValueError(f"{self.out} belongs to another call; give another --out. There: {before}. Here: {call}")
@@ -85,30 +110,52 @@ class Journal:
         self.db.commit()
 
     def todo(self, items: Iterable[tuple[str, Any]], bar: tqdm[Any]) -> Iterator[StageItem]:
-        """The items that are not done yet; the others only get their place."""
+        """The items that are not done yet, or whose files have changed since; the others only get their place."""
         for position, (item_id, payload) in enumerate(items):
-            row = self.db.execute("SELECT payload, lines FROM item WHERE id = ?", (item_id,)).fetchone()
+            ask = "SELECT payload, lines, source FROM item WHERE id = ?"
+            row = self.db.execute(ask, (writable(item_id),)).fetchone()
             if row is not None and row[0] != _digest(payload):
                 raise ValueError(f"item {item_id!r} was another one when {self.out} was begun: give another --out")
             task = StageItem(position, item_id, payload)
             if row is None or row[1] is None:
                 yield task
                 continue
-            self._place(task, "UPDATE item SET position = ? WHERE id = ? AND position IS NULL", (position, item_id))
+            source = self._unchanged(task, row[2])
+            if source is None:
+                self.again += 1
+                yield task
+                continue
+            place = "UPDATE item SET position = ?, source = ? WHERE id = ? AND position IS NULL"
+            self._place(task, place, (position, source, writable(item_id)))
             self.skipped += 1
             bar.update()
             if self.skipped % 1000 == 0:
                 self.db.commit()
 
+    def _unchanged(self, task: StageItem, before: str | None) -> str | None:
+        """Looks and contents of an item's files, or None where the contents were others when it was made."""
+        looks, contents = self.made_from(task.item_id, task.payload)
+        old_looks, _, old = (before or "").partition(" ")
+        if before is not None and looks == old_looks:
+            return before
+        new = contents()
+        return f"{looks} {new}" if before is None or new == old else None
+
     def add(self, result: StageResult) -> None:
         """Note a task as done or failed."""
         task = result.task
         insert = (
-            "INSERT INTO item VALUES (:id, :position, :payload, :lines, :reason) ON CONFLICT (id) DO UPDATE "
-            "SET position = :position, lines = :lines, reason = :reason WHERE position IS NULL"
+            "INSERT INTO item (id, position, payload, lines, reason, source) "
+            "VALUES (:id, :position, :payload, :lines, :reason, :source) ON CONFLICT (id) DO UPDATE "
+            "SET position = :position, lines = :lines, reason = :reason, source = :source WHERE position IS NULL"
         )
-        row = {"id": task.item_id, "position": task.position, "payload": _digest(task.payload)}
-        self._place(task, insert, row | {"lines": result.lines, "reason": result.reason})
+        row = {
+            "id": writable(task.item_id),
+            "source": result.source,
+            "position": task.position,
+            "payload": _digest(task.payload),
+        }
+        self._place(task, insert, row | {"lines": writable(result.lines), "reason": writable(result.reason)})
         self.db.commit()
 
     def _place(self, task: StageItem, statement: str, values: Any) -> None:
@@ -146,8 +193,11 @@ class Journal:
 
     def close(self) -> None:
         """Release the folder; a call that came to nothing leaves no claim on it."""
-        used = self._used() or self.db.execute("SELECT finished FROM call").fetchone() == (1,)
-        self.db.close()
+        used = True
+        try:
+            used = self._used() or self.db.execute("SELECT finished FROM call").fetchone() == (1,)
+        finally:
+            self.db.close()
         if not used:
             (self.out / JOURNAL).unlink()
 

@@ -255,11 +255,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> Outcome:
     """List the leaks of a records folder, and leave them out on request."""
-    how = {"workers": args.workers, "engine": args.engine}
+    how: dict[str, Any] = {"workers": args.workers, "engine": args.engine}
     work = partial(hash_record, source=args.records)
     hashed = run_stage("hashes", record_items(args.records, args.limit), work, args.out / "hashes", **how)
     work = partial(confirm, source=args.records)
-    confirmed = run_stage("confirm", pairs(args.out / "hashes"), work, args.out / "pairs", **how)
+    confirmed = run_stage("confirm", pairs(args.out / "hashes"), work, args.out / "pairs", may_be_nothing=True, **how)
     with (args.out / "pairs" / METADATA).open(encoding="utf-8") as lines:
         leaks = [json.loads(line) for line in lines]
     leaks += shared_files(args.out / "hashes")
@@ -277,6 +277,8 @@ def main(args: argparse.Namespace) -> Outcome:
                     pieces.update(dropped=dropped)
                     yield item_id, less
 
-        kept = run_stage("leave-out", stay(), partial(keep, source=args.records), args.out / "records", **how)
+        kept = run_stage(
+            "leave-out", stay(), partial(keep, source=args.records), args.out / "records", may_be_nothing=True, **how
+        )
         print(f"leave-out: {len(gone)} records, {pieces.total()} cut-outs and faces of theirs in other records")
     return Outcome(hashed.done, hashed.failed + confirmed.failed + kept.failed, hashed.skipped)

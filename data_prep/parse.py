@@ -79,7 +79,8 @@ class MapsAtHand:
 
     def __call__(self, record: Record, rgb: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         """See :class:`Parser`."""
-        return read_labels(resolve(self.folder, f"{record.id}.png")), SCHEMES[self.scheme]
+        names = SCHEMES[self.scheme]
+        return read_labels(resolve(self.folder, f"{record.id}.png"), names), names
 
 
 def parse_record(item_id: str, record: Record, out: Path, *, parser: Parser, source: Path) -> list[dict[str, Any]]:

@@ -39,7 +39,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.journal import FAILURES, Journal, Line, StageItem, StageResult, told
+from data_prep.journal import FAILURES, Journal, Line, StageItem, StageResult, no_tracebacks, told
+from data_prep.sources import told_apart
 from omfa.records.prepared import METADATA
 
 ENGINES = ("local", "ray")
@@ -78,8 +79,19 @@ class Outcome:
         return ", ".join([*said, *self.notes])
 
 
+class Nothing(ValueError):
+    """No items: whoever reads the output would go on with an empty folder."""
+
+
 def run_stage(
-    name: str, items: Iterable[tuple[str, Any]], work: Work, out: str | Path, *, workers: int = 1, engine: str = "local"
+    name: str,
+    items: Iterable[tuple[str, Any]],
+    work: Work,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    engine: str = "local",
+    may_be_nothing: bool = False,
 ) -> Outcome:
     """Do every item once, in this call and all its repetitions together.
 
@@ -93,13 +105,17 @@ def run_stage(
             Whatever it draws at random comes from the item, never from the order of work.
         out: folder of the results; made if need be.
         workers: processes; 1 works in this one. Each runs torch and OpenCV on one thread.
+        may_be_nothing: no items at all are no error.
         engine: ``local``, or ``ray`` for Ray Data on this machine or a cluster that sees ``out`` at the same path.
 
     Returns:
         Counts of items. A ValueError or OSError of an item becomes a line ``{"id", "reason"}`` of ``failures.jsonl``;
-        so does any other exception, with its type and place. Failed items are tried again by the next run.
+        so does any other exception, with its type and place. Failed items are tried again by the next run, and so are
+        those whose files have other contents than when they were made.
 
     Raises:
+        Nothing: there are no items.
+        Unwritable: ``out`` can't be written to.
         ValueError: ``out`` belongs to another call or a run still at work, an id twice, or a wrong argument.
     """
     if engine not in ENGINES:
@@ -114,7 +130,8 @@ def run_stage(
     out.mkdir(parents=True, exist_ok=True)
     total = len(items) if isinstance(items, Sized) else None
     done = failed = 0
-    with closing(Journal(out, f"{name}: {describe(work)}")) as journal, one_thread():
+    made_from = partial(told_apart, work)
+    with no_tracebacks(out), closing(Journal(out, f"{name}: {describe(work)}", made_from)) as journal, one_thread():
         # disable=None: no bar where nobody watches
         with tqdm(total=total, desc=name, unit="", disable=None, dynamic_ncols=True) as bar:
             for result in perform(partial(_attempt, work, out), journal.todo(items, bar)):
@@ -122,8 +139,13 @@ def run_stage(
                 done, failed = done + (result.reason is None), failed + (result.reason is not None)
                 bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
                 bar.update()
+        if not (done or failed or journal.skipped or may_be_nothing):
+            raise Nothing(f"{name} found nothing to work on")
         lines = journal.finish()
-        notes = (f"{lines} records",) if lines != done + journal.skipped else ()  # an item can be several
+        notes: tuple[str, ...] = (
+            (f"{lines} records",) if lines != done + journal.skipped else ()
+        )  # an item can be several
+        notes += (f"{journal.again} of them again, for their files have changed",) if journal.again else ()
         return Outcome(done, failed, journal.skipped, notes)
 
 
@@ -184,9 +206,11 @@ def positive(text: str) -> int:
 
 def _attempt(work: Work, out: Path, task: StageItem) -> StageResult:
     try:
+        looks, contents = told_apart(work, task.item_id, task.payload)
+        source = f"{looks} {contents()}"  # of before: what changes meanwhile is seen by the next run
         lines = work(task.item_id, task.payload, out)
         text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-        return StageResult(task, lines=text)
+        return StageResult(task, lines=text, source=source)
     except (ValueError, OSError) as e:
         return StageResult(task, reason=" ".join(str(e).split()) or type(e).__name__)
     except Exception as e:  # a bug: told with type and place, and the other items go on
@@ -329,10 +353,12 @@ def _perform_ray(
                 given = ray.get(shared)
                 results = [attempt(given[k]) for k in rows["k"]]
             done = [r.reason is None for r in results]
-            return {"k": list(rows["k"]), "done": done, "text": [r.lines or r.reason or "" for r in results]}
+            said = [r.lines or r.reason or "" for r in results]
+            return {"k": list(rows["k"]), "done": done, "text": said, "source": [r.source or "" for r in results]}
 
         blocks = min(len(batch), AHEAD * workers)
         numbers = ray.data.from_items([{"k": k} for k in range(len(batch))], override_num_blocks=blocks)
         for row in numbers.map_batches(perform, batch_size=None, compute=pool).iter_rows():
             task = batch[int(row["k"])]
-            yield StageResult(task, lines=row["text"]) if row["done"] else StageResult(task, reason=row["text"])
+            made = {"lines": row["text"], "source": row["source"]} if row["done"] else {"reason": row["text"]}
+            yield StageResult(task, **made)

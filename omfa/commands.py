@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import sys
+from typing import Any, NoReturn
+
+
+def any_name_can_be_said() -> None:
+    """What the console has no letters for, like parts of a file's name, is written as escapes and ends nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Parser(argparse.ArgumentParser):
     """Says what was wrong in one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        any_name_can_be_said()  # here, where every command begins
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """One line, and exit code 2."""

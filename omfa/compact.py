@@ -11,9 +11,14 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from omfa.backbone import input_channels
 from omfa.canvas import PORTRAIT
 from omfa.conditioning import KINDS, SlotTokens, look_size
+<<<<<<< HEAD
 from omfa.partial_diffusion import ddim
 from omfa.pipeline import OMFAPipeline
 from omfa.sampling import GUIDANCE, STEPS
+=======
+from omfa.pipeline import GUIDANCE, STEPS, OMFAPipeline
+from omfa.weights import read_part
+>>>>>>> faults
 
 
 def compact_pipeline(
@@ -48,12 +53,15 @@ def compact_pipeline(
     Raises:
         ValueError: no VAE or model there, or sizes that don't fit.
     """
-    codec = AutoencoderKL.from_pretrained(_folder(vae)) if isinstance(vae, str) else AutoencoderKL(**vae)
+    for name, arguments in (("vae", vae), ("unet", unet)):
+        if isinstance(arguments, dict):
+            _check_sizes(name, arguments)
+    codec = read_part(AutoencoderKL, _folder(vae)) if isinstance(vae, str) else AutoencoderKL(**vae)
     channels = codec.config.latent_channels
     kinds = (*KINDS, PORTRAIT) if portraits else KINDS
     if isinstance(unet, str):
-        network = UNet2DConditionModel.from_pretrained(_folder(f"{unet}/unet"), use_safetensors=True)
-        tokens = SlotTokens.from_pretrained(_folder(f"{unet}/slot_tokens"), use_safetensors=True)
+        network = read_part(UNet2DConditionModel, _folder(f"{unet}/unet"))
+        tokens = read_part(SlotTokens, _folder(f"{unet}/slot_tokens"))
         tokens = tokens if len(tokens.kinds) >= len(kinds) else tokens.widened(kinds)
     else:
         network = UNet2DConditionModel(
@@ -82,7 +90,21 @@ def compact_pipeline(
         "pose_style": pose_style,
         "portraits": portraits,
     }
-    return OMFAPipeline(codec, network, scheduler, tokens, **sizes)
+    pipe = OMFAPipeline(codec, network, scheduler, tokens, **sizes)
+    pipe.vae_is_new = not isinstance(vae, str)
+    return pipe
+
+
+def _check_sizes(name: str, arguments: Any) -> None:
+    """Refuse a network that no machine holds, before it takes this one's memory."""
+    most = {"layers_per_block": 64, "transformer_layers_per_block": 64}
+    for key, value in arguments.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        limit = most.get(key, 65536)
+        if any(isinstance(n, int | float) and not abs(n) <= limit for n in numbers) or len(numbers) > 64:
+            raise ValueError(
+                f"{name}: {key} {str(value)[:80]} is out of range: numbers up to {limit}, at most 64 of them"
+            )
 
 
 def _folder(path: str) -> str:

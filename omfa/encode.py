@@ -32,7 +32,7 @@ from omfa.backbone import fingerprint, posterior, vae_factor
 from omfa.bodies.body import load_body
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.commands import Parser, count, find_device
-from omfa.files import check_writable, unwritable, write_json
+from omfa.files import check_writable, clear_parts, sole, unwritable, write_json
 from omfa.images import ImageError
 from omfa.prompts import KEPT_PHRASES, PromptFiles, Prompts, TextEncoders, phrases, save_whole
 from omfa.records.drawn import Drawer
@@ -61,21 +61,21 @@ def encode_records(
     files = [record_pictures(r) for r in records]
     owner = {(n, path): r for r, named in zip(records, files, strict=True) for n, path in named.items()}
     done: dict[tuple[str, str], Tensor] = {}
-    for faces in (False, True):  # two sizes, a batch of each; views of one outfit share their garments
-        wanted = [key for key in owner if (key[0] == FACE) is faces]
-        if wanted:
-            size = sizes[FACE] if faces else sizes[PERSON]
-            pixels = torch.stack([read_fitted(source, owner[key], key[0], size) for key in wanted])
-            moments = posterior(vae, pixels.to(device)).to("cpu", torch.float16)
-            done |= {key: m.contiguous() for key, m in zip(wanted, moments, strict=True)}
+
+    def alone(pixels: Tensor, name: str) -> Tensor:
+        """In a batch the same picture comes out a little different with every size of it."""
+        moments = posterior(vae, pixels[None].to(device))[0].to("cpu", torch.float16)
+        if not moments.isfinite().all():
+            raise RecordError(f"{name}: the VAE makes NaN or infinity of it: take another VAE")
+        return moments.contiguous()
+
+    for key, record in owner.items():  # views of one outfit share their garments
+        pixels = read_fitted(source, record, key[0], sizes[FACE if key[0] == FACE else PERSON])
+        done[key] = alone(pixels, source.where(key[1]))
     encoded = [{n: done[n, path].clone() for n, path in named.items()} for named in files]
     for record, own in zip(records, encoded, strict=True):
         drawn = {} if drawer is None else drawer.pictures(record)
-        if drawn:
-            moments = posterior(vae, torch.stack(list(drawn.values())).to(device)).to("cpu", torch.float16)
-            own |= {
-                name: m.clone(memory_format=torch.contiguous_format) for name, m in zip(drawn, moments, strict=True)
-            }
+        own |= {name: alone(pixels, f"{name} of {record.id}") for name, pixels in drawn.items()}
     return encoded
 
 
@@ -141,7 +141,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder for the latents")
     parser.add_argument("--draft", choices=DRAFTS, default="none", help="surface: drafts and surface maps, too")
     parser.add_argument("--split", help="only records of this split")
-    parser.add_argument("--batch", type=count, default=8, help="records at once (default 8)")
+    parser.add_argument("--batch", type=count, default=8, help="records read at once (default 8), no byte depends on")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
     call = parser.parse_args(args)
     try:
@@ -167,7 +167,11 @@ def main(args: Sequence[str] | None = None) -> int:
             kept = encode_prompts(call.out, encoders, records if call.captions else (), device)
             print(f"{kept} phrases kept in {call.out}")
         drawer = Drawer(source, call.size, load_body()) if call.draft == "surface" else None
-        failed = encode_all(vae, source, records, canvas, call.out, call.batch, device, drawer)
+        with sole(call.out):
+            failed = encode_all(vae, source, records, canvas, call.out, call.batch, device, drawer)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     except (ValueError, OSError, SafetensorError) as e:
         print(f"error: {unwritable(call.out, e) if isinstance(e, SafetensorError) else e}", file=sys.stderr)
         return 2
@@ -195,6 +199,7 @@ def encode_all(
     Raises:
         Unwritable: ``out`` can't be written to any more.
     """
+    clear_parts(out)
     hashes, failed = Hashes(source, drawn=drawer is not None), list[str]()
     todo = [r for r in records if not hashes.match(r, encoded_file(out, r.id))]
     with tqdm(total=len(records), initial=len(records) - len(todo), unit="record", disable=None) as bar:

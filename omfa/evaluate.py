@@ -25,7 +25,7 @@ from omfa.evaluation.pairs import Selection
 from omfa.evaluation.protocols import METRICS, NOT_DONE, PROTOCOLS
 from omfa.evaluation.results import RESULTS, Results, compare, formatted
 from omfa.evaluation.runs import Run, gather, make_run, score_all
-from omfa.files import check_writable, write_json
+from omfa.files import clear_parts, sole, write_json
 from omfa.records.prepared import RecordError
 
 
@@ -54,13 +54,14 @@ def table(results: dict[str, Any]) -> str:
 def command_run(args: argparse.Namespace) -> int:
     """``run``."""
     run = prepare(args)
-    check_writable(run.out)
-    try:
-        score_all(run)
-    except BrokenProcessPool:
-        print("a process was ended from outside (out of memory?); call again to go on from here", file=sys.stderr)
-        return 1
-    results = gather(run)
+    with sole(run.out):
+        clear_parts(run.out)
+        try:
+            score_all(run)
+        except BrokenProcessPool:
+            print("a process was ended from outside (out of memory?); call again to go on from here", file=sys.stderr)
+            return 1
+        results = gather(run)
     print(table(results))
     for problem in results["problems"]:
         key, why = problem["key"], problem["problem"]

@@ -22,7 +22,7 @@ from pytorch_lightning import LightningModule
 from safetensors import SafetensorError
 
 from omfa.commands import Parser
-from omfa.files import aside, unwritable
+from omfa.files import aside, read_text, unwritable
 from omfa.training.checkpoints import checkpoint_to_resume, load_weights
 from omfa.training.configs import innermost, load_yaml
 from omfa.training.model_card import write_card
@@ -64,7 +64,7 @@ def build_module(config: Path) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     try:
-        told = load_yaml(config.read_text(encoding="utf-8"))
+        told = load_yaml(read_text(config))
         if not isinstance(told, dict) or not isinstance(told.get("model"), dict):
             raise ValueError("it has no 'model' with a class_path")
         settings = parser.parse_object({"model": told["model"]})

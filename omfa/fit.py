@@ -4,7 +4,8 @@
 
 Everything of a run lies in ``trainer.default_root_dir``: ``config.yaml`` (it re-runs the run), ``checkpoints/``,
 ``samples/``, TensorBoard curves, and at the end ``model/``, which ``OMFAPipeline.from_pretrained`` reads; ``stopped/``
-where the loss blew up. SIGTERM saves and exits 0. ``--ckpt_path last`` goes on, with any strategy on any number of
+where the loss blew up. SIGTERM saves and exits 0, Ctrl-C saves and exits 130 (a second one at once).
+``--ckpt_path last`` goes on, with any strategy on any number of
 processes: exactly as if never stopped where both are the same and so is ``batch_size`` times processes. Learning rate
 and weight decay are the config's, also when it has changed. ``--ckpt_path`` of an older checkpoint goes back to it.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NoReturn
@@ -23,11 +25,13 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
-from omfa.files import check_writable
+from omfa.commands import any_name_can_be_said
+from omfa.files import Unwritable, read_text, sole
 from omfa.images import ImageError
 from omfa.records.prepared import RecordError
 from omfa.training import examples, module, vae  # noqa: F401  a config may name their classes alone
 from omfa.training.checkpoints import (
+    RUN_FOLDER,
     Checkpoints,
     SafeCheckpointIO,
     SaveModel,
@@ -36,7 +40,7 @@ from omfa.training.checkpoints import (
     save_model,
     step_of,
 )
-from omfa.training.configs import follow_moves, innermost
+from omfa.training.configs import follow_moves, innermost, refuse_bombs
 from omfa.training.guards import BadLoss, LossGuard
 from omfa.training.sample_pictures import SamplePictures, StepBar
 from omfa.training.zero import ZeRO
@@ -123,10 +127,24 @@ def unreadable(words: Sequence[str]) -> str:
     return ""
 
 
+def check_configs(words: Sequence[str]) -> None:
+    """Refuse configs on a command line that unfold to what no machine holds.
+
+    Raises:
+        ValueError: which one.
+    """
+    for word in words:
+        path = Path(word.removeprefix("--config="))
+        if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
+            refuse_bombs(read_text(path), str(path))
+
+
 def main(args: list[str] | None = None) -> int:
-    """Train; 0 all well (or stopped by SIGTERM), 1 the loss blew up, 2 the call or its input was wrong."""
+    """Train; 0 all well (or stopped by SIGTERM), 1 the loss blew up, 2 wrong call or input, 130 stopped by hand."""
     follow_moves()
+    any_name_can_be_said()
     try:
+        check_configs(sys.argv[1:] if args is None else args)
         cli = FitCLI(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -147,22 +165,40 @@ def main(args: list[str] | None = None) -> int:
             save_config_kwargs={"overwrite": True},
         )
         root = Path(cli.trainer.default_root_dir)
-        checkpoint = checkpoint_to_resume(root, cli.config.ckpt_path)
-        check_writable(root, "--trainer.default_root_dir")
+        with sole(root, RUN_FOLDER) if cli.trainer.is_global_zero else nullcontext():
+            return train(cli, root)
+    except KeyboardInterrupt:
+        print("stopped by hand before anything was learned that could be saved", file=sys.stderr)
+        return 130
+    except (MemoryError, OverflowError) as e:
+        print(f"error: sizes that no machine holds ({shorten(str(e), 200)}): make the network smaller", file=sys.stderr)
+        return 2
     except ValueError as e:
         where = unreadable(sys.argv[1:] if args is None else args) if isinstance(e, UnicodeDecodeError) else ""
         print(f"error: {where}{innermost(e)}", file=sys.stderr)
         return 2
-    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Checkpoints):
-            callback.goes_on_from = checkpoint
+
+
+def train(cli: FitCLI, root: Path) -> int:
+    """Train in a run folder that is this call's alone; the exit code."""
+    checkpoint = checkpoint_to_resume(root, cli.config.ckpt_path)
+    saving = [c for c in cli.trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]
+    for callback in saving:
+        callback.goes_on_from = checkpoint
     try:
         if checkpoint is not None and only_its_model_is_missing(cli.trainer, checkpoint):
             if cli.trainer.is_global_zero:
                 save_model(cli.model, root, load_weights(cli.model, checkpoint))
             return 0
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except (RecordError, ImageError, Mismatch) as e:  # wrong input; anything else is a fault of ours and shows itself
+    except SystemExit:  # Lightning's answer to a second Ctrl-C
+        return 130
+    except (
+        RecordError,
+        ImageError,
+        Mismatch,
+        Unwritable,
+    ) as e:  # anything else is a fault of ours and shows itself
         said = str(e).strip().splitlines()[-1]  # a loader's process sends its whole traceback
         print(f"error: {said}", file=sys.stderr)
         return 2
@@ -172,7 +208,7 @@ def main(args: list[str] | None = None) -> int:
         started_by_the_first = isinstance(environment, LightningEnvironment)
         # Lightning kills the first process as soon as one that it started fails, perhaps before it has said why
         return 0 if cli.trainer.global_rank and started_by_the_first else 1
-    return 0
+    return 130 if any(c.interrupted for c in saving) else 0
 
 
 if __name__ == "__main__":

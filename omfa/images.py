@@ -19,8 +19,11 @@ import kornia
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
+
+from omfa import files
+from omfa.colours import in_srgb, to_srgb
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 """What the API takes for a picture: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W)."""
@@ -30,14 +33,28 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
 MIN_SIDE = 8
-MAX_BYTES = 200_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+MAX_BYTES = files.MAX_BYTES
 LINE, RULE = 16, 9  # pixels of a caption's line and of an upright rule
-# As Pillow registers them for FORMATS.
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
-    *(".pbm", ".pfm", ".pgm", ".pnm", ".ppm"),
-)
+LARGE = 2**20  # pixels; from here on a picture is scaled down before it becomes floats
+
+
+def _formats() -> tuple[str, ...]:
+    """What this Pillow reads of what photos come in."""
+    found = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"]
+    if features.check("avif"):
+        found.append("AVIF")
+    with suppress(ImportError):  # phones' HEIC
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        found.append("HEIF")
+    return tuple(found)
+
+
+FORMATS = _formats()
+Image.init()
+SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS))
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
 class ImageError(ValueError):
@@ -60,20 +77,36 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     image.load()
     with suppress(Exception):  # orientation in damaged EXIF: the picture can still be read
         image = ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile")
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
         deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > 65535:
             raise ImageError(f"{name}: whole numbers from {deep.min()} to {deep.max()}; save it with 8 or 16 bits")
-        rgb = Image.fromarray((deep >> 8).astype(np.uint8)).convert("RGB")
+        rgb = in_srgb(Image.fromarray((deep >> 8).astype(np.uint8)), profile)
     elif image.mode == "F":
         rgb = _from_array(np.asarray(image), name)
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        grey = image.mode in ("LA", "La")
+        clear = image.convert("LA" if grey else "RGBA")
+        rgb = in_srgb(clear.convert("L" if grey else "RGB"), profile)
+        rgb.putalpha(clear.getchannel("A"))
+        rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
     else:
-        rgb = image.convert("RGB")
+        rgb = in_srgb(image if image.mode in ("L", "CMYK", "RGB") else image.convert("RGB"), profile)
     rgb.info = {}
     return rgb
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Whether every decoder reads an opened picture alike: upright opaque 8-bit RGB or grey, its colours sRGB's."""
+    profile = image.info.get("icc_profile")
+    return (
+        image.format in ("JPEG", "PNG")
+        and image.mode in ("RGB", "L")
+        and "transparency" not in image.info
+        and image.getexif().get(0x0112, 1) == 1
+        and (not isinstance(profile, bytes) or to_srgb(profile, image.mode) is None)
+    )
 
 
 @contextmanager
@@ -104,12 +137,42 @@ def decode(data: bytes, name: str = "picture") -> Image.Image:
     Raises:
         ImageError: not one of ``FORMATS``, truncated or damaged, too small, too large or too narrow.
     """
+    with opened(data, name) as image:
+        return _to_rgb(image, name)
+
+
+@contextmanager
+def opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """An image file held in memory whose header is in order, nothing of it decoded; errors as of :func:`decode`.
+
+    Whatever the decoder raises within the ``with`` block is an :class:`ImageError` too.
+    """
     if not data:
         raise ImageError(f"{name}: the file is empty; give a JPEG or PNG picture")
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and "HEIF" not in FORMATS:
+        raise ImageError(f"{name}: a HEIC picture, which needs pip install pillow-heif; or save it as JPEG")
     with _refusing(name):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(*image.size, name)
-        return _to_rgb(image, name)
+        yield image
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a picture file.
+
+    Raises:
+        ImageError: missing, no regular file (a pipe, a device, a folder), or too large.
+    """
+    try:
+        return files.read_bytes(path, MAX_BYTES)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ImageError(f"{path}: is a folder; give a picture file") from None
+    except (OSError, ValueError) as e:
+        said = getattr(e, "strerror", None)
+        kind = f"can't be read ({said or e})" if said or "null" in str(e) else str(e)
+        raise ImageError(f"{path}: {kind}") from None
 
 
 def read_image(source: Picture, name: str = "picture") -> Image.Image:
@@ -125,20 +188,7 @@ def read_image(source: Picture, name: str = "picture") -> Image.Image:
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        try:
-            if path.is_dir():
-                raise ImageError(f"{path}: is a folder; give a picture file")
-            if path.exists() and not path.is_file():
-                raise ImageError(f"{path}: is no regular file; give a picture file")
-            if path.stat().st_size > MAX_BYTES:
-                raise ImageError(f"{path}: over {MAX_BYTES // 10**6} MB; give a smaller file")
-            return decode(path.read_bytes(), str(path))
-        except FileNotFoundError:
-            raise ImageError(f"{path}: no such file") from None
-        except (OSError, ValueError) as e:
-            if isinstance(e, ImageError):
-                raise
-            raise ImageError(f"{path}: can't be read ({getattr(e, 'strerror', None) or e})") from None
+        return decode(read_file(path), str(path))
     if isinstance(source, Image.Image):
         with _refusing(name):
             _check_size(*source.size, name)
@@ -178,29 +228,36 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     return _to_rgb(Image.fromarray(array), name)
 
 
-def decode_trusted(data: bytes, name: str) -> Tensor:
-    """A prepared picture of a record, decoded fast. (3, H, W) in [-1, 1].
+def decode_pixels(data: bytes, name: str) -> np.ndarray:
+    """A prepared picture of a record, decoded fast where it is plain: (H, W, 3) uint8.
 
     Raises:
-        ImageError: the file can't be decoded.
+        ImageError: the file can't be decoded, or its header says that it should not be; as of :func:`decode`.
     """
-    if data[:4] == b"\x89PNG" and data[25:26] in (b"\x04", b"\x06"):  # transparency: over white, as users' pictures are
-        return pixels_to_tensor(np.asarray(decode(data, name)))
+    with opened(data, name) as image:
+        if not is_plain(image):
+            return np.asarray(_to_rgb(image, name))
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:
+    except (cv2.error, MemoryError):
         pixels = None
     if pixels is None:
         raise ImageError(f"{name}: missing or damaged; prepare the record again")
-    return pixels_to_tensor(pixels)
+    return pixels
+
+
+def decode_trusted(data: bytes, name: str) -> Tensor:
+    """:func:`decode_pixels` as a tensor: (3, H, W) in [-1, 1]."""
+    return pixels_to_tensor(decode_pixels(data, name))
 
 
 def read_trusted(path: Path) -> Tensor:
     """:func:`decode_trusted` of a file."""
     try:
-        return decode_trusted(path.read_bytes(), str(path))
-    except OSError:
-        raise ImageError(f"{path}: missing or damaged; prepare the record again") from None
+        return decode_trusted(read_file(path), str(path))
+    except ImageError as e:
+        why = str(e).removeprefix(f"{path}: ")
+        raise ImageError(f"{path}: missing or damaged ({why}); prepare the record again") from None
 
 
 def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
@@ -209,7 +266,13 @@ def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def tensor_to_pixels(tensor: Tensor) -> np.ndarray:
-    """(3, H, W) or (B, 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8. Undoes :func:`pixels_to_tensor` exactly."""
+    """(3, H, W) or (B, 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8. Undoes :func:`pixels_to_tensor` exactly.
+
+    Raises:
+        ImageError: NaN or infinity, of which any pixel made would be a lie.
+    """
+    if not tensor.isfinite().all():
+        raise ImageError("the model made NaN or infinity instead of a picture: its weights, or its precision, are bad")
     pixels = ((tensor.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
     return rearrange(pixels, "... c h w -> ... h w c").numpy()
 
@@ -246,10 +309,54 @@ def fit(picture: Tensor, size: Sequence[int], fill: Fill = "edge") -> tuple[Tens
     if inner != (height, width):
         smaller = min(size[0] / height, size[1] / width) < 1
         picture = kornia.geometry.resize(picture[None], inner, interpolation="bilinear", antialias=smaller)[0]
+    return _padded(picture, box, size, fill), box
+
+
+def _padded(picture: Tensor, box: Box, size: Sequence[int], fill: Fill) -> Tensor:
     bottom, right = size[0] - box.top - box.height, size[1] - box.left - box.width
     if fill == "white":
-        return torch.nn.functional.pad(picture, (box.left, right, box.top, bottom), value=1.0), box
-    return torch.nn.functional.pad(picture[None], (box.left, right, box.top, bottom), mode="replicate")[0], box
+        return torch.nn.functional.pad(picture, (box.left, right, box.top, bottom), value=1.0)
+    return torch.nn.functional.pad(picture[None], (box.left, right, box.top, bottom), mode="replicate")[0]
+
+
+def fit_pixels(pixels: np.ndarray, size: Sequence[int], fill: Fill = "edge") -> tuple[Tensor, Box]:
+    """:func:`fit` of (H, W, 3) uint8: the same picture, without ever holding a large one as floats."""
+    height, width = pixels.shape[:2]
+    box = fitted_box((height, width), size)
+    if height * width < LARGE or box.height >= height or box.width >= width:
+        return fit(pixels_to_tensor(pixels), size, fill)
+    flat = pixels.reshape(height, -1)
+    rows = np.stack([w @ flat[at : at + len(w)].astype(np.float32) for at, w in _blurred_taps(height, box.height)])
+    rows = rows.reshape(box.height, width, 3)
+    columns = [np.tensordot(w, rows[:, at : at + len(w)], (0, 1)) for at, w in _blurred_taps(width, box.width)]
+    picture = rearrange(torch.from_numpy(np.stack(columns)), "w h c -> c h w") / 127.5 - 1
+    return _padded(picture.contiguous(), box, size, fill), box
+
+
+def _blurred_taps(many: int, few: int) -> Iterator[tuple[int, np.ndarray]]:
+    """For each of ``few`` pixels the first of ``many`` that it is a mean of, and the weights from there on.
+
+    What kornia's ``resize(antialias=True)`` does along one axis, in one step: a Gaussian cut off at two sigmas,
+    mirrored at the borders, then linear interpolation between pixels' centres.
+    """
+    sigma = max((many / few - 1) / 2, 0.001)
+    reach = int(max(4 * sigma, 3)) // 2
+    kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    kernel /= kernel.sum()
+    for i in range(few):
+        place = max((i + 0.5) * many / few - 0.5, 0.0)
+        first = min(int(place), many - 1)
+        second, share = min(first + 1, many - 1), place - first
+        at = np.arange(first - reach, second + reach + 1)
+        weights = np.zeros(len(at))
+        weights[: 2 * reach + 1] += (1 - share) * kernel
+        weights[second - first : second - first + 2 * reach + 1] += share * kernel
+        at = np.abs(at)
+        at = np.where(at >= many, 2 * (many - 1) - at, at)
+        low = int(at.min())
+        folded = np.zeros(int(at.max()) - low + 1)
+        np.add.at(folded, at - low, weights)
+        yield low, folded.astype(np.float32)
 
 
 def fitted_box(inner: Sequence[int], size: Sequence[int]) -> Box:
@@ -267,7 +374,7 @@ def enlarged(pictures: Tensor, size: Sequence[int]) -> Tensor:
 
 def load(source: Picture, size: Sequence[int], fill: Fill = "edge", name: str = "picture") -> tuple[Tensor, Box]:
     """:func:`read_image`, then :func:`fit`: (3, *size) in [-1, 1] and its box."""
-    return fit(pixels_to_tensor(np.asarray(read_image(source, name))), size, fill)
+    return fit_pixels(np.asarray(read_image(source, name)), size, fill)
 
 
 def contact_sheet(

@@ -43,8 +43,14 @@ from omfa.rows import cross_rows
 from omfa.sampling import GUIDANCE, STEPS, denoise
 from omfa.tasks import OMFAPipelineOutput, PoseEstimator, Tasks
 from omfa.tuning import TUNED
+from omfa.weights import check_parts, not_finite
 
 MODELS = Path(str(files("omfa"))) / "models"
+<<<<<<< HEAD
+=======
+STEPS, GUIDANCE = 50, 2.0  # the paper's
+MOST_PIXELS = 8192  # on a side
+>>>>>>> faults
 POSE_STYLES = ("parts_blend", "surface")
 
 
@@ -155,6 +161,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         self.canvas = _canvas(vae, unet, person_size, garment_slots)
         self.pose_estimator: PoseEstimator | None = None
         self._interrupt = False
+        self.vae_is_new = False  # made from nothing, so that it is nowhere else
         self.origin: dict[str, str | None] = {"base": None, "vae": None}  # hub ids of what training began with
         self.texts = TextEncoders(
             (tokenizer, tokenizer_2), (text_encoder, text_encoder_2), [] if prompts is None else [prompts]
@@ -172,7 +179,9 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         kwargs.setdefault("use_safetensors", True)
         where = cls._where(pretrained_model_name_or_path)
         try:
-            return super().from_pretrained(where, **kwargs)
+            pipe = super().from_pretrained(where, **kwargs)
+            check_parts(pipe.components, where)
+            return pipe
         except Exception as e:  # loaders raise almost anything
             first = next(iter(str(e).splitlines()), "")
             cure = "export or fetch it again" if Path(where).exists() else "check name and network, or give a folder"
@@ -309,6 +318,12 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             noise, options = latents.to(device, torch.float32), {"eta": eta, "generator": generator}
             joint = denoise(self.scheduler, predict, noise, guide.target, guide.known, after, **options)
 
+        if not joint.isfinite().all():
+            networks = {n: p for n, p in self.components.items() if isinstance(p, torch.nn.Module)}
+            raise ValueError(
+                f"the sampler made NaN or infinity, of which no picture can be made: {not_finite(networks)}"
+            )
+
         # 4. Decode the targets; hand back what was given as it came.
         output = (
             OMFAPipelineOutput(images=joint)
@@ -335,7 +350,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             place = self.canvas[PERSON if slot == PORTRAIT else slot]
             size = (place.height * factor, place.width * factor)
             fill: images.Fill = "white" if slot.startswith("garment") else "edge"
-            fitted = [images.fit(images.pixels_to_tensor(np.asarray(p)), size, fill) for p in pictures]
+            fitted = [images.fit_pixels(np.asarray(p), size, fill) for p in pictures]
             return torch.stack([f[0] for f in fitted]).to(device)
 
         def encoded(several: list[Tensor | None]) -> list[Tensor | None]:
@@ -387,6 +402,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
 
 def _canvas(vae: AutoencoderKL, unet: UNet2DConditionModel, person_size: Sequence[int], garment_slots: int) -> Canvas:
     factor = vae_factor(vae)
-    if len(person_size) != 2 or any(n % factor for n in person_size):
-        raise ValueError(f"person_size {list(person_size)} must be (height, width) in multiples of {factor} pixels")
+    if len(person_size) != 2 or any(n % factor or not 0 < n <= MOST_PIXELS for n in person_size):
+        most = f"multiples of {factor} pixels up to {MOST_PIXELS}"
+        raise ValueError(f"person_size {list(person_size)} must be (height, width) in {most}")
     return Canvas((person_size[0] // factor, person_size[1] // factor), garment_slots, canvas_multiple(unet))

@@ -15,6 +15,7 @@ from omfa.partial_diffusion import ddim
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import PromptFiles, Prompts
 from omfa.tuning import load_tuned, read_tuned
+from omfa.weights import read_part
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 INPAINTING = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"
@@ -101,7 +102,7 @@ def load_prompts(folder: str | Path) -> Prompts:
             f"{str(folder)!r} keeps no phrases (no {PROMPTS}/config.json): make them with "
             f"python -m omfa.encode --base {BASE} --out {folder} --records ... --size ..., or leave text out"
         )
-    return Prompts.from_pretrained(Path(folder, PROMPTS), use_safetensors=True)
+    return read_part(Prompts, Path(folder, PROMPTS))
 
 
 def load_small(
@@ -142,12 +143,14 @@ def _read(part: str, where: str, variant: str | None, alone: bool = False) -> An
     told = f"it has no folder {folder!r}" if local else "no such folder, and no hub id like 'owner/name'"
     if hub or Path(where, folder).is_dir():
         options: dict[str, Any] = {"subfolder": folder} if folder else {}
-        if not part.startswith("tokenizer"):
-            options |= {"variant": variant, "use_safetensors": True}
+        network = not part.startswith("tokenizer")
+        if network:
+            options["variant"] = variant
         if part.startswith("text"):
             options["dtype"] = torch.float32  # transformers would take the config's; diffusers takes this one by itself
         try:
-            return CLASSES[part].from_pretrained(repository, **options)
+            kind = CLASSES[part]
+            return read_part(kind, repository, **options) if network else kind.from_pretrained(repository, **options)
         except (OSError, ValueError, TypeError) as e:  # TypeError: transformers, of a tokenizer without its files
             told = str(e).strip().splitlines()[0].rstrip(".")
             if hub:

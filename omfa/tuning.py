@@ -17,11 +17,14 @@ from typing import Any, Literal
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import is_peft_available
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from omfa.backbone import fingerprint
+from omfa.files import read_text
+from omfa.weights import read_state
 
 Train = Literal["all", "attention", "lora"]
 TUNED, LORA, ATTENTION, CONV_IN = (
@@ -93,7 +96,7 @@ def read_tuned(folder: Path) -> dict[str, Any]:
         ValueError: no such folder.
     """
     try:
-        tuned = json.loads((folder / TUNED).read_text())
+        tuned = json.loads(read_text(folder / TUNED))
         needed = {k: tuned[k] for k in ("train", "base", "vae", "person_size", "garment_slots")}
         older = {"unconditional_on": tuned.get("unconditional_on", "canvas"), "fingerprint": tuned.get("fingerprint")}
         return needed | older
@@ -117,22 +120,31 @@ def load_tuned(unet: UNet2DConditionModel, folder: Path) -> None:
             f"{folder} was trained from other weights than these (base {made_from}, given {given}): give base= the "
             f"very SDXL it began with{'' if tuned['base'] is None else ', ' + tuned['base']}"
         )
+    names = [name for name, _ in unet.named_parameters()]
+    conv_in = read_state(folder / CONV_IN, [n for n in names if n.startswith("conv_in.")])
+    if train == "lora":
+        adapted = [n for n, _ in unet.named_modules() if n.endswith(tuple(f".{a}" for a in ADAPTED))]
+        layers = read_state(folder / LORA, [f"unet.{n}.lora_{side}.weight" for n in adapted for side in "AB"])
+    else:
+        attention = read_state(folder / ATTENTION, [n for n in names if ".attn1." in n or ".attn2." in n])
     try:
-        _load_some(unet, load_file(folder / CONV_IN))
+        unet.load_state_dict(conv_in, strict=False)
         if train == "lora":
-            unet.load_lora_adapter(folder, prefix="unet", weight_name=LORA, use_safetensors=True)
+            unet.load_lora_adapter(layers, prefix="unet", metadata=_adapter(folder / LORA))
         else:
-            _load_some(unet, load_file(folder / ATTENTION))
+            unet.load_state_dict(attention, strict=False)
     except (OSError, RuntimeError, KeyError) as e:
         raise ValueError(
             f"{folder} does not fit this UNet: {str(e).splitlines()[0]}; give the base it began with"
         ) from e
 
 
-def _load_some(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> None:
-    _, unexpected = unet.load_state_dict(state, strict=False)
-    if unexpected:
-        raise KeyError(f"the UNet has no {unexpected[0]}")
+def _adapter(path: Path) -> dict[str, Any] | None:
+    """Peft's settings, as diffusers keeps them beside the matrices; None where they are not kept."""
+    with safe_open(path, "pt") as file:
+        said = (file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
+    settings: dict[str, Any] | None = None if said is None else json.loads(said)
+    return settings
 
 
 def merge_lora(unet: UNet2DConditionModel) -> None:

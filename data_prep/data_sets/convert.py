@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_prep.data_sets.deepfashion import scan_deepfashion
 from data_prep.data_sets.dresscode import scan_dresscode
@@ -22,27 +21,29 @@ from data_prep.data_sets.entries import Entry, Missing, Scan
 from data_prep.data_sets.folder import scan_folder
 from data_prep.data_sets.vitonhd import scan_vitonhd
 from data_prep.records import as_line, link
-from data_prep.run import Outcome, add_source, run_stage, write_image
-from omfa.images import read_image
+from data_prep.run import Nothing, Outcome, add_source, run_stage, write_image
+from omfa.images import decode, is_plain, opened, read_file
 from omfa.records.labels import read_labels, to_parts
 from omfa.records.prepared import GarmentRef, Maps, Record, resolve
 
 
-def convert(item_id: str, entry: Entry, out: Path, *, stage: str, root: Path) -> list[dict[str, Any]]:
+def convert(
+    item_id: str, entry: Entry, out: Path, *, stage: str, root: Path, follow_links: bool = False
+) -> list[dict[str, Any]]:
     """Work of the runner: one entry of a data set to one record.
 
     Raises:
         ValueError: a picture that can't be read, a map that does not fit, a path that leads out of the data set.
     """
-    person, size = _take(root, entry.person, out, f"person/{item_id}")
+    person, size = _take(root, entry.person, out, f"person/{item_id}", follow_links)
     garments = []
     for category, path in entry.garments:
-        garments.append(GarmentRef(category, _take(root, path, out, f"garment/{item_id}-{category}")[0]))
+        garments.append(GarmentRef(category, _take(root, path, out, f"garment/{item_id}-{category}", follow_links)[0]))
     maps = None
     if entry.labels is not None:
         (path, names), parts = entry.labels, f"parts/{item_id}.png"
         maps = Maps(parts)
-        write_image(out / parts, to_parts(read_labels(resolve(root, path)), names, size))
+        write_image(out / parts, to_parts(read_labels(resolve(root, path, follow_links), names), names, size))
     record = Record(
         id=item_id,
         split=entry.split,
@@ -58,13 +59,14 @@ def convert(item_id: str, entry: Entry, out: Path, *, stage: str, root: Path) ->
     return [as_line(record)]
 
 
-def _take(root: Path, path: str, out: Path, target: str) -> tuple[str, tuple[int, int]]:
+def _take(root: Path, path: str, out: Path, target: str, follow_links: bool) -> tuple[str, tuple[int, int]]:
     """Bring a picture over; its new path (with suffix) and (H, W)."""
-    source = resolve(root, path)
-    image = read_image(source)
-    with Image.open(source) as raw:
+    source = resolve(root, path, follow_links)
+    data = read_file(source)
+    image = decode(data, str(source))
+    with opened(data, str(source)) as raw:
         kind = {"JPEG": ".jpg", "PNG": ".png"}.get(raw.format or "", "")
-        plain = raw.mode == "RGB" and "transparency" not in raw.info and raw.getexif().get(0x0112, 1) == 1
+        plain = raw.mode == "RGB" and is_plain(raw)
     if kind and plain:
         link(source, out / (target + kind))
     else:
@@ -86,13 +88,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stage = parser.get_default("stage")
     what = "folder of photos" if stage == "folder" else "root of the data set, as it unpacks (see below)"
     add_source(parser, "images", images=what)
+    help_links = "also take what symbolic links bring in from outside of it (default: refused by name)"
+    parser.add_argument("--follow-links", action="store_true", help=help_links)
     parser.epilog = " ".join((SCANS[stage].__doc__ or "").split())
 
 
 def main(args: argparse.Namespace) -> Outcome:
     """Read a data set into records; what is missing is said and listed in ``missing.jsonl``."""
-    with Missing(args.out) as missing:
+    with Missing(args.out, args.follow_links) as missing:
         entries = islice(SCANS[args.stage](args.images, missing), args.limit)
-        work = partial(convert, stage=args.stage, root=args.images)
-        outcome = run_stage(args.stage, entries, work, args.out, workers=args.workers, engine=args.engine)
+        links = {"follow_links": True} if args.follow_links else {}  # the call stays what it was without
+        work = partial(convert, stage=args.stage, root=args.images, **links)
+        try:
+            outcome = run_stage(args.stage, entries, work, args.out, workers=args.workers, engine=args.engine)
+        except Nothing:
+            raise missing.nothing(args.images, " ".join((SCANS[args.stage].__doc__ or "").split())) from None
     return missing.tell(args.stage, outcome)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_prep.data_sets.entries import Entry, Missing, file_names, not_a
 from omfa.components import Category
+from omfa.files import read_text
 from omfa.records.labels import DEEPFASHION
 
 _DEEPFASHION_NAME = re.compile(
@@ -31,7 +32,7 @@ def scan_deepfashion(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]
     item. The split follows the item's id (10 % test), as the same item stands in several shoots.
     """
     folder = next((p for p in sorted(root.rglob("images")) if p.is_dir()), root)
-    (names,) = file_names(folder, ".", missing, ".jpg")
+    (names,) = file_names(folder, ".", missing, "")
     files = {name: _DEEPFASHION_NAME.fullmatch(name) for name in sorted(names)}
     if not any(files.values()):
         raise not_a("DeepFashion-MultiModal", root, "images/{MEN,WOMEN}-CATEGORY-id_00000000-00_0_VIEW.jpg")
@@ -42,11 +43,11 @@ def scan_deepfashion(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]
     flats: dict[str, tuple[Category, str]] = {}
     for name, match in files.items():
         if match and match[4] == "flat" and match[2] in kind_of:
-            flats.setdefault(match[1], (kind_of[match[2]], str(here / f"{name}.jpg")))
+            flats.setdefault(match[1], (kind_of[match[2]], str(here / names[name])))
     for name in sorted(maps.keys() - files.keys()):
         missing.check("person picture", str(here / f"{name}.jpg"), False)
     for name, match in files.items():
-        person = str(here / f"{name}.jpg")
+        person = str(here / names[name])
         if missing.check("picture named as documented", person, match is not None) and match and match[4] != "flat":
             missing.check("label map", f"segm/{name}_segm.png", name in maps)
             missing.check("entry in captions.json", person, captions is None or f"{name}.jpg" in captions)
@@ -76,7 +77,7 @@ def _captions(root: Path, missing: Missing) -> dict[str, str] | None:
         missing.check("captions", "captions.json", False)
         return None
     try:
-        captions = json.loads(path.read_text(encoding="utf-8"))
+        captions = json.loads(read_text(path))
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path}: {e}: unpack it again, or take it away to go without captions") from None
     if not isinstance(captions, dict) or not all(isinstance(c, str) for c in captions.values()):

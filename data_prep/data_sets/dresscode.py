@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.data_sets.entries import Entry, Missing, file_names, not_a, pair_list
+from data_prep.data_sets.entries import Entry, Missing, file_names, listed_name, not_a, pair_list
 from omfa.components import Category
 from omfa.records.labels import ATR
 
@@ -22,14 +22,15 @@ def scan_dresscode(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
     if not any(there.values()):
         raise not_a("DressCode", root, "upper_body/images/*_0.jpg, lower_body/images/..., or dresses/images/...")
     for folder in (f for f in there if missing.check("folder of a category", f"{f}/images", there[f])):
-        people, cloth = file_names(root, f"{folder}/images", missing, "_0.jpg", "_1.jpg")
-        (maps,) = file_names(root, f"{folder}/label_maps", missing, "_4.png")
+        people, cloth = file_names(root, f"{folder}/images", missing, "_0", "_1")
+        (maps,) = file_names(root, f"{folder}/label_maps", missing, "_4")
         split_of = _dresscode_splits(root, folder, missing)
-        for name in sorted(people | cloth | maps | split_of.keys()):
-            person = f"{folder}/images/{name}_0.jpg"
+        for name in sorted({*people, *cloth, *maps, *split_of}):
+            person = people.get(name, f"{folder}/images/{name}_0.jpg")
             if missing.check("person picture", person, name in people):
                 missing.check("entry in a pair list", person, name in split_of or not split_of)
-                garment, labels = f"{folder}/images/{name}_1.jpg", f"{folder}/label_maps/{name}_4.png"
+                garment = cloth.get(name, f"{folder}/images/{name}_1.jpg")
+                labels = maps.get(name, f"{folder}/label_maps/{name}_4.png")
                 worn = ((_DRESSCODE[folder], garment),) if missing.check("garment", garment, name in cloth) else ()
                 scheme = (labels, ATR) if missing.check("label map", labels, name in maps) else None
                 yield f"{folder}-{name}", Entry(person, split_of.get(name, "unlisted"), name, name, worn, scheme)
@@ -43,5 +44,5 @@ def _dresscode_splits(root: Path, folder: str, missing: Missing) -> dict[str, st
         if not lines:
             lines = [line for line in pair_list(root, name) if line[2:] == [str(list(_DRESSCODE).index(folder))]]
         missing.check("pair list", f"{folder}/{name}", bool(lines))
-        split_of |= {line[0].removesuffix("_0.jpg"): split for line in lines}
+        split_of |= {listed_name(line[0], "_0"): split for line in lines}
     return split_of

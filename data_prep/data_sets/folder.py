@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 
 from data_prep.data_sets.entries import Entry, Missing, not_a
+from omfa.files import read_text
 from omfa.images import SUFFIXES
 from omfa.records.prepared import RecordError, check_path
 
@@ -30,7 +33,7 @@ def scan_folder(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
         return
     photos = (
         (path, unique)
-        for path, unique in _walk(root)
+        for path, unique in _walk(root, missing.follow_links)
         if missing.check("picture of a kind that can be read", path, _is_picture(path))
         and missing.check(f"row in {PAIRS}", path, not path.startswith("garments/"))
     )
@@ -45,10 +48,14 @@ def _is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, bool]]:
+def _walk(root: Path, follow_links: bool) -> Iterator[tuple[str, bool]]:
     """Files in order, and whether no other picture of the folder has the same name without the suffix."""
-    for folder, below, names in os.walk(root):
+    been = set[str]()
+    for folder, below, names in os.walk(root, followlinks=follow_links):
+        been.add(os.path.realpath(folder))
         below[:] = sorted(b for b in below if not b.startswith("."))
+        if follow_links:  # a link may lead back up
+            below[:] = [b for b in below if os.path.realpath(os.path.join(folder, b)) not in been]
         stems = Counter(Path(n).stem for n in names if _is_picture(n) and not n.startswith("."))
         for name in sorted(n for n in names if not n.startswith(".")):
             yield Path(folder, name).relative_to(root).as_posix(), stems[Path(name).stem] == 1
@@ -76,19 +83,26 @@ def _scan_pairs(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
                     caption=row.get("caption") or None,
                 ),
             )
-    for path, _ in _walk(root):
+    for path, _ in _walk(root, missing.follow_links):
         missing.check(f"row in {PAIRS}", path, path == PAIRS or path in named)
 
 
 def _pair_rows(root: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of the list, each with the number of its line."""
-    with (root / PAIRS).open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, restval="")
+    rows = csv.DictReader(io.StringIO(read_text(root / PAIRS), newline=""), restval="")
+    try:
         columns = rows.fieldnames or []
         if "photo" not in columns or (unknown := [c for c in columns if c not in _COLUMNS]):
-            given = ", ".join(unknown) if "photo" in columns else "no column 'photo'"
-            raise ValueError(f"{root / PAIRS}: {given}; the columns are {', '.join(_COLUMNS)}")
-        yield from ((rows.line_num, row) for row in rows)
+            given = ", ".join(map(str, unknown)) if "photo" in columns else "no column 'photo'"
+            raise ValueError(f"{root / PAIRS}: {given}; the columns are {', '.join(_COLUMNS)}, commas between them")
+        for row in rows:
+            if None in row:
+                raise ValueError(
+                    f"{root / PAIRS}, line {rows.line_num}: more fields than columns; quote commas in them"
+                )
+            yield rows.line_num, row
+    except csv.Error as e:
+        raise ValueError(f"{root / PAIRS}, line {rows.line_num}: no CSV ({e}); save it again") from None
 
 
 def _check_pairs(root: Path) -> set[str]:
@@ -115,6 +129,7 @@ def _check_pairs(root: Path) -> set[str]:
 def _id_of(path: str) -> str:
     """A record id from a path: as it is where it can be, else with a code that keeps it unique."""
     stem = path.removesuffix(Path(path).suffix)
+    stem, path = unicodedata.normalize("NFC", stem), unicodedata.normalize("NFC", path)
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("-._")[-180:]
     code = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
     return plain if plain == stem else f"{plain}-{code}".lstrip("-")

@@ -34,6 +34,7 @@ from omfa.bodies.body import load_body
 from omfa.bodies.named_poses import NAMED_POSES
 from omfa.bodies.parameters import BETAS, EXPRESSION, JOINTS, BodyParameters
 from omfa.bodies.placing import project, rotation_vector
+from omfa.files import read_text
 
 Array = NDArray[Any]
 Box = tuple[float, float, float, float]
@@ -421,7 +422,7 @@ def read_boxes(path: Path) -> dict[str, list[Box]]:
         ValueError: no such file, or something else in it.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
         boxes = {str(k): [(float(a), float(b), float(c), float(d)) for a, b, c, d in v] for k, v in data.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f'{path}: boxes are json like {{"ID": [[x0, y0, x1, y1], ...]}} ({e})') from None

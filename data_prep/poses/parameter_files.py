@@ -28,6 +28,7 @@ from omfa.bodies.convert import approximate_parameters, convert_parameters
 from omfa.bodies.named_poses import NAMED_POSES
 from omfa.bodies.parameters import BETAS, EXPRESSION, JOINTS, BodyParameters, read_npz
 from omfa.bodies.placing import place, project, rotation, rotation_vector
+from omfa.files import read_text
 
 Array = NDArray[Any]
 
@@ -196,6 +197,8 @@ class _Keys:
     def rotations(self, *names: str, count: int, default: Array | None = None) -> Array:
         """(count, 3) rotation vectors from axis-angle or matrices, whatever axes lead; more joints are cut off."""
         value = self.get(*names, default=default)
+        if not value.size:
+            raise ValueError(f"{self.path}: {names[0]} is empty: nobody was found in that photo; leave it out")
         if value.shape[-2:] == (3, 3) and value.size % 9 == 0 and (value.ndim >= 3 or count == 1):
             matrices = value.reshape(-1, 3, 3)
             if np.abs(matrices @ matrices.swapaxes(1, 2) - np.eye(3)).max() < 1e-2:
@@ -208,18 +211,19 @@ class _Keys:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    if path.suffix in (".pkl", ".pickle", ".pt", ".pth"):
+    kind = path.suffix.lower()
+    if kind in (".pkl", ".pickle", ".pt", ".pth"):
         raise ValueError(f"{path}: {HOW_TO_CONVERT}")
-    if path.suffix == ".npz":
+    if kind == ".npz":
         return read_npz(path, member_limit=LARGEST, wanted=())
-    if path.suffix != ".json":
+    if kind != ".json":
         raise ValueError(f"{path}: parameters are read from .npz or .json")
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path}: over {LARGEST >> 20} MiB; this is no such file")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path}: not readable as JSON ({e}); write it again") from None
     if isinstance(data, list) and data:

@@ -30,7 +30,7 @@ from data_prep.poses.landmarks import detect, require
 from data_prep.poses.parameter_files import FORMATS, Imported
 from data_prep.poses.render import existing_file
 from data_prep.records import as_line, carry, record_items
-from data_prep.run import Outcome, add_source, existing_folder, positive, run_stage, write_image
+from data_prep.run import Nothing, Outcome, add_source, existing_folder, positive, run_stage, write_image
 from omfa.bodies.body import Body, load_body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import turned
@@ -225,7 +225,10 @@ def main(args: argparse.Namespace) -> Outcome:
         with Missing(args.out) as missing:
             items = islice(scan_folder(args.images, missing), args.limit)
             work: Any = partial(estimate_photo, call=call)
-            outcome = run_stage("pose-maps", items, work, args.out, workers=args.workers, engine=args.engine)
+            try:
+                outcome = run_stage("pose-maps", items, work, args.out, workers=args.workers, engine=args.engine)
+            except Nothing:
+                raise missing.nothing(args.images, "a folder of photos") from None
         outcome = missing.tell("pose-maps", outcome)
     else:
         work = partial(estimate_record, call=call)

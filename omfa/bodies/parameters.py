@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import zipfile
 from dataclasses import dataclass
@@ -113,6 +114,18 @@ class BodyParameters:
 _SHAPES = {"betas": (BETAS,), "expression": (EXPRESSION,), "pose": (JOINTS, 3), "transl": (3,), "K": (3, 3)}
 
 
+def _claimed(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """Bytes of the array that a member's header tells of; 0 where there is no such header."""
+    try:
+        with archive.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, kind = read(file)
+    except ValueError:
+        return 0
+    return 0 if kind.hasobject else math.prod(shape) * kind.itemsize
+
+
 def read_npz(path: Path, member_limit: int, wanted: tuple[str, ...], data: bytes | None = None) -> dict[str, Array]:
     """Arrays of an ``.npz``, no pickles, no member larger than ``member_limit`` bytes; all of ``wanted`` are there.
 
@@ -125,16 +138,23 @@ def read_npz(path: Path, member_limit: int, wanted: tuple[str, ...], data: bytes
     found: dict[str, Array] = {}
     try:
         with zipfile.ZipFile(path if data is None else io.BytesIO(data)) as archive:
-            too_big = [i.filename for i in archive.infolist() if i.file_size > member_limit]
-        if too_big:
-            raise ValueError(f"{path}: {too_big[0]} unpacks to more than {member_limit} bytes; this is no such file")
+            for info in archive.infolist():
+                if info.file_size > member_limit:
+                    raise ValueError(
+                        f"{path}: {info.filename} unpacks to more than {member_limit} bytes; this is no such file"
+                    )
+                if info.filename.endswith(".npy") and (claimed := _claimed(archive, info)) > info.file_size:
+                    raise ValueError(
+                        f"{path}: {info.filename} claims {claimed} bytes and holds {info.file_size}; write it again"
+                    )
         with np.load(path if data is None else io.BytesIO(data), allow_pickle=False) as archive:
             for name in archive.files:
                 with contextlib.suppress(ValueError):  # an object array: a pickle, never opened
                     found[name] = archive[name]
-    except (OSError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, zipfile.zlib.error) as e:  # type: ignore[attr-defined]
+    except Exception as e:  # archives raise almost anything on damaged files
+        if str(e).startswith(f"{path}: "):
+            raise
         raise ValueError(f"{path}: not a readable .npz file ({e}); write it again") from None
-    missing = [name for name in wanted if name not in found]
-    if missing:
+    if missing := [name for name in wanted if name not in found]:
         raise ValueError(f"{path}: no array {', '.join(missing)} in it (it has {', '.join(sorted(found)) or 'none'})")
     return found

@@ -36,8 +36,8 @@ from omfa.evaluation.predictions import (
 from omfa.evaluation.results import read_json
 from omfa.evaluation.scoring import prediction_files
 from omfa.evaluation.speed import count_flops, peak_memory_mb, summarise_timings
-from omfa.files import Unwritable, check_writable, unwritable, whole, write_json
-from omfa.records.prepared import METADATA, RecordError
+from omfa.files import Unwritable, clear_parts, file_digest, sole, unwritable, whole, write_json
+from omfa.records.prepared import METADATA, RecordError, record_files
 from omfa.records.stream import seeded
 
 VERSION = 1
@@ -104,7 +104,13 @@ def batches(items: Sequence[Item], size: int, wishes: Wishes) -> list[list[Item]
 
 def work(job: Job, rank: int = 0, quiet: bool = False) -> None:
     """Make every picture of this rank that is not there yet; failures and seconds go to files beside them."""
-    missing = [i for i in job.items[rank :: job.processes] if not prediction_files(job.out, i.key)]
+    before = {line["key"]: line.get("made_from") for line in _lines(job.out / TIMINGS)}
+    mine = job.items[rank :: job.processes]
+    missing = [
+        i for i in mine if not prediction_files(job.out, i.key) or before.get(i.key) not in (None, made_of(job, i))
+    ]
+    for item in missing:  # made from other pictures than those that are there now
+        (job.out / f"{item.key}.png").unlink(missing_ok=True)
     if not missing:
         return
     device = job.device
@@ -135,7 +141,7 @@ def make(model: Any, job: Job, batch: Sequence[Item], wishes: Wishes, device: st
     Raises:
         Unwritable: ``job.out`` can't be written to.
     """
-    start = time.perf_counter()
+    marks, start = [made_of(job, item) for item in batch], time.perf_counter()
     try:
         pictures = call_system(model, job, batch, wishes, job.steps)
         seconds = (time.perf_counter() - start) / len(batch)
@@ -152,7 +158,20 @@ def make(model: Any, job: Job, batch: Sequence[Item], wishes: Wishes, device: st
             _append(job.out / FAILURES, [{"key": i.key, "error": said(e)} for i in missing])
         return
     memory = round(peak_memory_mb(device), 1)
-    _append(job.out / TIMINGS, [{"key": i.key, "seconds": seconds, "peak_memory_mb": memory} for i in batch])
+    about = {"seconds": seconds, "peak_memory_mb": memory}
+    _append(
+        job.out / TIMINGS, [{"key": i.key, **about, "made_from": mark} for i, mark in zip(batch, marks, strict=True)]
+    )
+
+
+def made_of(job: Job, item: Item) -> str:
+    """A hash of all files of the records that a picture is made from; a file that is not there counts as empty."""
+    digest = hashlib.sha256()
+    for record in (item.record, *([] if item.donor is None else [item.donor])):
+        for name, path in sorted(record_files(record).items()):
+            full = job.records / path
+            digest.update(f"{name} {file_digest(full) if full.is_file() else ''}\n".encode())
+    return digest.hexdigest()[:32]
 
 
 def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
@@ -187,7 +206,12 @@ def run(job: Job, name: str, quiet: bool = False) -> list[dict[str, Any]]:
     Raises:
         ValueError: ``out`` holds pictures of another call, or can't be written to; or the system can't be loaded.
     """
-    check_writable(job.out)
+    with sole(job.out):
+        clear_parts(job.out)
+        return _run(job, name, quiet)
+
+
+def _run(job: Job, name: str, quiet: bool) -> list[dict[str, Any]]:
     told: dict[str, Any] = {
         "version": VERSION, "model": name, "class_path": job.class_path, "weights": job.weights,
         "task": job.task.value, "pairs": job.pairs, **vars(job.chosen), "steps": job.steps, "guidance": job.guidance,

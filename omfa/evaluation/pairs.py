@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omfa.components import Category, TaskKind
+from omfa.files import read_text
 from omfa.records.prepared import GarmentRef, Record
 
 
@@ -141,10 +142,7 @@ def donors_from_file(path: Path, records: Sequence[Record]) -> tuple[dict[str, s
     dressed = {r.id for r in records if r.garments}
     found: dict[str, str] = {}
     absent = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is no UTF-8 text ({e}); give a list of pairs, two names a line") from None
+    lines = read_text(path).splitlines()
     for number, line in enumerate(lines, 1):
         words, where = line.split(), f"{path}:{number}: {line.strip()!r}"
         if not words:

@@ -29,6 +29,7 @@ from omfa.evaluation.intervals import (
     jackknife_error,
 )
 from omfa.evaluation.protocols import METRICS, Metric
+from omfa.files import read_text
 
 VERSION = 1
 RESULTS, VALUES, RUN = "results.json", "values.jsonl", "run.json"
@@ -51,7 +52,7 @@ def read_json(path: Path, cure: str) -> dict[str, Any]:
         ValueError: there is none in it; names file and cure.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} is not JSON ({e}); {cure}") from None
     if not isinstance(found, dict):

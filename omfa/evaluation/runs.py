@@ -94,7 +94,7 @@ class Run:
             read = [self.records / path for path in (item.truth, *label_files(item).values(), *donors)]
             for path in [*prediction_files(self.predictions, item.key), *read]:
                 stat = path.stat() if path.exists() else None
-                files.append((str(path), stat and (stat.st_size, stat.st_mtime_ns)))
+                files.append((str(path), stat and (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)))
         settings = [SCORING, asdict(self.protocol), self.task, self.pairing, self.wanted, self.device]
         weights = {n: sha256(Path(p)) for n, p in sorted(self.networks.items())}
         if "pattern_agreement" in self.wanted:

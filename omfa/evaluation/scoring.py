@@ -180,7 +180,8 @@ class Scorer:
 
 def prediction_files(folder: Path, key: str) -> list[Path]:
     """Files that could be the prediction called ``key``."""
-    return [p for suffix in SUFFIXES if (p := folder / f"{key}{suffix}").is_file()]
+    found = [p for suffix in SUFFIXES if (p := folder / f"{key}{suffix}").is_file()]
+    return found or [p for suffix in SUFFIXES if (p := folder / f"{key}{suffix.upper()}").is_file()]
 
 
 def read_prediction(folder: Path, key: str) -> Image.Image:

@@ -116,7 +116,7 @@ def as_map(body: Body, params: BodyParameters) -> Tensor:
 
 
 def _read(source: Source, path: str, size: Sequence[int], fill: images.Fill) -> tuple[Tensor, images.Box]:
-    return images.fit(images.decode_trusted(source.read(path), source.where(path)), size, fill)
+    return images.fit_pixels(images.decode_pixels(source.read(path), source.where(path)), size, fill)
 
 
 def _params(source: Source, path: str | None, inner: images.Box, size: tuple[int, int]) -> BodyParameters | None:

@@ -13,7 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from omfa.bodies.parameters import read_npz
+from omfa.files import read_text
 from omfa.records.prepared import RecordError
+
+MAX_MEMBER = 1_000_000  # bytes
 
 # Format to which of its K points each of the 18 is; the neck of a format without one is the middle of two points.
 _FROM: dict[str, tuple[int, tuple[int | tuple[int, int], ...]]] = {
@@ -51,10 +55,9 @@ def read_keypoints(path: Path, format: str) -> np.ndarray:
 
 
 def _read(path: Path) -> np.ndarray:
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            return np.asarray(file["points"], np.float64)
-    said: Any = json.loads(path.read_text(encoding="utf-8"))
+    if path.suffix.lower() == ".npz":
+        return np.asarray(read_npz(path, MAX_MEMBER, ("points",))["points"], np.float64)
+    said: Any = json.loads(read_text(path))
     return np.asarray(said["people"][0]["pose_keypoints_2d"], np.float64).reshape(-1, 3)
 
 

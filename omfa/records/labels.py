@@ -8,6 +8,7 @@ Legend: H W pixels.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from enum import IntEnum
@@ -19,6 +20,7 @@ from PIL import Image
 
 from omfa.bodies.body import PARTS as BODY_PARTS
 from omfa.components import Category
+from omfa.files import read_bytes
 from omfa.images import FORMATS, MAX_PIXELS
 
 
@@ -159,16 +161,64 @@ def table(names: Sequence[str]) -> np.ndarray:
     return np.array([_PART_OF[name] for name in plain], np.uint8)
 
 
-def read_labels(path: Path) -> np.ndarray:
-    """The ids of a label map, (H, W) uint8: the palette's indices, never its colours.
+def _bits(count: int) -> np.ndarray:
+    """PASCAL VOC's colours, which SCHP writes: three bits of an id to the highest bits of red, green, blue, and on."""
+    bits = np.unpackbits(np.arange(count, dtype=np.uint8)[:, None], axis=1, bitorder="little")[:, :6]
+    return np.stack([bits[:, c] * 128 + bits[:, c + 3] * 64 for c in range(3)], axis=1).astype(np.uint8)
+
+
+_LIP_COLOURS = np.array(  # as LIP and CIHP_PGN draw them
+    [
+        *((0, 0, 0), (128, 0, 0), (255, 0, 0), (0, 85, 0), (170, 0, 51), (255, 85, 0), (0, 0, 85), (0, 119, 221)),
+        *((85, 85, 0), (0, 85, 85), (85, 51, 0), (52, 86, 128), (0, 128, 0), (0, 0, 255), (51, 170, 221)),
+        *((0, 255, 255), (85, 255, 170), (170, 255, 85), (255, 255, 0), (255, 170, 0)),
+    ],
+    np.uint8,
+)
+PALETTES = {LIP: (_LIP_COLOURS, _bits(20)), CIHP: (_LIP_COLOURS, _bits(20)), ATR: (_bits(18),)}
+
+
+def _ids_of_colours(colours: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """(H, W, 3) uint8 in a published palette of a scheme -> (H, W) ids; colours may be off by one, as 254 for 255.
 
     Raises:
-        ValueError: no 8-bit grey or palette picture, damaged, or too large.
+        ValueError: a colour of none of them, or palettes that disagree about the picture.
+    """
+    found = []
+    some, where = np.unique(colours.reshape(-1, 3), axis=0, return_inverse=True)
+    strange = some[:1]
+    for palette in PALETTES.get(tuple(names), ()):
+        far = np.abs(some[:, None].astype(int) - palette[None]).max(axis=2)
+        if (far.min(axis=1) <= 1).all():
+            found.append(far.argmin(axis=1).astype(np.uint8)[where].reshape(colours.shape[:2]))
+        else:
+            strange = some[far.min(axis=1) > 1]
+    if not found:
+        raise ValueError(
+            f"colours like {tuple(map(int, strange[0]))} are in no published palette of this scheme; give a map of "
+            "ids, an 8-bit palette or grey PNG"
+        )
+    if any((other != found[0]).any() for other in found[1:]):
+        raise ValueError("its colours are in two palettes that give them other ids; give an 8-bit palette or grey PNG")
+    return found[0]
+
+
+def read_labels(path: Path, names: Sequence[str] = ()) -> np.ndarray:
+    """The ids of a label map, (H, W) uint8: the palette's indices, never its colours.
+
+    Args:
+        path: 8-bit grey or palette picture; RGB too, in a published palette of the scheme.
+        names: the scheme, for RGB.
+
+    Raises:
+        ValueError: another kind of picture or palette, damaged, or too large.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(read_bytes(path)), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels are too many")
+            if image.mode == "RGB" and names:
+                return _ids_of_colours(np.array(image), names)
             if image.mode not in ("P", "L"):
                 raise ValueError(f"mode {image.mode} is no map of ids; give an 8-bit palette or grey PNG")
             return np.array(image)

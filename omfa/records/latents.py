@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from omfa.files import whole
+from omfa.files import read_text, whole
 from omfa.records.drawn import drawn_files
 from omfa.records.prepared import Record, RecordError, record_pictures
 from omfa.records.shards import Source
@@ -48,7 +48,7 @@ def read_encoding(folder: Path) -> dict[str, Any]:
     """
     path = folder / "encoding.json"
     try:
-        made = json.loads(path.read_text())
+        made = json.loads(read_text(path))
         size = [int(n) for n in made["person_size"]]
         return {"person_size": size, "vae": str(made["vae"]), "draft": str(made.get("draft", "none"))}
     except (OSError, ValueError, TypeError, KeyError) as e:

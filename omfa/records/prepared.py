@@ -29,10 +29,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from omfa.components import Category
+from omfa.files import text_lines
 
 METADATA = "metadata.jsonl"
 KEYPOINT_FORMATS = ("openpose-18", "openpose-25", "landmarks-33")
 VERSION = 2
+MAX_LINE = 1_000_000  # bytes
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -54,19 +56,20 @@ def check_path(path: str) -> str:
     return path
 
 
-def resolve(folder: Path, path: str) -> Path:
+def resolve(folder: Path, path: str, follow_links: bool = False) -> Path:
     """Absolute path of a record's file, links followed.
 
     Args:
         folder: the records folder.
         path: a path as the record gives it.
+        follow_links: whether symbolic links may lead out of the folder.
 
     Raises:
         RecordError: the path leaves the folder, by itself or through a symbolic link.
     """
     root = folder.resolve()
     full = (root / check_path(path)).resolve()
-    if not full.is_relative_to(root):
+    if not follow_links and not full.is_relative_to(root):
         raise RecordError(f"path {path!r} leads out of {folder} through a link: copy the file into the folder")
     return full
 
@@ -189,7 +192,7 @@ class KeypointsRef:
         check_path(self.path)
         if self.format not in KEYPOINT_FORMATS:
             raise RecordError(f"keypoint format {self.format!r} must be one of {', '.join(KEYPOINT_FORMATS)}")
-        if not self.path.endswith((".json", ".npz")):
+        if not self.path.lower().endswith((".json", ".npz")):
             raise RecordError(
                 f"keypoints {self.path!r} must be a .json as OpenPose writes it, or an .npz with 'points'"
             )
@@ -352,21 +355,24 @@ def iter_records(folder: str | Path, split: str | None = None) -> Iterator[Recor
     Raises:
         RecordError: no metadata file, or a line that breaks the contract; names file and line.
     """
+    for number, line in metadata_lines(folder):
+        try:
+            record = Record.from_json(line)
+        except RecordError as e:
+            raise RecordError(f"{Path(folder) / METADATA}:{number}: {e}") from None
+        if split is None or record.split == split:
+            yield record
+
+
+def metadata_lines(folder: str | Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line of a folder's ``metadata.jsonl``; RecordError where there is none, or no text."""
     path = Path(folder) / METADATA
     if not path.is_file():
         raise RecordError(f"{path} not found: {folder} is no records folder; make one with 'python -m data_prep'")
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = Record.from_json(line.decode("utf-8"))
-            except UnicodeDecodeError as e:
-                raise RecordError(f"{path}:{number}: no UTF-8 text ({e}); write the file anew as UTF-8") from None
-            except RecordError as e:
-                raise RecordError(f"{path}:{number}: {e}") from None
-            if split is None or record.split == split:
-                yield record
+    try:
+        yield from text_lines(path, MAX_LINE)
+    except ValueError as e:
+        raise RecordError(str(e)) from None
 
 
 def read_records(folder: str | Path, split: str | None = None) -> list[Record]:

@@ -7,17 +7,29 @@ at any place: the index is made from the headers once, the bytes are read when a
 
 from __future__ import annotations
 
+import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
-from omfa.records.prepared import Record, RecordError, read_records, record_files, resolve
+from omfa.files import read_bytes
+from omfa.records.prepared import (
+    MAX_LINE,
+    METADATA,
+    Record,
+    RecordError,
+    metadata_lines,
+    read_records,
+    record_files,
+    resolve,
+)
 
-MAX_LINE = 1_000_000
 MAX_FILE = 200_000_000
+BLOCK = 512  # bytes; a tar file is made of such, and ends in two of zeros
 _MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_%-]*(\.[A-Za-z0-9_]+)+")
 
 
@@ -38,11 +50,23 @@ def open_records(folder: str | Path) -> Source:
     """The records of a folder, whether as files or as shards.
 
     Raises:
-        RecordError: neither is there, or a shard breaks the contract.
+        RecordError: neither is there, a shard breaks the contract, or less is there than the list of shards says.
     """
     folder = Path(folder)
-    shards = sorted(folder.glob("*.tar"))
-    return Shards(shards) if shards else RecordFolder(folder)
+    shards = sorted(p for p in folder.glob("*") if p.suffix.lower() == ".tar")
+    return Shards(shards, _listed(folder)) if shards else RecordFolder(folder)
+
+
+def _listed(folder: Path) -> dict[str, int]:
+    """Shard to number of records, as ``python -m data_prep shards`` wrote them down; others wrote nothing."""
+    found: dict[str, int] = {}
+    for number, line in metadata_lines(folder) if (folder / METADATA).is_file() else ():
+        try:
+            said = json.loads(line)
+            found[str(said["file_name"])] = int(said["records"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise RecordError(f"{folder / METADATA}:{number}: no line about a shard; pack the records again") from None
+    return found
 
 
 @dataclass(frozen=True)
@@ -59,9 +83,10 @@ class RecordFolder:
         """See :class:`Source`."""
         full = resolve(self.folder, path)
         try:
-            return full.read_bytes()
-        except OSError as e:
-            raise RecordError(f"{full}: can't be read ({e.strerror}); prepare the record again") from None
+            return read_bytes(full, MAX_FILE)
+        except (OSError, ValueError) as e:
+            said = getattr(e, "strerror", None) or e
+            raise RecordError(f"{full}: can't be read ({said}); prepare the record again") from None
 
     def where(self, path: str) -> str:
         """See :class:`Source`."""
@@ -73,16 +98,25 @@ class Shards:
 
     Args:
         paths: the shards, in the order of their records.
+        listed: how many records each should hold, by name; what is not listed may hold any number.
 
     Raises:
-        RecordError: no tar file, cut short, a hostile or unexpected member, or a record that breaks the contract.
+        RecordError: no tar file, cut short, a hostile or unexpected member, a record that breaks the contract, or
+            fewer records or shards than are listed.
     """
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], listed: Mapping[str, int] = MappingProxyType({})) -> None:
         self._records: list[Record] = []
         self._where: dict[str, tuple[Path, int, int]] = {}  # member to shard, offset, size
+        absent = sorted(set(listed) - {p.name for p in paths})
+        if absent:
+            raise RecordError(f"{absent[0]} is listed in {METADATA} and not there: copy it again")
         for path in paths:
+            before = len(self._records)
             self._index(path)
+            found = len(self._records) - before
+            if listed.get(path.name, found) != found:
+                raise RecordError(f"{path} holds {found} records, {listed[path.name]} are listed: copy it again")
 
     def records(self, split: str | None = None) -> list[Record]:
         """See :class:`Source`."""
@@ -131,19 +165,32 @@ def member(record_id: str, suffix: str) -> str:
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of every member of a shard, each checked."""
+    """Name, offset and size of every member of a shard, each checked, to the mark at the end and nothing behind it."""
+    if not path.is_file():
+        raise RecordError(f"{path}: is no regular file; give one that is")
+    end, at, name = path.stat().st_size, 0, "the beginning"
     try:
         with tarfile.open(path, "r:") as tar:
-            end = path.stat().st_size
             for info in tar:
-                if not _MEMBER.fullmatch(info.name) or len(info.name) > 300:
-                    raise RecordError(f"{path}: member {info.name!r} is refused: names are like 'p1.person.png'")
-                if not info.isreg():
-                    raise RecordError(f"{path}: member {info.name!r} is refused: it is no regular file")
-                if info.size > (MAX_LINE if info.name.endswith(".json") else MAX_FILE):
-                    raise RecordError(f"{path}: member {info.name!r} is refused: {info.size} bytes are too many")
+                name = info.name
+                if not _MEMBER.fullmatch(name) or len(name) > 300:
+                    raise RecordError(f"{path}: member {name!r} is refused: names are like 'p1.person.png'")
+                if not info.isreg() or info.sparse is not None:
+                    raise RecordError(f"{path}: member {name!r} is refused: it is no regular file")
+                if not 0 <= info.size <= (MAX_LINE if name.endswith(".json") else MAX_FILE):
+                    raise RecordError(f"{path}: member {name!r} is refused: {info.size} bytes are too many")
+                at = info.offset_data + -(-info.size // BLOCK) * BLOCK
                 if info.offset_data + info.size > end:
-                    raise RecordError(f"{path}: cut short at member {info.name!r}: copy it again")
-                yield info.name, info.offset_data, info.size
-    except (tarfile.TarError, EOFError, OSError) as e:
+                    raise RecordError(f"{path}: cut short at member {name!r}: copy it again")
+                yield name, info.offset_data, info.size
+        with path.open("rb") as file:  # the library takes a damaged header, or no more bytes, for the end
+            file.seek(at)
+            if end - at < 2 * BLOCK:
+                raise RecordError(f"{path}: cut short behind {name!r} (no mark of its end): copy it again")
+            while rest := file.read(2**20):
+                if rest.strip(b"\0"):
+                    raise RecordError(f"{path}: a damaged header behind {name!r}: copy it again")
+    except (tarfile.TarError, EOFError, OSError, OverflowError, ValueError, MemoryError) as e:
+        if isinstance(e, RecordError):
+            raise
         raise RecordError(f"{path}: no readable tar file ({e})") from None

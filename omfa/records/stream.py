@@ -71,4 +71,4 @@ def read_fitted(source: Source, record: Record, name: str, size: Sequence[int]) 
     """A picture of :func:`omfa.records.prepared.record_files` fitted to ``size``: (3, *size). Garments padded white."""
     path = record_files(record)[name]
     fill: images.Fill = "white" if name in set(Category) else "edge"
-    return images.fit(images.decode_trusted(source.read(path), source.where(path)), size, fill)[0]
+    return images.fit_pixels(images.decode_pixels(source.read(path), source.where(path)), size, fill)[0]

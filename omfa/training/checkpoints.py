@@ -7,7 +7,6 @@ import os
 import re
 import signal
 from pathlib import Path
-from pickle import UnpicklingError
 from textwrap import shorten
 from typing import Any
 
@@ -17,13 +16,15 @@ import torch.distributed as dist
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
-from omfa.files import aside
+from omfa.files import aside, unwritable, whole
 from omfa.training.ema import EMA, best_weights, lent
 from omfa.training.guards import BadLoss
 from omfa.training.model_card import write_card
 from omfa.training.parts import Checks, Describes, Saves
 from omfa.training.zero import ZeRO
 from omfa.tuning import Mismatch
+
+RUN_FOLDER = "--trainer.default_root_dir"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -38,25 +39,31 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Write ``path`` and ``path.sha256``; a kill at any moment leaves the old file or the new one."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as out:
-            torch.save(checkpoint, out)
-            out.flush()
-            os.fsync(out.fileno())
-        digest = _sha256(part)
-        checksum = checksum_file(path)
-        checksum.unlink(missing_ok=True)
-        os.replace(part, path)
-        part.write_text(digest)
-        os.replace(part, checksum)
+        part, checksum = path.with_name(path.name + ".part"), checksum_file(path)
+        try:
+            with part.open("wb") as out:
+                torch.save(checkpoint, out)
+                out.flush()
+                os.fsync(out.fileno())
+            with whole(checksum) as digest:
+                digest.write_text(_sha256(part))
+            os.replace(part, path)
+        except (OSError, RuntimeError) as e:  # torch's own of a full disk is a RuntimeError
+            raise unwritable(path.parent, e, RUN_FOLDER) from None
+        finally:
+            part.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint; ValueError if its checksum does not match."""
         if not is_whole(Path(path)):
             raise ValueError(f"{path}: damaged or cut short (its checksum does not match); use the one before it")
-        return torch.load(
-            path, map_location=map_location or "cpu", weights_only=True, mmap=True
-        )  # ranks share the pages
+        try:  # ranks share the pages
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
+        except Exception as e:  # unpicklers raise almost anything; torch's own message advises what must not be done
+            raise Mismatch(
+                f"{path}: holds more than tensors and plain values, or is no checkpoint at all ({type(e).__name__}); "
+                "none of it was run. Give one that omfa.fit wrote"
+            ) from None
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint and its checksum."""
@@ -106,15 +113,20 @@ def checkpoint_to_resume(root: Path, wanted: str | None) -> Path | None:
     Raises:
         ValueError: nothing to resume, or a fresh start where a run already lies.
     """
-    last = last_checkpoint(root / "checkpoints")
+    last, there = last_checkpoint(root / "checkpoints"), by_step(root / "checkpoints")
     if wanted is None:
-        if last is not None:
+        if there:
             raise ValueError(
-                f"{root} already holds a run up to {last.name}; go on with --ckpt_path last, or choose another "
+                f"{root} already holds a run up to {there[-1].name}; go on with --ckpt_path last, or choose another "
                 "--trainer.default_root_dir"
             )
         return None
     if wanted == "last":
+        if last is None and there:
+            raise ValueError(
+                f"{root / 'checkpoints'}: every checkpoint is damaged or cut short, {there[-1].name} the last of them: "
+                "copy them again from where they are whole, or move them away to begin anew"
+            )
         return last  # a run killed before its first checkpoint simply starts again
     if not is_whole(Path(wanted)):
         raise ValueError(f"--ckpt_path {wanted}: no such file, or damaged; give a whole checkpoint, or 'last'")
@@ -138,14 +150,14 @@ def load_weights(pl_module: Any, checkpoint: Path) -> int:
                 ema.load_state_dict(state)
                 ema.copy_to(pl_module)
         return int(loaded["global_step"])
-    except (RuntimeError, LookupError, TypeError, AttributeError, UnpicklingError) as e:
+    except (RuntimeError, LookupError, TypeError, AttributeError) as e:
         raise Mismatch(
             f"{checkpoint} is no checkpoint of this model ({shorten(str(e), 300)}): take the config.yaml of its run"
         ) from None
 
 
 class Checkpoints(Checkpoint):
-    """``checkpoints/step=N.ckpt`` every so often, at the last step, and when SIGTERM asks for the end.
+    """``checkpoints/step=N.ckpt`` every so often, at the last step, and when SIGTERM or Ctrl-C asks for the end.
 
     SIGTERM to any process of the run lets all of them finish the step at hand (where they have already exchanged their
     word on it, the next one), write a checkpoint and end well. Lightning's own handler is replaced while training: it
@@ -169,7 +181,8 @@ class Checkpoints(Checkpoint):
             raise ValueError(f"checkpoints every {every} steps, {keep} of them kept: both must be 1 or more")
         self.every, self.keep = every, keep
         self.goes_on_from: Path | None = None  # the checkpoint that is about to be read
-        self._asked = False
+        self._asked: signal.Signals | None = None
+        self.interrupted = False  # by Ctrl-C, and what was learned is saved
         self._seen = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
@@ -194,23 +207,28 @@ class Checkpoints(Checkpoint):
             abandon_after(_folder(trainer), self._seen)
 
     def _listen(self) -> None:
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
 
-    def _on_sigterm(self, number: int, frame: Any) -> None:
-        self._asked = True  # once or often: torchrun and SLURM may both tell the same process
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever presses it twice does not want to wait
+        self._asked = signal.Signals(number)  # SIGTERM once or often: torchrun and SLURM may both tell one process
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After an optimiser step: save if it is time, stop if somebody asked."""
         if trainer.global_step == self._seen or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # within an accumulation, or a rehearsal that leaves nothing behind
         self._seen = trainer.global_step
-        stop = _any_process(self._asked, trainer)
+        stop = _any_process(self._asked is not None, trainer)
         if stop or self._seen % self.every == 0 or self._seen >= trainer.max_steps:
             self._save(trainer, pl_module)
         if stop and self._seen < trainer.max_steps:
             trainer.should_stop = True
+            self.interrupted = self._asked is signal.SIGINT
             if trainer.is_global_zero:
-                print(f"SIGTERM: saved step {self._seen}; go on with --ckpt_path last", flush=True)
+                why = "stopped by hand" if self.interrupted else "SIGTERM"
+                print(f"{why}: saved step {self._seen}; go on with --ckpt_path last", flush=True)
 
     def _save(self, trainer: pl.Trainer, pl_module: Any) -> None:
         parts = trainer.strategy.masters() if isinstance(trainer.strategy, ZeRO) else pl_module.parameters()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
 from jsonargparse import get_loader, set_loader
 
 MOVED = {
@@ -20,6 +21,8 @@ MOVED = {
 }
 """Class path in configs of before to the class path of today."""
 
+MOST_VALUES = 100_000  # in a config, aliases counted for what they stand for
+
 _plain_yaml = get_loader("yaml")
 
 
@@ -30,8 +33,36 @@ def todays(value: Any) -> Any:
     return [todays(v) for v in value] if isinstance(value, list) else value
 
 
+def refuse_bombs(text: str, name: str = "the config") -> None:
+    """Refuse a YAML text whose aliases stand for more values than any config has (a "billion laughs").
+
+    Raises:
+        ValueError: more than ``MOST_VALUES``, or nested too deep.
+    """
+    sizes, open_at, total = dict[str, int](), list[tuple[str | None, int]](), 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                total += sizes.get(event.anchor or "", MOST_VALUES)  # one that holds itself has no end
+            elif isinstance(event, yaml.ScalarEvent):
+                sizes[event.anchor or ""] = 1
+                total += 1
+            elif isinstance(event, yaml.CollectionStartEvent):
+                open_at.append((event.anchor, total))
+                total += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                anchor, before = open_at.pop()
+                if anchor is not None:
+                    sizes[anchor] = total - before
+            if total > MOST_VALUES or len(open_at) > 100:
+                raise ValueError(f"{name} stands for more than {MOST_VALUES} values, or is nested too deep: shorten it")
+    except yaml.YAMLError:
+        return  # whoever reads it says what is wrong
+
+
 def load_yaml(text: str) -> Any:
     """What a config in YAML says, in today's class paths."""
+    refuse_bombs(text)
     return todays(_plain_yaml(text))
 
 

@@ -74,6 +74,8 @@ class OMFAModule(TrainedModule):
             raise ValueError(f"train={train!r} is for SDXL; the compact model is small: train 'all' of it")
         self.pipe = pipeline  # no nn.Module: what is frozen stays out of checkpoints
         self.unet, self.slot_tokens = pipeline.unet, pipeline.slot_tokens
+        if pipeline.vae_is_new:
+            self.vae = pipeline.vae  # a part, so that checkpoints keep what can't be read again from anywhere
         self.train_what, self.frozen_bf16 = train, frozen_bf16
         # small files and checkpoints lack what is frozen, so they name it
         self.base = None if train == "all" else fingerprint(self.unet, dtype=torch.float16)
@@ -113,6 +115,10 @@ class OMFAModule(TrainedModule):
         latents = getattr(self.trainer.datamodule, "latents", None)  # type: ignore[attr-defined]
         if latents is not None and Latents(latents).vae != fingerprint(self.pipe.vae):
             raise RecordError(f"{latents} was made by another VAE than this model's: encode the records with this one")
+
+    def frozen(self) -> dict[str, Tensor]:
+        """See :class:`TrainedModule`; a VAE made from nothing is not among them."""
+        return {name: p for name, p in super().frozen().items() if not name.startswith("vae.")}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checkpoints hold what is trained; the rest comes from where it came from."""

@@ -29,10 +29,11 @@ class Rates:
     decay_from: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.warmup_steps < 0 or not 0 <= self.decay_from <= 1:
+        fits = 0 < self.learning_rate <= 10 and 0 <= self.weight_decay <= 10 and 0 <= self.decay_from <= 1
+        if not fits or self.warmup_steps < 0:  # NaN fits nowhere
             raise ValueError(
-                f"learning_rate {self.learning_rate} > 0, warmup_steps {self.warmup_steps} >= 0 and 0 <= decay_from "
-                f"{self.decay_from} <= 1 are needed"
+                f"0 < learning_rate {self.learning_rate} <= 10, 0 <= weight_decay {self.weight_decay} <= 10, "
+                f"warmup_steps {self.warmup_steps} >= 0 and 0 <= decay_from {self.decay_from} <= 1 are needed"
             )
 
     def at(self, step: int, total: int) -> float:

@@ -22,6 +22,7 @@ from omfa.records.shards import open_records
 from omfa.records.stream import Stream, seeded
 
 E = TypeVar("E")  # one example
+MOST = 65536  # examples in a batch, and processes: beyond it is a slip of the keyboard
 
 
 class StreamDataset(Protocol):
@@ -86,8 +87,8 @@ class StreamDataModule(pl.LightningDataModule):
 
     def __init__(self, batch_size: int, workers: int, seed: int) -> None:
         super().__init__()
-        if batch_size < 1 or workers < 0:
-            raise ValueError(f"batch_size {batch_size} must be 1 or more, workers {workers} 0 or more")
+        if not 1 <= batch_size <= MOST or not 0 <= workers <= MOST:
+            raise ValueError(f"batch_size {batch_size} must be from 1 to {MOST}, workers {workers} from 0 to {MOST}")
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self._consumed = 0  # samples of the stream behind us when training (re)starts
         self._first_step = 0  # the trainer's step at that moment
@@ -135,8 +136,9 @@ class StreamDataModule(pl.LightningDataModule):
 
 
 def _leave_stopping_to_the_parent(worker: int) -> None:
-    """A cluster sends SIGTERM to all processes of a job; the step at hand still needs its loader."""
+    """A cluster sends SIGTERM to all processes of a job, a console Ctrl-C; the step at hand still needs its loader."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def moved_to(value: Any, device: torch.device) -> Any:

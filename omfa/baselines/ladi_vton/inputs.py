@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omfa.baselines.ladi_vton.masks import JOINTS, Rules, inpaint_mask, pose_map
 from omfa.components import Category
-from omfa.images import Box, fit, pixels_to_tensor
+from omfa.images import Box, fit_pixels
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def fit_person(photo: Image.Image, labels: np.ndarray, keypoints: np.ndarray, si
         raise ValueError(
             f"a label map of {labels.shape[1]}x{labels.shape[0]} does not fit a photo of {photo.width}x{photo.height}"
         )
-    pixels, box = fit(pixels_to_tensor(np.asarray(photo)), size)
+    pixels, box = fit_pixels(np.asarray(photo), size)
     inner = Image.fromarray(labels).resize((box.width, box.height), Image.Resampling.NEAREST)
     whole = np.zeros(tuple(size), np.uint8)
     whole[box.window] = np.asarray(inner)

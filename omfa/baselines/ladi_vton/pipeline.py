@@ -33,6 +33,7 @@ from omfa.baselines.ladi_vton.refinement import Refinement
 from omfa.baselines.ladi_vton.warping import TPSWarping, Warp, resize, sample
 from omfa.components import Category
 from omfa.images import Picture
+from omfa.weights import check_parts, read_part
 
 STEPS, GUIDANCE = 50, 7.5
 
@@ -135,7 +136,9 @@ class LaDIVTONPipeline(DiffusionPipeline):
         kwargs.setdefault("use_safetensors", True)
         name = str(pretrained_model_name_or_path)
         try:
-            return super().from_pretrained(name, **kwargs)
+            pipe = super().from_pretrained(name, **kwargs)
+            check_parts(pipe.components, name)
+            return pipe
         except Exception as e:  # loaders raise almost anything
             first = next(iter(str(e).splitlines()), "")
             raise ValueError(f"{name!r} can't be loaded ({type(e).__name__}: {first}); give a saved folder") from e
@@ -337,14 +340,14 @@ def base_parts(base: str | Path, vision: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: some can't be loaded.
     """
-    name, safe = str(base), {"use_safetensors": True}
+    name = str(base)
     try:
         return {
-            "vae": AutoencoderKL.from_pretrained(name, subfolder="vae", **safe),
-            "text_encoder": CLIPTextModel.from_pretrained(name, subfolder="text_encoder", **safe),
+            "vae": read_part(AutoencoderKL, name, subfolder="vae"),
+            "text_encoder": read_part(CLIPTextModel, name, subfolder="text_encoder"),
             "tokenizer": CLIPTokenizer.from_pretrained(name, subfolder="tokenizer"),
             "scheduler": DDIMScheduler.from_pretrained(name, subfolder="scheduler"),
-            "vision_encoder": CLIPVisionModel.from_pretrained(str(vision), **safe),
+            "vision_encoder": read_part(CLIPVisionModel, str(vision)),
         }
     except Exception as e:  # loaders raise almost anything
         first = next(iter(str(e).splitlines()), "")

@@ -18,7 +18,11 @@ from omfa.baselines.ladi_vton.masks import Rules
 from omfa.baselines.ladi_vton.pipeline import LaDIVTONPipeline, base_parts, channels
 from omfa.baselines.ladi_vton.refinement import Refinement
 from omfa.baselines.ladi_vton.warping import TPSWarping
+<<<<<<< HEAD
 from omfa.partial_diffusion import ddim
+=======
+from omfa.weights import read_part
+>>>>>>> faults
 
 LETTERS = [chr(c) for c in range(ord("!"), ord("~") + 1)]
 
@@ -45,7 +49,7 @@ def fresh(
         ValueError: a model that can't be loaded.
     """
     parts = base_parts(base, vision)
-    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", use_safetensors=True)
+    unet = read_part(UNet2DConditionModel, base, subfolder="unet")
     eyes, width = parts["vision_encoder"].config, parts["text_encoder"].config.hidden_size
     adapter = InversionAdapter(
         input_dim=eyes.hidden_size,
@@ -89,7 +93,7 @@ def compact(
     Raises:
         ValueError: sizes that don't fit.
     """
-    codec = AutoencoderKL.from_pretrained(vae, use_safetensors=True) if isinstance(vae, str) else AutoencoderKL(**vae)
+    codec = read_part(AutoencoderKL, vae) if isinstance(vae, str) else AutoencoderKL(**vae)
     latents = codec.config.latent_channels
     network = UNet2DConditionModel(
         **unet, in_channels=channels(latents)[0], out_channels=latents, cross_attention_dim=width

@@ -66,8 +66,9 @@ def encode_records(pipe: MobileVTON, folder: Path, out: Path, size: Sequence[int
             if name in ("face", "pose_map"):
                 continue
             garment = name in set(Category)
-            raw = images.read_trusted(resolve(folder, file))
-            pixels = images.fit(raw, size, "white" if garment else "edge")[0][None].to(pipe.device)
+            path = resolve(folder, file)
+            raw = images.decode_pixels(images.read_file(path), str(path))
+            pixels = images.fit_pixels(raw, size, "white" if garment else "edge")[0][None].to(pipe.device)
             made[name] = posterior(pipe.parts.vae, pixels)[0].half().cpu().contiguous()
             if garment:
                 made[f"{name}.features"] = pipe.features(pixels)[0][0].half().cpu().contiguous()

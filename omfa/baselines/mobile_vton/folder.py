@@ -18,6 +18,7 @@ from transformers import AutoModel, CLIPTextModelWithProjection, CLIPTokenizer
 from omfa.baselines.mobile_vton.decoder import SmallDecoder
 from omfa.baselines.mobile_vton.light_unet import LightUNet
 from omfa.baselines.mobile_vton.prompts import PromptBook, TextEncoders
+from omfa.weights import read_part
 
 TRYON, GARMENT, DECODER, PROMPTS = "denoiser", "denoiser_garment", "vae_decoder", "prompts.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -130,15 +131,15 @@ class Parts:
         texts: TextEncoders | PromptBook | None = None
         if (root / "text_encoder").is_dir():
             names = ("", "_2")
-            encoders = [CLIPTextModelWithProjection.from_pretrained(root / f"text_encoder{n}") for n in names]
+            encoders = [read_part(CLIPTextModelWithProjection, root / f"text_encoder{n}") for n in names]
             texts = TextEncoders(encoders, [CLIPTokenizer.from_pretrained(root / f"tokenizer{n}") for n in names])
         elif (root / PROMPTS).is_file():
             texts = PromptBook.read(root / PROMPTS)
         return cls(
             tryon=read_light_unet(root / TRYON),
             garment=read_light_unet(root / GARMENT),
-            vae=AutoencoderKL.from_pretrained(root / "vae").requires_grad_(False).eval(),
-            image_encoder=AutoModel.from_pretrained(root / "image_encoder").requires_grad_(False).eval(),
+            vae=read_part(AutoencoderKL, root / "vae").requires_grad_(False).eval(),
+            image_encoder=read_part(AutoModel, root / "image_encoder").requires_grad_(False).eval(),
             decoder=read_decoder(root / DECODER) if (root / DECODER).is_dir() else None,
             texts=texts,
         )

@@ -13,6 +13,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from omfa.baselines.mobile_vton.prompts import TextEmbeds
+from omfa.weights import read_part
 
 
 def read_teacher(folder: str, subfolder: str | None = None) -> SD3Transformer2DModel:
@@ -24,7 +25,7 @@ def read_teacher(folder: str, subfolder: str | None = None) -> SD3Transformer2DM
     where = Path(folder, subfolder or "")
     if not (where / "config.json").is_file():
         raise ValueError(f"{where} holds no network (no config.json); give a folder of an SD3Transformer2DModel")
-    return SD3Transformer2DModel.from_pretrained(where)
+    return read_part(SD3Transformer2DModel, where)
 
 
 def velocity_of(

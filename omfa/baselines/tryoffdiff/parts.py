@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from transformers import SiglipVisionModel
 
 from omfa.baselines.tryoffdiff.networks import Version, make_encoder
+from omfa.weights import read_part
 
 SD14 = "CompVis/stable-diffusion-v1-4"
 SIGLIP_HUB = "google/siglip-base-patch16-512"
@@ -66,9 +67,9 @@ def _read(kind: Any, part: str, where: str) -> Any:
     repository, inside = ("/".join(pieces[:2]), "/".join(pieces[2:])) if is_hub_id else ("", "")
     if here or is_hub_id:
         options: dict[str, Any] = {"subfolder": inside} if inside else {}
-        options |= {"use_safetensors": True, "dtype" if part == "image_encoder" else "torch_dtype": torch.float32}
+        options |= {"dtype" if part == "image_encoder" else "torch_dtype": torch.float32}
         try:
-            return kind.from_pretrained(where if here else repository, **options).eval()
+            return read_part(kind, where if here else repository, **options).eval()
         except Exception as e:  # loaders raise almost anything
             told = _first_line(e)
     else:

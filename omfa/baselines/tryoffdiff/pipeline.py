@@ -39,6 +39,7 @@ from omfa.baselines.tryoffdiff.pictures import stretched, to_square
 from omfa.baselines.tryoffdiff.weights import load_official, official_version, read_official
 from omfa.components import Category
 from omfa.images import Box, Picture
+from omfa.weights import check_parts
 
 Noise = Literal["preserving", "exploding"]
 Unconditional = Literal["features", "picture"]
@@ -173,7 +174,9 @@ class TryOffDiffPipeline(DiffusionPipeline):
             return official_pipeline(where, **kwargs)
         _check_folder(where)
         try:
-            return super().from_pretrained(where, **{"use_safetensors": True, **kwargs})
+            pipe = super().from_pretrained(where, **{"use_safetensors": True, **kwargs})
+            check_parts(pipe.components, where)
+            return pipe
         except Exception as e:  # loaders raise almost anything
             first = next(iter(str(e).splitlines()), "")
             cure = "save or fetch it again" if Path(where).exists() else "check name and network, or give a folder"
