@@ -11,14 +11,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from omfa.backbone import input_channels
 from omfa.canvas import PORTRAIT
 from omfa.conditioning import KINDS, SlotTokens, look_size
-<<<<<<< HEAD
 from omfa.partial_diffusion import ddim
 from omfa.pipeline import OMFAPipeline
 from omfa.sampling import GUIDANCE, STEPS
-=======
-from omfa.pipeline import GUIDANCE, STEPS, OMFAPipeline
 from omfa.weights import read_part
->>>>>>> faults
 
 
 def compact_pipeline(

@@ -194,25 +194,6 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
 def aside(folder: Path) -> Iterator[Path]:
     """A path to write a folder to, which takes the place of ``folder`` at the end of the ``with`` block.
 
-<<<<<<< HEAD
-    Where the block raises, ``folder`` stays as it was and nothing is left beside it. What a kill between the two swaps
-    had moved away is brought back by the next call.
-    """
-    folder = folder.absolute()
-    part, old = (folder.with_name(f".{folder.name}.{x}") for x in ("part", "replaced"))
-    if old.exists() and not folder.exists():
-        os.replace(old, folder)
-    for left_by_a_kill in (part, old):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
-    try:
-        yield part
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-=======
     Where the block raises, ``folder`` stays as it was and nothing is left beside it.
 
     Raises:
@@ -234,4 +215,3 @@ def aside(folder: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
->>>>>>> faults

@@ -46,11 +46,7 @@ from omfa.tuning import TUNED
 from omfa.weights import check_parts, not_finite
 
 MODELS = Path(str(files("omfa"))) / "models"
-<<<<<<< HEAD
-=======
-STEPS, GUIDANCE = 50, 2.0  # the paper's
 MOST_PIXELS = 8192  # on a side
->>>>>>> faults
 POSE_STYLES = ("parts_blend", "surface")
 
 

@@ -17,15 +17,9 @@ ROOT = Path(__file__).parent.parent
 MOST_LINES = 450  # of the tests' files too
 # The house from the ground up. A file imports from floors below its own; inside one floor, from what stands left of it.
 FLOORS = (
-<<<<<<< HEAD
     *("files", "bodies"),
-    *("components", "canvas", "commands", "images", "records"),
-    *("backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps", "composer"),
-=======
-    *("components", "canvas", "files", "commands", "colours", "images"),
-    *("bodies", "records"),
+    *("components", "canvas", "commands", "colours", "images", "records"),
     *("weights", "backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps", "composer"),
->>>>>>> faults
     *("evaluation", "sampling", "network", "request", "drafting", "tasks", "pipeline", "compact", "sdxl", "judged"),
     *("bench", "training", "baselines"),
 )

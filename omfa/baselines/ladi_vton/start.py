@@ -18,11 +18,8 @@ from omfa.baselines.ladi_vton.masks import Rules
 from omfa.baselines.ladi_vton.pipeline import LaDIVTONPipeline, base_parts, channels
 from omfa.baselines.ladi_vton.refinement import Refinement
 from omfa.baselines.ladi_vton.warping import TPSWarping
-<<<<<<< HEAD
 from omfa.partial_diffusion import ddim
-=======
 from omfa.weights import read_part
->>>>>>> faults
 
 LETTERS = [chr(c) for c in range(ord("!"), ord("~") + 1)]
 
