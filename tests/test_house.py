@@ -25,7 +25,7 @@ FLOORS = (
 )
 DOORS = ("__main__", "fit", "encode", "export", "predict", "evaluate", "yardsticks", "demo", "bench.__main__", "app")
 DATA_PREP_MAY = ("components", "canvas", "files", "commands", "images", "bodies", "records", "evaluation.judges")
-HANDS_OVER_ESTIMATORS = ("__main__", "app")  # the only ones that reach data_prep
+HANDS_OVER_ESTIMATORS = ("__main__", "demo", "app")  # the only ones that reach data_prep
 FORBIDDEN = re.compile(
     r"\.cuda\(|(?:\.to|\bdevice)\((?:device\s*=\s*)?[\"']cuda|/(?:home|root|mnt|media|tmp|work|Users)/"
     r"|weights_only\s*=\s*False|\btorch\.load\((?![^()]*weights_only\s*=\s*True)|allow_pickle\s*=\s*True"
