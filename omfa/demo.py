@@ -109,8 +109,9 @@ def rows(
     on = pipe.try_on(None, anna.garments, anna_again.params, anna.face, **options()).images
     yield Row("another_pose", "the same in another pose | made | true", given, on, [anna_again.person])
 
-    bodies = {"pose": ben.params, "source_pose": anna.params}
-    on = pipe.transfer(anna.person, ben.person, "upper", face=ben.face, **bodies, **options()).images
+    how: dict[str, Any] = {"pose": ben.params, "source_pose": anna.params, "face": ben.face}
+    how["keep"] = "photo" if pipe.config.portraits else "others"
+    on = pipe.transfer(anna.person, ben.person, "upper", **how, **options()).images
     yield Row("transfer", "transfer: upper of the first onto the second | made", [anna.person, ben.person], on, [])
 
     lower = pipe.try_off(ben.person, "lower", ben.params, **options()).images[0]
