@@ -9,7 +9,7 @@ model decoded (if one did) and from the draft's kept pixels spread out at severa
 layer shows has the colours of what lies around it.
 
     composer = Composer.from_pretrained(folder)
-    made = composer.compose(draft, valid, surface, ["upper"]).picture
+    made = composer.compose(given(draft, valid, surface), ["upper"]).picture
 
 Legend: B batch, H W pixels, h w a quarter of them, D channels, L layers.
 """
