@@ -28,7 +28,6 @@ from omfa.files import check_writable
 from omfa.images import contact_sheet, read_image, save_whole
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import Record, read_records, record_pictures, resolve
-from omfa.tasks import PoseEstimator
 from omfa.training.vae import packaged_photographs
 
 FRONT = 40.0  # degrees; beyond it half of a print is out of sight
@@ -128,7 +127,7 @@ def rows(
         yield Row("real_photo", f"try-off of a real photograph ({path.stem}); {HONEST} | made", [photo], made, [])
 
 
-def _estimator() -> PoseEstimator:
+def _estimator() -> Any:
     from data_prep.poses.photo import photo_estimator
 
     return photo_estimator()

@@ -151,7 +151,7 @@ class Drafter:
     def _seen(self, record: Record) -> Seen:
         """The record's person; the last one is remembered, for several targets in a row."""
         if record.id not in self._last:
-            params = self._params(record.pose.params if record.pose else None, record)
+            params = self._params(None if record.pose is None else record.pose.params, record)
             self._last.clear()
             self._last[record.id] = see(self.body, params, self.size)
         return self._last[record.id]
