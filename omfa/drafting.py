@@ -16,7 +16,7 @@ from omfa import images
 from omfa.bodies.body import Body
 from omfa.bodies.drafts import Shown, draft_garment, draft_person, fitted, over
 from omfa.bodies.parameters import BodyParameters
-from omfa.bodies.standing import standing
+from omfa.bodies.predicted_standing import garment_standing, standing_off
 from omfa.bodies.surface import Draft, NoDraft
 from omfa.canvas import PERSON, PORTRAIT
 from omfa.components import Category, State
@@ -63,8 +63,9 @@ def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
                 if params is not None and slot == PERSON and given:
                     made = draft_person(body, params, size, list(given.values()))
                 elif params is not None and states.get(PERSON) is State.GIVEN:
-                    stand = standing(body, request.layout.categories[slot].value, size)
-                    made = draft_garment(body, stand, Shown(_fit(request.given[PERSON][i], size, "edge")[0], params))
+                    photo = _fit(request.given[PERSON][i], size, "edge")[0]
+                    stand = standing_off(photo, params, request.layout.categories[slot].value, size, body)
+                    made = draft_garment(body, stand, Shown(photo, params), wall=True)
                     drawn.maps[slot][i] = as_map(body, stand)
             except NoDraft as e:
                 warnings.warn(f"no draft of {slot}: {e}", stacklevel=2)
@@ -137,8 +138,10 @@ def _garment(request: Request, slot: str, i: int, size: tuple[int, int], body: B
     picture, box = _fit(request.given[slot][i], size, "white")
     category: Category = request.layout.categories[slot]
     known = request.stands.get(slot)
-    inner = box.height, box.width
-    stand = standing(body, category.value, inner) if known is None else known[i]
+    if known is not None:
+        return Shown(picture, _laid(known[i], box, size))
+    plain = images.pixels_to_tensor(np.asarray(request.given[slot][i]))
+    stand = garment_standing(plain, category.value, (box.height, box.width), body)
     return Shown(picture, _laid(stand, box, size))
 
 
