@@ -15,6 +15,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from omfa.weights import finite
+
 
 def input_channels(latent_channels: int) -> int:
     """Channels of the UNet's input: z_t, mask, known latents, pose."""
@@ -110,10 +112,14 @@ def encode(vae: AutoencoderKL, pixels: Tensor, noise: Tensor | None = None) -> T
 
 
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Latents -> pixels (B, 3, H, W) in [-1, 1], float32. Undoes :func:`encode` as far as the VAE can."""
+    """Latents -> pixels (B, 3, H, W) in [-1, 1], float32. Undoes :func:`encode` as far as the VAE can.
+
+    Raises:
+        ValueError: NaN or infinity came of them.
+    """
     with steady(vae, latents.device):
         pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
-    return pixels.float().clamp(-1, 1)
+    return finite(pixels).float().clamp(-1, 1)
 
 
 def fingerprint(*parts: torch.nn.Module, dtype: torch.dtype = torch.float32) -> str:

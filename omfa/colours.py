@@ -19,7 +19,7 @@ def in_srgb(image: Image.Image, profile: Any) -> Image.Image:
             made = ImageCms.applyTransform(image, change)
             assert made is not None
             return made
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @lru_cache(maxsize=64)

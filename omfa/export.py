@@ -71,8 +71,11 @@ def build_module(config: Path) -> Any:
     except (ValueError, yaml.YAMLError, argparse.ArgumentError) as e:
         said = shorten(innermost(e), 300)
         raise ValueError(f"{config} names no model ({said}): give the run folder as omfa.fit wrote it") from None
+    seed = told.get("seed_everything")
     try:
-        return parser.instantiate(settings).model
+        with torch.random.fork_rng():
+            torch.manual_seed(seed if isinstance(seed, int) else 0)  # what is made from nothing is made as the run did
+            return parser.instantiate(settings).model
     except ValueError as e:
         raise ValueError(f"{config}: its model can't be built: {innermost(e)}") from None
 

@@ -35,6 +35,7 @@ MAX_ASPECT = 20
 MIN_SIDE = 8
 MAX_BYTES = files.MAX_BYTES
 LINE, RULE = 16, 9  # pixels of a caption's line and of an upright rule
+ORIENTATION = 0x0112  # in EXIF
 LARGE = 2**20  # pixels; from here on a picture is scaled down before it becomes floats
 
 
@@ -76,7 +77,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Upright 8-bit RGB from any mode, and nothing but pixels: 16-bit scaled, transparency over white."""
     image.load()
     with suppress(Exception):  # orientation in damaged EXIF: the picture can still be read
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
     profile = image.info.get("icc_profile")
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
         deep = np.asarray(image).astype(np.int64)
@@ -104,7 +106,7 @@ def is_plain(image: Image.Image) -> bool:
         image.format in ("JPEG", "PNG")
         and image.mode in ("RGB", "L")
         and "transparency" not in image.info
-        and image.getexif().get(0x0112, 1) == 1
+        and image.getexif().get(ORIENTATION, 1) == 1
         and (not isinstance(profile, bytes) or to_srgb(profile, image.mode) is None)
     )
 
@@ -120,10 +122,8 @@ def _refusing(name: str) -> Iterator[None]:
         raise
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not a picture this can read; give one of {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError as e:
-        raise ImageError(f"{name}: {e}; scale it down first") from None
-    except MemoryError:
-        raise ImageError(f"{name}: too large for this machine's memory; scale it down first") from None
+    except (Image.DecompressionBombError, MemoryError) as e:
+        raise ImageError(f"{name}: too large for memory ({e}); scale it down first") from None
     except Exception as e:  # decoders raise almost anything on damaged files
         raise ImageError(f"{name}: damaged or cut short ({type(e).__name__}: {e}); save it again") from None
 
@@ -143,10 +143,7 @@ def decode(data: bytes, name: str = "picture") -> Image.Image:
 
 @contextmanager
 def opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    """An image file held in memory whose header is in order, nothing of it decoded; errors as of :func:`decode`.
-
-    Whatever the decoder raises within the ``with`` block is an :class:`ImageError` too.
-    """
+    """An image file held in memory, its header in order, nothing of it decoded yet; errors as of :func:`decode`."""
     if not data:
         raise ImageError(f"{name}: the file is empty; give a JPEG or PNG picture")
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and "HEIF" not in FORMATS:
@@ -170,9 +167,7 @@ def read_file(path: Path) -> bytes:
     except IsADirectoryError:
         raise ImageError(f"{path}: is a folder; give a picture file") from None
     except (OSError, ValueError) as e:
-        said = getattr(e, "strerror", None)
-        kind = f"can't be read ({said or e})" if said or "null" in str(e) else str(e)
-        raise ImageError(f"{path}: {kind}") from None
+        raise ImageError(f"{path}: can't be read ({getattr(e, 'strerror', None) or e})") from None
 
 
 def read_image(source: Picture, name: str = "picture") -> Image.Image:
@@ -192,7 +187,7 @@ def read_image(source: Picture, name: str = "picture") -> Image.Image:
     if isinstance(source, Image.Image):
         with _refusing(name):
             _check_size(*source.size, name)
-            return _to_rgb(source, name)
+            return _to_rgb(source.copy(), name)  # what is made of it is another picture
     if isinstance(source, Tensor):
         array = source.detach().float().cpu() if source.is_floating_point() else source.cpu()
         if array.ndim == 4 and array.shape[0] == 1:
@@ -234,7 +229,7 @@ def decode_pixels(data: bytes, name: str) -> np.ndarray:
     Raises:
         ImageError: the file can't be decoded, or its header says that it should not be; as of :func:`decode`.
     """
-    with opened(data, name) as image:
+    with _of_a_record(name), opened(data, name) as image:
         if not is_plain(image):
             return np.asarray(_to_rgb(image, name))
     try:
@@ -253,11 +248,18 @@ def decode_trusted(data: bytes, name: str) -> Tensor:
 
 def read_trusted(path: Path) -> Tensor:
     """:func:`decode_trusted` of a file."""
+    with _of_a_record(str(path)):
+        data = read_file(path)
+    return decode_trusted(data, str(path))
+
+
+@contextmanager
+def _of_a_record(name: str) -> Iterator[None]:
     try:
-        return decode_trusted(read_file(path), str(path))
+        yield
     except ImageError as e:
-        why = str(e).removeprefix(f"{path}: ")
-        raise ImageError(f"{path}: missing or damaged ({why}); prepare the record again") from None
+        why = str(e).removeprefix(f"{name}: ")
+        raise ImageError(f"{name}: missing or damaged ({why}); prepare the record again") from None
 
 
 def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
@@ -336,8 +338,8 @@ def fit_pixels(pixels: np.ndarray, size: Sequence[int], fill: Fill = "edge") -> 
 def _blurred_taps(many: int, few: int) -> Iterator[tuple[int, np.ndarray]]:
     """For each of ``few`` pixels the first of ``many`` that it is a mean of, and the weights from there on.
 
-    What kornia's ``resize(antialias=True)`` does along one axis, in one step: a Gaussian cut off at two sigmas,
-    mirrored at the borders, then linear interpolation between pixels' centres.
+    What kornia's ``resize(antialias=True)`` does along one axis: a Gaussian cut off at two sigmas, mirrored at the
+    borders, then linear interpolation between pixels' centres.
     """
     sigma = max((many / few - 1) / 2, 0.001)
     reach = int(max(4 * sigma, 3)) // 2

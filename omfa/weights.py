@@ -127,6 +127,17 @@ def _mend(part: torch.nn.Module, folder: Path, there: Collection[str]) -> None:
     part.eval()
 
 
+def finite(pixels: Tensor) -> Tensor:
+    """The same pixels, of any shape; before they are clamped, which would make black and white of what is no number.
+
+    Raises:
+        ValueError: NaN or infinity among them.
+    """
+    if not pixels.isfinite().all():
+        raise ValueError("the model made NaN or infinity instead of a picture: its weights, or its precision, are bad")
+    return pixels
+
+
 def not_finite(parts: Mapping[str, torch.nn.Module]) -> str:
     """Where numbers that are none may come from: the first weights that hold some, else the computation."""
     for name, part in parts.items():

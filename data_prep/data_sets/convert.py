@@ -97,7 +97,9 @@ def main(args: argparse.Namespace) -> Outcome:
     """Read a data set into records; what is missing is said and listed in ``missing.jsonl``."""
     with Missing(args.out, args.follow_links) as missing:
         entries = islice(SCANS[args.stage](args.images, missing), args.limit)
-        links: Any = {"follow_links": True} if args.follow_links else {}  # the call stays what it was without
+        links: dict[str, Any] = (
+            {"follow_links": True} if args.follow_links else {}
+        )  # the call stays what it was without
         work = partial(convert, stage=args.stage, root=args.images, **links)
         try:
             outcome = run_stage(args.stage, entries, work, args.out, workers=args.workers, engine=args.engine)

@@ -131,6 +131,10 @@ class OMFAModule(TrainedModule):
         Raises:
             Mismatch: trained from another base, with another ``train`` or ``rank``, or another network.
         """
+        state = checkpoint["state_dict"]
+        if self.pipe.vae_is_new and not any(name.startswith("vae.") for name in state):
+            # of older versions, which kept no VAE made from nothing: the same seed has made the same one here
+            state |= {f"vae.{name}": value for name, value in self.pipe.vae.state_dict().items()}
         made_from = checkpoint.get("base")
         if made_from is not None and self.base is not None and made_from != self.base:
             raise Mismatch(

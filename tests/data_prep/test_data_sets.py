@@ -154,7 +154,7 @@ def test_deepfashion(tmp_path: Path) -> None:
 def test_partial_downloads(tmp_path: Path) -> None:
     vitonhd(tmp_path / "in")
     (tmp_path / "in/train/image/00001_00.jpg").unlink()
-    (tmp_path / "in/test/cloth/00003_00.jpg").rename(tmp_path / "in/test/cloth/00003.jpeg")
+    (tmp_path / "in/test/cloth/00003_00.jpg").rename(tmp_path / "in/test/cloth/00003.txt")
     shutil.rmtree(tmp_path / "in/train/image-parse-v3")
     (tmp_path / "in/test_pairs.txt").rename(tmp_path / "in/pairs.txt")
     assert run("vitonhd", tmp_path / "in", tmp_path / "out") == 0
@@ -162,7 +162,7 @@ def test_partial_downloads(tmp_path: Path) -> None:
     assert missing(tmp_path / "out") == [
         ("person picture", "train/image/00001_00.jpg"),
         ("label map", "train/image-parse-v3/00002_00.png"),
-        ("file named as documented", "test/cloth/00003.jpeg"),
+        ("file named as documented", "test/cloth/00003.txt"),
         ("pair list", "test_pairs.txt"),
         ("garment", "test/cloth/00003_00.jpg"),
     ]

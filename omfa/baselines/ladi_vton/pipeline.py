@@ -33,7 +33,7 @@ from omfa.baselines.ladi_vton.refinement import Refinement
 from omfa.baselines.ladi_vton.warping import TPSWarping, Warp, resize, sample
 from omfa.components import Category
 from omfa.images import Picture
-from omfa.weights import check_parts, read_part
+from omfa.weights import check_parts, finite, read_part
 
 STEPS, GUIDANCE = 50, 7.5
 
@@ -205,7 +205,7 @@ class LaDIVTONPipeline(DiffusionPipeline):
         draws = self.draw(inputs, generator)
         # 3. Repaint and decode.
         made = self.repaint(inputs, worn, text, nothing, draws, num_inference_steps, guidance_scale, eta)
-        pixels = (made / 2 + 0.5).clamp(0, 1).float()
+        pixels = (finite(made) / 2 + 0.5).clamp(0, 1).float()
         if output_type == "pt":
             return LaDIVTONOutput(pixels, worn)
         return LaDIVTONOutput([Image.fromarray(p) for p in images.tensor_to_pixels(pixels * 2 - 1)], worn)

@@ -24,7 +24,9 @@ from omfa.baselines.mobile_vton.prompts import NEGATIVE, PLAIN, PromptBook, Text
 from omfa.commands import Parser, find_device
 from omfa.components import Category
 from omfa.files import check_writable, whole, write_json
+from omfa.records.latents import MADE_FROM, Hashes
 from omfa.records.prepared import RecordError, read_records, record_pictures, resolve
+from omfa.records.shards import RecordFolder
 
 
 @torch.no_grad()
@@ -58,8 +60,9 @@ def encode_records(pipe: MobileVTON, folder: Path, out: Path, size: Sequence[int
     _, nothing = pipe.features(torch.zeros(1, 3, *size, device=pipe.device))
     with whole(out / NOTHING) as part:
         save_file({"features": nothing[0].half().cpu().contiguous()}, part)
+    hashes = Hashes(RecordFolder(folder))
     for record in tqdm(records, disable=pipe.quiet):
-        if encoded_file(out, record.id).is_file():
+        if hashes.match(record, encoded_file(out, record.id)):
             continue
         made = {}
         for name, file in record_pictures(record).items():
@@ -73,7 +76,7 @@ def encode_records(pipe: MobileVTON, folder: Path, out: Path, size: Sequence[int
             if garment:
                 made[f"{name}.features"] = pipe.features(pixels)[0][0].half().cpu().contiguous()
         with whole(encoded_file(out, record.id)) as part:
-            save_file(made, part)
+            save_file(made, part, {MADE_FROM: hashes.of(record)})
     write_json(path, about)
     return len(records)
 

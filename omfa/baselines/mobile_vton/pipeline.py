@@ -24,6 +24,7 @@ from omfa.baselines.mobile_vton.prompts import NEGATIVE, PLAIN, PromptBook, Text
 from omfa.baselines.mobile_vton.sampling import GUIDANCE, STEPS, Given, sample
 from omfa.components import Category
 from omfa.evaluation.predictions import Batch, Input
+from omfa.weights import finite
 
 SIZE = (1024, 768)
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # DINOv2's
@@ -256,8 +257,8 @@ class MobileVTON:
         """Latents (B, C, h, w) -> pixels (B, 3, H, W) in [-1, 1], by the small decoder where there is one."""
         raw = unscaled(latents.float(), self.parts.vae)
         if self.parts.decoder is not None:
-            return self.parts.decoder(raw).clamp(-1, 1)
-        return self.parts.vae.decode(raw.to(self.parts.vae.dtype)).sample.float().clamp(-1, 1)
+            return finite(self.parts.decoder(raw)).clamp(-1, 1)
+        return finite(self.parts.vae.decode(raw.to(self.parts.vae.dtype)).sample.float()).clamp(-1, 1)
 
 
 def scaled(raw: Tensor, vae: Any) -> Tensor:

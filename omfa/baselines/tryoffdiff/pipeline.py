@@ -39,7 +39,7 @@ from omfa.baselines.tryoffdiff.pictures import stretched, to_square
 from omfa.baselines.tryoffdiff.weights import load_official, official_version, read_official
 from omfa.components import Category
 from omfa.images import Box, Picture
-from omfa.weights import check_parts
+from omfa.weights import check_parts, finite
 
 Noise = Literal["preserving", "exploding"]
 Unconditional = Literal["features", "picture"]
@@ -320,7 +320,7 @@ class TryOffDiffPipeline(DiffusionPipeline):
     def decode(self, latents: Tensor, quirks: Quirks) -> Tensor:
         """Latents (B, C, h, w) -> pictures (B, 3, S, S) in [-1, 1]."""
         pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
-        return stretched(pixels) if quirks.stretched else pixels.clamp(-1, 1)
+        return stretched(pixels) if quirks.stretched else finite(pixels).clamp(-1, 1)
 
     def _categories(self, asked: str | Collection[str] | None) -> list[str]:
         known = self.config.categories
