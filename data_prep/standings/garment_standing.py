@@ -231,7 +231,7 @@ def train(data: Examples, epochs: int, seed: int = 0) -> StandNet:
     generator = torch.Generator().manual_seed(seed)
     net, joints_of, batch = StandNet(), Joints(load_body()), 64
     net.mean.copy_(torch.stack([data.stands[data.kinds == k].mean(0) for k in range(len(KINDS))]))  # type: ignore[operator]
-    net.mean[:, [2, 4]] = 0  # type: ignore[index]
+    net.mean[:, [2, 4]] = 0  # type: ignore[index, operator]
     net.spread.copy_(torch.tensor([20.0, 3.0, 6.0, 0.2, 0.05, 0.1]))  # type: ignore[operator]
     whole = len(data.kinds) // batch
 
@@ -270,9 +270,9 @@ def report(net: StandNet, seed: int, count: int, size: tuple[int, int] = (256, 1
         )
     print("% of the height: mean, median, nine in ten below; in brackets: the category's fixed body")
     every: dict[str, Array] = {k: np.concatenate(v) * 100 for k, v in off.items()}
-    for kind, values in (every | {"all": np.concatenate(list(every.values()))}).items():
+    for name, values in (every | {"all": np.concatenate(list(every.values()))}).items():
         told = [np.mean(values, 0), np.median(values, 0), np.quantile(values, 0.9, axis=0)] if len(values) else []
-        print(f"{kind:6} " + " ".join(f"{a:6.2f} ({b:5.2f})" for a, b in told) + f"  {len(values)} joints")
+        print(f"{name:6} " + " ".join(f"{a:6.2f} ({b:5.2f})" for a, b in told) + f"  {len(values)} joints")
     return float(np.concatenate(list(every.values()))[:, 0].mean() / 100)
 
 

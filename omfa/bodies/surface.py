@@ -390,7 +390,7 @@ def off_paper(picture: Tensor, like: float = _LIKE) -> Tensor:
     paper = rim.median(1).values
     off = (rim - paper[:, None]).abs().amax(0)
     plain = bool((paper > 0.8).all() & (((off > like) & (off < 5 * like)).float().mean() < 0.05))
-    like = ((picture - paper[:, None, None].to(picture)).abs().amax(0) < like) & plain
-    framed = np.pad(like.cpu().numpy().astype(np.uint8), 1, constant_values=1)
+    alike = ((picture - paper[:, None, None].to(picture)).abs().amax(0) < like) & plain
+    framed = np.pad(alike.cpu().numpy().astype(np.uint8), 1, constant_values=1)
     _, label = cv2.connectedComponents(framed, connectivity=4)
     return torch.from_numpy((label != label[0, 0])[1:-1, 1:-1]).to(picture.device)
