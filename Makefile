@@ -3,6 +3,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PY := .venv/bin/python
 export CUDA_MODULE_LOADING := LAZY
+# mediapipe pins versions that nothing else can live with, so its own pins are passed over
+POSE_TOOLS := $(PY) -m pip install -q 'protobuf>=6,<7' absl-py attrs flatbuffers matplotlib && \
+	$(PY) -m pip install -q --no-deps mediapipe==0.10.21
 
 .PHONY: help setup pose-tools demo test lint fit bench clean
 
@@ -17,12 +20,11 @@ setup: .venv/.ready ## create .venv with everything pinned
 	$(PY) -m pip install -q --upgrade pip setuptools wheel
 	$(PY) -m pip install -q -c constraints.txt torch
 	$(PY) -m pip install -q -c constraints.txt -e '.[dev]'
+	$(POSE_TOOLS) || echo 'photos go without a body for now: try "make pose-tools" again'
 	touch $@
 
-# mediapipe pins versions that nothing else can live with, so its own pins are passed over
-pose-tools: setup ## landmark models for photos (mediapipe 0.10.21, Apache-2.0): pose-maps, faces, try-on from a photo
-	$(PY) -m pip install -q 'protobuf>=6,<7' absl-py attrs flatbuffers matplotlib
-	$(PY) -m pip install -q --no-deps mediapipe==0.10.21
+pose-tools: setup ## landmark models for photos again, where setup could not fetch them (mediapipe 0.10.21, Apache-2.0)
+	$(POSE_TOOLS)
 
 test: setup ## the whole fast test suite
 	$(PY) -m pytest -n 2

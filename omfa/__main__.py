@@ -43,7 +43,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Job:
+class Order:
     """One picture, or set of pictures, to make.
 
     Args:
@@ -67,60 +67,61 @@ class _Photo:
 
 
 # ---------------------------------------------------------------------------------------------------- the commands
-# Each turns the call into jobs. What all jobs share is read at once and refused at once; of several photos the bad ones
-# are added to ``problems`` and the others go on.
+# Each turns the call into orders. What all orders share is read at once and refused at once; of several photos the bad
+# ones are added to ``problems`` and the others go on.
 
 
-def try_off(call: argparse.Namespace, problems: list[str]) -> list[Job]:
-    """A job a photo."""
+def try_off(call: argparse.Namespace, problems: list[str]) -> list[Order]:
+    """An order a photo."""
 
-    def job(stem: str, photo: Image.Image) -> Job:
+    def order(stem: str, photo: Image.Image) -> Order:
         def make(pipe: OMFAPipeline, options: dict[str, Any]) -> dict[str, Image.Image]:
             made = pipe.try_off(photo, call.category, **options).garments
             return {f"{stem}_{category}.png": pictures[0] for category, pictures in made.items()}
 
-        return Job(stem, [photo], False, make)
+        return Order(stem, [photo], False, make)
 
-    return [job(stem, photo) for stem, photo in _readable(call.photos, problems)]
+    return [order(stem, photo) for stem, photo in _readable(call.photos, problems)]
 
 
-def try_on(call: argparse.Namespace, problems: list[str]) -> list[Job]:
-    """A job a portrait; one job without portraits."""
+def try_on(call: argparse.Namespace, problems: list[str]) -> list[Order]:
+    """An order a portrait; one without portraits."""
     worn, face, pose = _garments(call), _face(call), _pose(call)
 
-    def job(name: str, portrait: Image.Image | None) -> Job:
+    def order(name: str, portrait: Image.Image | None) -> Order:
         def make(pipe: OMFAPipeline, options: dict[str, Any]) -> dict[str, Image.Image]:
             made = pipe.try_on(portrait, worn, _estimated(pipe, pose), face, call.keep, **options)
             return {f"{name}.png": made.person[0]}
 
-        return Job(name, _pictures(portrait, *worn.values(), face, pose), _estimator_needed(portrait, face, pose), make)
+        given = _pictures(portrait, *worn.values(), face, pose)
+        return Order(name, given, _estimator_needed(portrait, face, pose), make)
 
     if not call.portrait:
-        return [job("try_on", None)]
-    return [job(f"{stem}_try_on", portrait) for stem, portrait in _readable(call.portrait, problems)]
+        return [order("try_on", None)]
+    return [order(f"{stem}_try_on", portrait) for stem, portrait in _readable(call.portrait, problems)]
 
 
-def transfer(call: argparse.Namespace, problems: list[str]) -> list[Job]:
-    """A job a target."""
+def transfer(call: argparse.Namespace, problems: list[str]) -> list[Order]:
+    """An order a target."""
     source, face, pose = read_image(call.source), _face(call), _pose(call)
 
-    def job(name: str, target: Image.Image) -> Job:
+    def order(name: str, target: Image.Image) -> Order:
         def make(pipe: OMFAPipeline, options: dict[str, Any]) -> dict[str, Image.Image]:
             at = _estimated(pipe, pose)
             made = pipe.transfer(source, target, call.category, at, face, call.keep, **options)
             return {f"{name}.png": made.person[0]}
 
-        return Job(name, _pictures(source, target, face, pose), _estimator_needed(target, face, pose), make)
+        return Order(name, _pictures(source, target, face, pose), _estimator_needed(target, face, pose), make)
 
     start = f"{Path(call.source).stem}_on_"
-    return [job(start + stem, target) for stem, target in _readable(call.targets, problems)]
+    return [order(start + stem, target) for stem, target in _readable(call.targets, problems)]
 
 
-def turntable(call: argparse.Namespace, problems: list[str]) -> list[Job]:
-    """A job a portrait."""
+def turntable(call: argparse.Namespace, problems: list[str]) -> list[Order]:
+    """An order a portrait."""
     worn, face, pose = _garments(call), _face(call), _pose(call)
 
-    def job(stem: str, portrait: Image.Image) -> Job:
+    def order(stem: str, portrait: Image.Image) -> Order:
         def make(pipe: OMFAPipeline, options: dict[str, Any]) -> dict[str, Image.Image]:
             at = _estimated(pipe, pose)
             keep: Any = None if call.keep is None else "others"  # a new picture each
@@ -128,9 +129,9 @@ def turntable(call: argparse.Namespace, problems: list[str]) -> list[Job]:
             return {f"{stem}_{round(360 * i / call.views):03d}.png": p for i, p in enumerate(made.images)}
 
         given = _pictures(portrait, *worn.values(), face, pose)
-        return Job(stem, given, _estimator_needed(portrait, face, pose), make)
+        return Order(stem, given, _estimator_needed(portrait, face, pose), make)
 
-    return [job(stem, portrait) for stem, portrait in _readable(call.photos, problems)]
+    return [order(stem, portrait) for stem, portrait in _readable(call.photos, problems)]
 
 
 def _readable(paths: Sequence[str], problems: list[str]) -> Iterator[tuple[str, Image.Image]]:
@@ -281,11 +282,11 @@ def main(args: Sequence[str] | None = None) -> int:
     diffusers_logging.disable_progress_bar()  # of loading: seconds at most
     problems: list[str] = []
     try:
-        jobs = call.prepare(call, problems)
-        _check(call, jobs, problems)
+        orders = call.prepare(call, problems)
+        _check(call, orders, problems)
         device = find_device(call.device)
         pipe = OMFAPipeline.from_pretrained(call.model, dtype=DTYPES[call.dtype]).to(device)
-        if any(job.needs_estimator for job in jobs):
+        if any(order.needs_estimator for order in orders):
             pipe.pose_estimator = _estimator()
         elif pipe.config.draft == "surface":  # merely better with one
             with suppress(ValueError):
@@ -295,17 +296,17 @@ def main(args: Sequence[str] | None = None) -> int:
         return _tell(call.command, [*problems, str(e)], 2)
     rows: list[tuple[str, list[Image.Image | None]]] = []
     pipe.set_progress_bar_config(disable=None, leave=False)
-    for job in tqdm(jobs, unit="input", disable=None if len(jobs) > 1 else True):
+    for order in tqdm(orders, unit="input", disable=None if len(orders) > 1 else True):
         options = {"num_inference_steps": call.steps, "guidance_scale": call.guidance}
         options["generator"] = torch.Generator().manual_seed(call.seed)
         try:
-            made = job.make(pipe, options)
+            made = order.make(pipe, options)
             for name, picture in made.items():
                 _save(picture, call.out / name)
         except (ValueError, OSError) as e:
-            problems.append(f"{job.name}: {e}")
+            problems.append(f"{order.name}: {e}")
             continue
-        rows.append((", ".join(made), [*job.given, None, *made.values()]))
+        rows.append((", ".join(made), [*order.given, None, *made.values()]))
         print("\n".join(str(call.out / name) for name in made))
     if call.contact_sheet and rows:
         try:
@@ -325,11 +326,11 @@ def _tell(command: str, problems: Sequence[str], code: int) -> int:
     return code
 
 
-def _check(call: argparse.Namespace, jobs: Sequence[Job], problems: list[str]) -> None:
+def _check(call: argparse.Namespace, orders: Sequence[Order], problems: list[str]) -> None:
     """What can be refused before any model is loaded."""
-    if not jobs:
+    if not orders:
         raise ValueError(problems.pop() if len(problems) == 1 else f"none of {len(problems)} inputs can be used")
-    names = [job.name for job in jobs]
+    names = [order.name for order in orders]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ValueError(f"two inputs would both be written as {', '.join(twice)}: rename one of them")

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from omfa.backbone import input_channels
 from omfa.canvas import PORTRAIT
 from omfa.conditioning import KINDS, SlotTokens, look_size
-from omfa.pipeline import GUIDANCE, STEPS, OMFAPipeline
+from omfa.partial_diffusion import ddim
+from omfa.pipeline import OMFAPipeline
+from omfa.sampling import GUIDANCE, STEPS
 from omfa.weights import read_part
 
 
@@ -67,14 +69,10 @@ def compact_pipeline(
             projection_class_embeddings_input_dim=look_size(garment_slots + 2, channels),
         )
         tokens = SlotTokens(token_dim, list(kinds))
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+    scheduler = ddim(
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
-        clip_sample=False,
         set_alpha_to_one=True,
     )
     sizes: dict[str, Any] = {

@@ -2,14 +2,14 @@
 
     picture = sum over layers of weight x layer,  weights a softmax over the layers that are there
 
-Layers are the composer's own colours, the draft where it is valid (:mod:`omfa.bodies.drafts`), and a photo to be kept. A small
-network looks at all of them and at the body's surface map, and says how much each pixel takes from each; lettering and
-prints pass through untouched, for copying needs no learning. Own colours are mixed from what a latent model decoded (if
-one did) and from the draft's kept pixels spread out at several distances, plus a correction: what no layer shows has
-the colours of what lies around it.
+Layers are the composer's own colours, the draft where it is valid (:mod:`omfa.bodies.drafts`), and a photo to be kept.
+A small network looks at all of them and at the body's surface map, and says how much each pixel takes from each;
+lettering and prints pass through untouched, for copying needs no learning. Own colours are mixed from what a latent
+model decoded (if one did) and from the draft's kept pixels spread out at several distances, plus a correction: what no
+layer shows has the colours of what lies around it.
 
     composer = Composer.from_pretrained(folder)
-    made = composer.compose(draft, valid, surface, ["upper"]).picture
+    made = composer.compose(given(draft, valid, surface), ["upper"]).picture
 
 Legend: B batch, H W pixels, h w a quarter of them, D channels, L layers.
 """

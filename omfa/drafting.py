@@ -9,15 +9,17 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from omfa import images
 from omfa.bodies.body import Body
-from omfa.bodies.drafts import Shown, draft_garment, draft_person, fitted, over
+from omfa.bodies.drafts import Shown, coverage, draft_garment, draft_person, fitted, over
 from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.predicted_standing import garment_standing
 from omfa.bodies.standing import standing
-from omfa.bodies.surface import Draft, NoDraft
+from omfa.bodies.surface import Draft, NoDraft, off_paper
 from omfa.canvas import PERSON, PORTRAIT
 from omfa.components import Category, State
 from omfa.composer import Composer
@@ -26,6 +28,8 @@ from omfa.records.drawn import INSIDE_OUT, as_map
 from omfa.request import Request
 
 LARGEST = 1024  # pixels of height that pictures are composed at
+LEAST = 0.1  # share of the body: a draft that shows less, such as a back's of what is seen from the front, is none
+PAPER = 0.16  # of [-1, 1]: what a composer leaves of a shop picture's ground is as plain as this
 
 
 class Drawn(NamedTuple):
@@ -58,17 +62,20 @@ def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
         for slot in order:
             drawn.maps[slot].append(as_map(body, given[slot].params) if slot in given else None)
         for slot in drawn.drafts:
-            made = None
+            made, shows = None, 0.0
             try:
                 if params is not None and slot == PERSON and given:
                     made = draft_person(body, params, size, list(given.values()))
+                    shows = coverage(made, body, params)
                 elif params is not None and states.get(PERSON) is State.GIVEN:
+                    photo = _fit(request.given[PERSON][i], size, "edge")[0]
                     stand = standing(body, request.layout.categories[slot].value, size)
-                    made = draft_garment(body, stand, Shown(_fit(request.given[PERSON][i], size, "edge")[0], params))
+                    made = draft_garment(body, stand, Shown(photo, params), wall=True)
                     drawn.maps[slot][i] = as_map(body, stand)
+                    shows = coverage(made, body, stand)
             except NoDraft as e:
                 warnings.warn(f"no draft of {slot}: {e}", stacklevel=2)
-            drawn.drafts[slot].append(made)
+            drawn.drafts[slot].append(made if shows >= LEAST else None)
     return drawn
 
 
@@ -111,6 +118,8 @@ def composed(
         drafted, valid, surface = (x[None].to(decoded.device) for x in (draft.picture, draft.valid[None], seen))
         layers = given_layers(drafted, valid, surface, large, photo)
         made[i] = composer.compose(layers, [kind]).picture[0]
+        if slot != PERSON:  # the ground of a shop picture is white
+            made[i] = torch.where(off_paper(made[i], PAPER), made[i], 1.0)
     return made
 
 
@@ -137,8 +146,10 @@ def _garment(request: Request, slot: str, i: int, size: tuple[int, int], body: B
     picture, box = _fit(request.given[slot][i], size, "white")
     category: Category = request.layout.categories[slot]
     known = request.stands.get(slot)
-    inner = box.height, box.width
-    stand = standing(body, category.value, inner) if known is None else known[i]
+    if known is not None:
+        return Shown(picture, _laid(known[i], box, size))
+    plain = images.pixels_to_tensor(np.asarray(request.given[slot][i]))
+    stand = garment_standing(plain, category.value, (box.height, box.width), body)
     return Shown(picture, _laid(stand, box, size))
 
 

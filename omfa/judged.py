@@ -21,14 +21,17 @@ class OMFAModel:
         pipe: moved to a device already, or by :meth:`to`.
     """
 
+    try_on_needs = frozenset({Input.GARMENTS, Input.POSE_MAP})
+    try_on_takes = frozenset({Input.FACE})
     try_off_needs = frozenset({Input.PHOTO})
+    try_off_takes: frozenset[Input] = frozenset()
 
     def __init__(self, pipe: OMFAPipeline) -> None:
         self.pipe = pipe
-        bodies = "surface" in (pipe.config.draft, pipe.config.pose_style)
-        self.try_on_needs = frozenset({Input.GARMENTS, Input.POSE if bodies else Input.POSE_MAP})
-        self.try_on_takes = frozenset({Input.FACE, Input.GARMENT_POSES} if bodies else {Input.FACE})
-        self.try_off_takes = frozenset({Input.POSE} if bodies else set())
+        if "surface" in (pipe.config.draft, pipe.config.pose_style):
+            self.try_on_needs = frozenset({Input.GARMENTS, Input.POSE})
+            self.try_on_takes = frozenset({Input.FACE, Input.GARMENT_POSES})
+            self.try_off_takes = frozenset({Input.POSE})
 
     @classmethod
     def from_pretrained(cls, weights: str) -> Self:

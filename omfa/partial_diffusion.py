@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction"]
@@ -33,6 +34,16 @@ SCHEDULERS = (
     "UniPCMultistepScheduler",
 )
 """diffusers' schedulers that work here, each tested with both prediction types."""
+
+
+def ddim(**options: Any) -> DDIMScheduler:
+    """DDIM over Stable Diffusion's noise levels, which are SDXL's too; latents are never clipped.
+
+    Args:
+        options: what else diffusers' scheduler takes.
+    """
+    levels = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return DDIMScheduler(**levels, clip_sample=False, **options)
 
 
 def _wide(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

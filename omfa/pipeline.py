@@ -40,13 +40,12 @@ from omfa.prompts import Prompts, TextEncoders
 from omfa.records.latents import DRAFTS
 from omfa.request import Pictures, Pose, Request, check_sampler, read_request
 from omfa.rows import cross_rows
-from omfa.sampling import denoise
+from omfa.sampling import GUIDANCE, STEPS, denoise
 from omfa.tasks import OMFAPipelineOutput, PoseEstimator, Tasks
 from omfa.tuning import TUNED
 from omfa.weights import check_parts, not_finite
 
 MODELS = Path(str(files("omfa"))) / "models"
-STEPS, GUIDANCE = 50, 2.0  # the paper's
 MOST_PIXELS = 8192  # on a side
 POSE_STYLES = ("parts_blend", "surface")
 

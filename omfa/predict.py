@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; call again to go on from here", file=sys.stderr)
         return 1
     for failure in failures:
-        print(f"failed: {failure['key']}: {failure['error']}", file=sys.stderr)
+        key = failure["key"]
+        print(f"failed: {key}: {failure['error'].removeprefix(f'{key}: ')}", file=sys.stderr)
     print(f"{len(job.items) - len(failures)} of {len(job.items)} pictures in {job.out}")
     return 1 if failures else 0
 

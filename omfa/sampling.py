@@ -14,6 +14,8 @@ from torch import Tensor
 
 from omfa.partial_diffusion import network_latents, start, step
 
+STEPS, GUIDANCE = 50, 2.0  # the paper's; a model's config may say others (default_steps, default_guidance)
+
 Predict = Callable[[Tensor, Tensor], Tensor]
 """What the network sees (B, C, h, w) and the timestep to its (guided) prediction (B, C, h, w)."""
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from omfa.backbone import widen_unet
+from omfa.partial_diffusion import ddim
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import PromptFiles, Prompts
 from omfa.tuning import load_tuned, read_tuned
@@ -63,14 +64,7 @@ def sdxl_pipeline(
     unet = _read("unet", base, variant)
     codec = load_vae(base, vae, variant)
     parts = text_encoders(base, variant) if text is None else {PROMPTS: load_prompts(text)}
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=False,
-    )
+    scheduler = ddim(timestep_spacing="trailing", set_alpha_to_one=False)
     sizes: dict[str, Any] = {
         "person_size": list(person_size),
         "garment_slots": garment_slots,

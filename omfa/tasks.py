@@ -133,6 +133,7 @@ class Tasks:
         pose: Pose | Sequence[Pose] | None = None,
         face: Pictures | None = None,
         keep: Keep = "auto",
+        source_pose: Pose | Sequence[Pose] | None = None,
         **options: Any,
     ) -> OMFAPipelineOutput:
         """Take garments off one person and put them on another.
@@ -142,9 +143,10 @@ class Tasks:
             target: photo of who shall wear them.
             categories: which garments.
             pose, face, keep, options: as in :meth:`try_on`.
+            source_pose: the body in ``source``, as in :meth:`try_off`.
         """
         batch = max(len(images.as_list(source)), len(images.as_list(target)))
-        taken = self.try_off(_repeated(source, batch), categories, **_shared(options)).garments
+        taken = self.try_off(_repeated(source, batch), categories, source_pose, **_shared(options)).garments
         return self.try_on(_repeated(target, batch), taken, pose=pose, face=face, keep=keep, **options)
 
     def turntable(

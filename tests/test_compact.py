@@ -55,10 +55,10 @@ def test_people_take_their_own_poses(pipe: OMFAPipeline, strangers: tuple[Path, 
     folder, records = strangers
     made, true = [], []
     for record in records:
-        assert record.pose is not None and record.pose.map is not None and record.face is not None
+        assert record.pose is not None and record.pose.params is not None and record.face is not None
         worn = {g.category.value: folder / g.path for g in record.garments}
         options = {"num_inference_steps": 8, "generator": torch.Generator().manual_seed(0)}
-        on = pipe.try_on(None, worn, folder / record.pose.map, folder / record.face.path, **options).images[0]
+        on = pipe.try_on(None, worn, folder / str(record.pose.params), folder / record.face.path, **options).images[0]
         made.append(person_outline(pixels(on)).float())
         true.append(person_outline(pixels(read_image(folder / record.file_name))).float())
     overlap = torch.tensor([[float(silhouette_iou(a, b)) for b in true] for a in made])

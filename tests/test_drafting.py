@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,9 @@ from omfa.bodies.drafts import Shown, draft_garment, draft_person, fitted, nudge
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import project
 from omfa.bodies.standing import standing
-from omfa.bodies.surface import Draft
+from omfa.bodies.surface import Draft, resized
 from omfa.components import Category, State
+from omfa.composer import Composer
 from omfa.conditioning import KINDS, Drops, SlotTokens
 from omfa.drafting import draw, known_pictures
 from omfa.pipeline import OMFAPipeline
@@ -167,7 +170,8 @@ def test_a_call_draws_what_the_bodies_say(world: Path, pipe: OMFAPipeline) -> No
     category = order[0]
     request = read_request(pipe.canvas, [category], person, None, None, params, None)
     drawn = draw(request, SIZE, body)
-    wanted = draft_garment(body, standing(body, category, SIZE), Shown(pixels(person), params))  # type: ignore[arg-type]
+    stand = standing(body, category, SIZE)  # type: ignore[arg-type]
+    wanted = draft_garment(body, stand, Shown(pixels(person), params), wall=True)
     (several,) = drawn.drafts.values()
     assert isinstance(several[0], Draft) and torch.equal(several[0].picture, wanted.picture)
     elsewhere = replace(params, transl=params.transl * [1, 1, -1])
@@ -203,6 +207,51 @@ def test_everyday_calls(world: Path, pipe: OMFAPipeline) -> None:
         assert not np.array_equal(np.asarray(photo), np.asarray(new))
     finally:
         pipe.pose_estimator = None
+
+
+@pytest.fixture(scope="module")
+def composing(pipe: OMFAPipeline) -> Iterator[OMFAPipeline]:
+    torch.manual_seed(3)
+    pipe.register_modules(composer=Composer(channels=(8, 8), size=SIZE, shrink=1))
+    yield pipe
+    pipe.register_modules(composer=None)
+
+
+def test_composed_pictures_come_at_the_photo_s_own_size(world: Path, composing: OMFAPipeline, tmp_path: Path) -> None:
+    record = open_records(world).records()[0]
+    assert record.pose is not None and record.pose.params is not None
+    params = resized(BodyParameters.load(world / record.pose.params), (3 * H, 3 * W))
+    person = read(world, record.file_name).resize((3 * W, 3 * H))
+    worn = {g.category.value: read(world, g.path) for g in record.garments}
+    category, one = next(iter(worn)), {"num_inference_steps": 1}
+
+    def off(pipe: OMFAPipeline, **options: Any) -> Image.Image:
+        return pipe.try_off(person, category, params, generator=torch.manual_seed(0), **one, **options).images[0]
+
+    large = off(composing)
+    assert large.size == person.size and off(composing, compose=False).size == (W, H)
+    with pytest.warns(UserWarning, match="without a draft"):
+        assert composing.try_off(person, category, **one).images[0].size == (W, H)
+    composing.save_pretrained(tmp_path)
+    again = OMFAPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert again.config.portraits and np.array_equal(np.asarray(off(again)), np.asarray(large))
+
+
+def test_a_photo_stays_where_the_composer_keeps_it(world: Path, composing: OMFAPipeline) -> None:
+    record = open_records(world).records()[0]
+    assert record.pose is not None and record.pose.params is not None
+    params, person = BodyParameters.load(world / record.pose.params), read(world, record.file_name)
+    worn = {g.category.value: read(world, g.path) for g in record.garments}
+    last = composing.composer.last[2]
+    logits = torch.zeros_like(last.bias).view(-1, 4)  # by channel of what is said, then by place in a square
+    logits[5] = 50.0
+    with torch.no_grad():
+        last.bias.copy_(logits.flatten())
+    made = composing.try_on(person, worn, params, keep="photo", num_inference_steps=1).person[0]
+    with torch.no_grad():
+        last.bias.zero_()
+    assert np.array_equal(np.asarray(made), np.asarray(person))
 
 
 def test_calls_that_can_t_be(world: Path, pipe: OMFAPipeline, compact: OMFAPipeline) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from omfa import encode, evaluate, export, predict, yardsticks
 from omfa.commands import find_device
-from omfa.files import Unwritable, check_writable, whole, write_json
+from omfa.files import Unwritable, aside, check_writable, whole, write_json
 from tests.conftest import full_disk
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], list[str]]] = {
@@ -39,6 +39,20 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     with full_disk(4096), pytest.raises(Unwritable, match=rf"{path.parent} can't.*free some space"):
         write_json(path, "a" * 5000)
     assert path.read_text() == '{"a": 1}\n' and list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_survives_a_kill_between_the_swaps_and_an_error_after_it(tmp_path: Path) -> None:
+    folder, moved = tmp_path / "model", tmp_path / ".model.replaced"
+    moved.mkdir()
+    (moved / "a").write_text("1")
+    with pytest.raises(KeyError), aside(folder) as part:
+        part.mkdir()
+        raise KeyError
+    assert (folder / "a").read_text() == "1" and list(tmp_path.iterdir()) == [folder]
+    with aside(folder) as part:
+        part.mkdir()
+        (part / "b").write_text("2")
+    assert [p.name for p in folder.iterdir()] == ["b"] and list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_folder_that_cannot_be_made_is_named_with_the_option(tmp_path: Path) -> None:

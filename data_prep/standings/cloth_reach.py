@@ -84,7 +84,7 @@ def examples(folder: Path, records: Sequence[Record], workers: int) -> Examples:
 
 
 def vary(seen: Tensor, generator: torch.Generator) -> Tensor:
-    """What ReachNet is to see, (B, 8, h, w) of (B, 8, h, w) int8: mirrored, moved, recoloured, grained, with holes."""
+    """What ReachNet is to see, (B, 8, h, w) of (B, 8, h, w) int8: mirrored, recoloured, grained, with holes."""
     count, (height, width) = len(seen), seen.shape[-2:]
 
     def rand(*shape: int) -> Tensor:
@@ -92,11 +92,10 @@ def vary(seen: Tensor, generator: torch.Generator) -> Tensor:
 
     x = seen.float() / 127
     x = torch.where(rand(1, 1, 1) < 0.5, x.flip(-1), x)
-    x = x.roll(torch.randint(-1, 2, (2,), generator=generator).tolist(), (2, 3))
     order = torch.stack([torch.randperm(3, generator=generator) for _ in range(count)])
     order = torch.where(rand(1) < 0.4, order, torch.arange(3))
     known = x[:, [3, 7]]
-    hole = (rand(2, 1, 1) < 0.2) & ((torch.arange(height)[:, None] - height * rand(1, 1, 1)).abs() < 12 * rand(1, 1, 1))
+    hole = (rand(2, 1, 1) < 0.2) & ((torch.arange(height)[:, None] - height * rand(1, 1, 1)).abs() < 6 * rand(1, 1, 1))
     known = known * ~hole
     sides = []
     for k in (0, 1):

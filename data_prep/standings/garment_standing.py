@@ -6,7 +6,7 @@ Garments of seed 30,000 are learned from, those of seed 40,000 are held out; the
 In training, arms hang from nearly level to nearly straight down, and pictures are stretched, recoloured, shaded,
 grained, compressed and cut wrongly: real shop pictures are not rendered.
 
-Legend: B batch, N pictures, P = 128 side of what is kept of a picture, S side of what the network sees, J joints.
+Legend: B batch, N pictures, P = 96 side of what is kept of a picture, S side of what the network sees, J joints.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from omfa.bodies.standing import FOV, PITCH, shop_pose, standing
 Array = NDArray[Any]
 
 LEARN, HELD_OUT = 30_000, 40_000
-KEPT = 128
+KEPT = 96
 JOINTS = (0, 1, 2, 4, 5, 7, 8, 9, 12, 16, 17, 18, 19, 20, 21)  # pelvis, legs, chest, neck, arms
 MIRROR = [JOINTS.index(j) for j in (0, 2, 1, 5, 4, 8, 7, 9, 12, 17, 16, 19, 18, 21, 20)]
 ASIDE = 0.1  # weight of a joint that does not lie on the garment
@@ -173,7 +173,7 @@ def vary(pictures: Tensor, joints: Tensor, generator: torch.Generator) -> tuple[
     dark = torch.gather(dark, 1, order[:, :, None, None].expand_as(dark))
     light = 0.9 + 0.25 * rand(1, 1, 1)
     dark = torch.where(rand(1, 1, 1) < 0.15, 0.3 * dark + 0.02 * mask, dark * light)  # nearly white cloth
-    spread = F.avg_pool2d(F.avg_pool2d(mask, 9, 1, 4, count_include_pad=False), 9, 1, 4, count_include_pad=False)
+    spread = F.avg_pool2d(mask, 9, 1, 4)
     shadow = spread.roll((int(torch.randint(-2, 6, (), generator=generator)), 2), (2, 3)) * (1 - mask)
     x = -dark - 0.35 * rand(1, 1, 1) * (rand(1, 1, 1) < 0.5) * shadow
     slope = torch.linspace(-1, 1, SIDE)[:, None] * 0.08 * randn(1, 1, 1) * (rand(1, 1, 1) < 0.2)
@@ -231,7 +231,7 @@ def train(data: Examples, epochs: int, seed: int = 0) -> StandNet:
     generator = torch.Generator().manual_seed(seed)
     net, joints_of, batch = StandNet(), Joints(load_body()), 64
     net.mean.copy_(torch.stack([data.stands[data.kinds == k].mean(0) for k in range(len(KINDS))]))  # type: ignore[operator]
-    net.mean[:, [2, 4]] = 0  # type: ignore[index]
+    net.mean[:, [2, 4]] = 0  # type: ignore[index, operator]
     net.spread.copy_(torch.tensor([20.0, 3.0, 6.0, 0.2, 0.05, 0.1]))  # type: ignore[operator]
     whole = len(data.kinds) // batch
 
@@ -270,9 +270,9 @@ def report(net: StandNet, seed: int, count: int, size: tuple[int, int] = (256, 1
         )
     print("% of the height: mean, median, nine in ten below; in brackets: the category's fixed body")
     every: dict[str, Array] = {k: np.concatenate(v) * 100 for k, v in off.items()}
-    for kind, values in (every | {"all": np.concatenate(list(every.values()))}).items():
+    for name, values in (every | {"all": np.concatenate(list(every.values()))}).items():
         told = [np.mean(values, 0), np.median(values, 0), np.quantile(values, 0.9, axis=0)] if len(values) else []
-        print(f"{kind:6} " + " ".join(f"{a:6.2f} ({b:5.2f})" for a, b in told) + f"  {len(values)} joints")
+        print(f"{name:6} " + " ".join(f"{a:6.2f} ({b:5.2f})" for a, b in told) + f"  {len(values)} joints")
     return float(np.concatenate(list(every.values()))[:, 0].mean() / 100)
 
 

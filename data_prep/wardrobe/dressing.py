@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from data_prep.wardrobe.cuts import WAIST_Y
 from data_prep.wardrobe.garment_meshes import Garment, make_garment, make_shoes
 from data_prep.wardrobe.heads import Person, face_shape, make_hair
-from data_prep.wardrobe.looks import paint_body, paint_cloth, paint_hair, paint_plain, paint_shoes
 from data_prep.wardrobe.meshes import Cloth, Wearer, joint_transforms, skin, smoothstep
 from data_prep.wardrobe.outfits import Outfit, Worn
+from data_prep.wardrobe.painters import paint_body, paint_cloth, paint_hair, paint_plain, paint_shoes
 from data_prep.wardrobe.scene import Layer
 from data_prep.wardrobe.skirts import Skirt
 from data_prep.wardrobe.tailor import tailor

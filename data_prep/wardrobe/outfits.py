@@ -9,6 +9,7 @@ import numpy as np
 
 from data_prep.wardrobe.cuts import WAIST_Y, Cut
 from data_prep.wardrobe.patterns import Pattern, draw_colour, draw_pattern
+from data_prep.wardrobe.skirts import HEMS
 from omfa.components import Category
 
 
@@ -74,10 +75,10 @@ def _draw_cut(rng: np.random.Generator, kind: str) -> Cut:
         return Cut(kind, 0.25 + 0.75 * fit, between(-0.50, -0.28), 0.0)
     folds = int(rng.integers(5, 10))
     if kind == "skirt":
-        return Cut(kind, fit, between(-0.78, -0.34), 0.0, flare=one_of(0.0, 0.12, 0.25, 0.40), folds=folds)
+        return Cut(kind, fit, between(*HEMS["skirt"]), 0.0, flare=one_of(0.0, 0.12, 0.25, 0.40), folds=folds)
     sleeve = one_of(0.0, 0.0, between(0.28, 0.40), between(0.28, 0.40), between(0.60, 0.70))
     neck = one_of("crew", "scoop", "v", "boat" if sleeve else "crew")
-    return Cut("dress", fit, between(-0.85, -0.36), sleeve, neck, one_of(0.08, 0.20, 0.34), folds)
+    return Cut("dress", fit, between(*HEMS["dress"]), sleeve, neck, one_of(0.08, 0.20, 0.34), folds)
 
 
 def _draw_worn(rng: np.random.Generator, kind: str, skin: tuple[float, ...] | None) -> Worn:

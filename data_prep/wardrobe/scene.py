@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.wardrobe.looks import Look, Points
 from data_prep.wardrobe.meshes import dot, face_normals, smoothstep, unit, vertex_normals
+from data_prep.wardrobe.painters import Painted, Points
 from data_prep.wardrobe.patterns import NAMED_COLOURS
 from omfa.bodies.rasterise import rasterise
 
@@ -33,7 +33,7 @@ class Layer:
             position (3), on an eyeball, depth under cloth, index of that garment.
         part: (N,) uint8, 0 or 1 + index into ``omfa.bodies.body.PARTS``.
         region: (M,) of a garment, else zeros.
-        paint: what it looks like.
+        paint: gives its visible points their colour.
         solid: only its outside can be seen.
         behind: (N,) metres by which it counts as farther away than it is, so that what lies on it covers it; or None.
     """
@@ -43,7 +43,7 @@ class Layer:
     rows: Array
     part: Array
     region: Array
-    paint: Callable[[Points], Look]
+    paint: Callable[[Points], Painted]
     solid: bool = False
     behind: Array | None = None
 
@@ -131,43 +131,43 @@ def render(layers: list[Layer], K: Array, size: tuple[int, int], light: Light) -
     normal = unit(np.where(inside[:, None], -mixed[:, :3], mixed[:, :3]))
     which = np.repeat(np.arange(len(layers)), [len(f) for f in facing])[seen]
     region = np.concatenate([l.region[f] for l, f in zip(layers, facing, strict=True)])[seen]
-    look = _paint(layers, which, Points(mixed[:, 3:], region, normal))
-    gain = look.gain * np.where(inside, 0.55, 1.0)
+    painted = _paint(layers, which, Points(mixed[:, 3:], region, normal))
+    gain = painted.gain * np.where(inside, 0.55, 1.0)
     open_ = _openness(depth, light, fine[0, 0])[py, px]
-    colour = _lit(look, gain, ray, open_, light)
+    colour = _lit(painted, gain, ray, open_, light)
 
     image = np.zeros((2 * height, 2 * width, 4), np.float32)
     image[py, px, :3], image[py, px, 3] = colour, 1
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     maps = np.zeros((2, 2 * height, 2 * width), np.uint8)
     nearest = corner[np.arange(len(px)), bary.argmax(1)]
-    maps[0, py, px], maps[1, py, px] = look.label, np.concatenate([l.part for l in layers])[nearest]
+    maps[0, py, px], maps[1, py, px] = painted.label, np.concatenate([l.part for l in layers])[nearest]
     return Picture(small[..., :3], small[..., 3], *maps[:, 1::2, 1::2])
 
 
-def _paint(layers: list[Layer], which: Array, p: Points) -> Look:
+def _paint(layers: list[Layer], which: Array, p: Points) -> Painted:
     """Every layer's own painter on its own points."""
     n = len(which)
-    out = Look(
+    out = Painted(
         np.zeros((n, 3), np.float32), np.ones(n, np.float32), np.zeros(n, np.float32), p.normal.copy(),
         np.zeros(n, np.uint8),
     )  # fmt: skip
     for k, layer in enumerate(layers):
         mine = np.where(which == k)[0]
         if len(mine):
-            look = layer.paint(Points(p.rows[mine], p.region[mine], p.normal[mine]))
+            painted = layer.paint(Points(p.rows[mine], p.region[mine], p.normal[mine]))
             for name in ("albedo", "gain", "gloss", "normal", "label"):
-                getattr(out, name)[mine] = getattr(look, name)
+                getattr(out, name)[mine] = getattr(painted, name)
     return out
 
 
-def _lit(look: Look, gain: Array, ray: Array, open_: Array, light: Light) -> Array:
+def _lit(painted: Painted, gain: Array, ray: Array, open_: Array, light: Light) -> Array:
     """(n, 3) colours in [0, 1]: sky and key light, a soft highlight, all dimmed in creases."""
     toward = np.array(light.direction, np.float32)
-    key = np.clip((look.normal @ toward + 0.25) / 1.25, 0, 1) * (0.35 + 0.65 * open_)
-    sky = (0.86 - 0.14 * look.normal[:, 1]) * (0.45 + 0.55 * open_)
-    shine = look.gloss * np.clip(dot(look.normal, unit(toward - ray)), 0, 1) ** 24 * open_ * 0.8
-    diffuse = look.albedo * (gain * (light.fill * sky + light.key * key))[:, None]
+    key = np.clip((painted.normal @ toward + 0.25) / 1.25, 0, 1) * (0.35 + 0.65 * open_)
+    sky = (0.86 - 0.14 * painted.normal[:, 1]) * (0.45 + 0.55 * open_)
+    shine = painted.gloss * np.clip(dot(painted.normal, unit(toward - ray)), 0, 1) ** 24 * open_ * 0.8
+    diffuse = painted.albedo * (gain * (light.fill * sky + light.key * key))[:, None]
     return np.clip((diffuse + shine[:, None]) * np.array(light.tint, np.float32), 0, 1)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from data_prep.wardrobe.meshes import Array, Wearer, skin, smoothstep
 from data_prep.wardrobe.tailor import ANGLES, DIRECTIONS, THETA, radial_hull, tailor
 
+HEMS = {"skirt": (-0.78, -0.34), "dress": (-0.85, -0.36)}  # how long they are drawn: lowest and highest hem, at rest
 _BAND = 4  # rings of a skirt that make its waistband
 
 

@@ -85,6 +85,12 @@ def draft_garment(body: Body, stand: BodyParameters, person: Shown, wall: bool =
     return draft(_seen(body, stand, stand.image_size), [person.source(body)])
 
 
+def coverage(made: Draft, body: Body, params: BodyParameters) -> float:
+    """The share of the target's body, as far as it is in the picture, where a draft is valid."""
+    on = _seen(body, params, (made.valid.shape[0], made.valid.shape[1])).fragments.face >= 0
+    return float((made.valid & on).sum() / on.sum())
+
+
 def over(made: Draft, ground: Tensor) -> Draft:
     """A draft laid over a picture (3, H, W) in [-1, 1]; all of it is valid."""
     return Draft(torch.where(made.valid, made.picture, ground), torch.ones_like(made.valid))

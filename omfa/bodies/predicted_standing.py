@@ -8,7 +8,7 @@ Two small networks that ship, trained on the synthetic wardrobe by ``data_prep.s
   says how far each category's garment reaches on the body; the shop picture is framed by that. The picture that is
   asked for is never looked at: its framing would tell the answer.
 
-Legend: B batch, H W pixels, S = 96 side of what StandNet sees, h w = 128 96 what ReachNet sees, C = 3 categories.
+Legend: B batch, H W pixels, S = 64 side of what StandNet sees, h w = 64 48 what ReachNet sees, C = 3 categories.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from omfa.bodies.surface import Seen, Source, draft, off_paper, resized, see
 ASSETS = Path(str(files("omfa"))) / "assets"
 STAND_WEIGHTS, REACH_WEIGHTS = ASSETS / "standing.safetensors", ASSETS / "cloth_reach.safetensors"
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SIDE = 96
+SIDE = 64
 FILL = 0.8  # of the square: the garment's longer side
-WHOLE = (128, 96)  # (h, w) of what ReachNet sees
+WHOLE = (64, 48)  # (h, w) of what ReachNet sees
 FREE = 0.07  # share of a shop picture left free on each side, as the wardrobe's are in the mean
 _WHOLE_PLACE = (0.57, 0.0, -0.15)  # scale, x, y of the body that ReachNet sees: all of it but the top of the head
 _NEAR = -0.12  # metres: how far the front of a body is before its pelvis
@@ -109,12 +109,12 @@ def _features(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
 
 
 class StandNet(nn.Module):
-    """Five levels of convolutions and two linear layers: about 200,000 parameters.
+    """Four levels of convolutions and two linear layers: about 200,000 parameters.
 
     Its last layer's numbers are turned into a standing by ``mean`` and ``spread``: (C, 6) and (6,), of the training.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (16, 24, 32, 48, 64)) -> None:
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 48, 64)) -> None:
         super().__init__()
         self.features = _features(3, widths)
         self.head = nn.Sequential(
@@ -130,9 +130,9 @@ class StandNet(nn.Module):
 
 
 class ReachNet(nn.Module):
-    """Five levels of convolutions and two linear layers: about 200,000 parameters. ``mean``, ``spread``: (C, 3)."""
+    """Four levels of convolutions and two linear layers: about 200,000 parameters. ``mean``, ``spread``: (C, 3)."""
 
-    def __init__(self, widths: tuple[int, ...] = (16, 24, 32, 48, 64)) -> None:
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 48, 64)) -> None:
         super().__init__()
         self.features = _features(8, widths)
         count = WHOLE[0] * WHOLE[1] >> 2 * len(widths)

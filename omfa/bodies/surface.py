@@ -374,10 +374,14 @@ def _outline(source: Source) -> tuple[Tensor, bool]:
     return kept, not bool(kept.all())
 
 
-def off_paper(picture: Tensor) -> Tensor:
+def off_paper(picture: Tensor, like: float = _LIKE) -> Tensor:
     """Where a picture (3, H, W) in [-1, 1] shows anything but plain light paper that reaches in from its rim.
 
     White cloth stays, as far as its edge can be told from the paper; so does paper that cloth encloses.
+
+    Args:
+        picture: see above.
+        like: of [-1, 1], how far from the rim's median a value may be to be paper.
 
     Returns:
         (H, W) bool on the picture's device; true everywhere if the rim is no paper, or paper of uneven brightness.
@@ -385,8 +389,8 @@ def off_paper(picture: Tensor) -> Tensor:
     rim = torch.cat([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], 1).float()
     paper = rim.median(1).values
     off = (rim - paper[:, None]).abs().amax(0)
-    plain = bool((paper > 0.8).all() & (((off > _LIKE) & (off < 5 * _LIKE)).float().mean() < 0.05))
-    like = ((picture - paper[:, None, None].to(picture)).abs().amax(0) < _LIKE) & plain
-    framed = np.pad(like.cpu().numpy().astype(np.uint8), 1, constant_values=1)
+    plain = bool((paper > 0.8).all() & (((off > like) & (off < 5 * like)).float().mean() < 0.05))
+    alike = ((picture - paper[:, None, None].to(picture)).abs().amax(0) < like) & plain
+    framed = np.pad(alike.cpu().numpy().astype(np.uint8), 1, constant_values=1)
     _, label = cv2.connectedComponents(framed, connectivity=4)
     return torch.from_numpy((label != label[0, 0])[1:-1, 1:-1]).to(picture.device)

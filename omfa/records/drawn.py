@@ -81,7 +81,7 @@ class Drawer:
             shown[category], drawn[f"{category}_map"] = own.shown, own.shown_map
             if params is not None:
                 with suppress(NoDraft):
-                    made = draft_garment(body, own.chosen, Shown(person, params))
+                    made = draft_garment(body, own.chosen, Shown(person, params), wall=True)
                     drawn |= {f"{category}_draft": made.picture, f"{category}_stand": own.chosen_map}
         if params is not None and shown:
             with suppress(NoDraft):

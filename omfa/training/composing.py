@@ -34,7 +34,7 @@ FARTHEST_YAW = 100  # degrees; from farther round, a photo shows nothing of a sh
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ComposerExample:
     """One example, or ``B`` of them.
 
     Args:
@@ -70,13 +70,18 @@ class Shares:
         if min(vars(self).values()) < 0 or self.off + self.on + self.keep <= 0 or self.no_draft > 1:
             raise ValueError(f"{self}: shares must be at least 0 and not all 0, no_draft at most 1")
 
+    def draw(self, u: float) -> str:
+        """``off``, ``on`` or ``keep``, for a number in [0, 1)."""
+        place = u * (self.off + self.on + self.keep)
+        return "off" if place < self.off else "on" if place < self.off + self.on else "keep"
+
 
 def rng_of(seed: int, name: str) -> np.random.Generator:
     """A stream that depends on these alone."""
     return np.random.default_rng(int(torch.randint(2**62, (), generator=seeded(seed, "draft", name))))
 
 
-class ComposerExamples(RecordExamples[Drawn]):
+class ComposerExamples(RecordExamples[ComposerExample]):
     """Records as examples for a composer.
 
     Args:
@@ -96,32 +101,35 @@ class ComposerExamples(RecordExamples[Drawn]):
         self.kept, self.shares, self.nudges = Path(kept), shares, nudges
         self.drafter = Drafter(load_body(), Path(folder), (int(size[0]), int(size[1])))
 
-    def example(self, record: Record, generator: torch.Generator) -> Drawn:
+    def example(self, record: Record, generator: torch.Generator) -> ComposerExample:
         """See :class:`RecordExamples`."""
-        shares = self.shares
-        weights = torch.tensor([shares.off, shares.on, shares.keep], dtype=torch.float64)
-        task = ("off", "on", "keep")[int(torch.multinomial(weights, 1, generator=generator))]
-        u = torch.rand(4, generator=generator).tolist()
+        u = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+        task = self.shares.draw(u[0])
         if task == "off" and abs(record.view_yaw or 0) > FARTHEST_YAW:
-            task = "on" if u[0] < 0.5 else "keep"
-        target = record.garments[int(u[0] * len(record.garments))].category.value if task == "off" else "person"
-        name = f"{record.id}-{target}-{int(u[1] * self.nudges)}"
+            task = "on" if u[1] < 0.5 else "keep"
+        if task == "keep" and record.portrait is None:
+            task = "on"
+        garment = record.garments[int(u[1] * len(record.garments))].category.value
+        target = {"off": garment, "on": "person", "keep": "portrait"}[task]
+        name = f"{record.id}-{target}-{int(u[2] * self.nudges)}"
         made = drafted(self.drafter, record, target, self.kept, rng_of(self.seed, name), name)
-        return drawn(made.mirrored() if u[2] < 0.5 else made, target, task == "keep", u[3] >= shares.no_draft)
+        made = made.mirrored() if u[3] < 0.5 else made
+        kind = garment if task == "off" else "person"
+        return as_example(made, kind, task == "keep", u[4] >= self.shares.no_draft)
 
-    def collate(self, examples: list[Drawn]) -> Drawn:
+    def collate(self, examples: list[ComposerExample]) -> ComposerExample:
         """A batch."""
         layers = Given(*(default_collate(list(x)) for x in zip(*(e.layers for e in examples), strict=True)))
         rest = [default_collate([getattr(e, n) for e in examples]) for n in ("kind", "truth", "area")]
-        return Drawn(layers, *rest)
+        return ComposerExample(layers, *rest)
 
 
-def drawn(made: Drafted, target: str, keep: bool = False, with_draft: bool = True) -> Drawn:
+def as_example(made: Drafted, kind: str, keep: bool = False, with_draft: bool = True) -> ComposerExample:
     """An example for a composer.
 
     Args:
         made: what is kept of it.
-        target: of KINDS.
+        kind: of KINDS, what the target is.
         keep: give the photo too, where there is one.
         with_draft: give the draft.
     """
@@ -129,8 +137,8 @@ def drawn(made: Drafted, target: str, keep: bool = False, with_draft: bool = Tru
     valid = torch.from_numpy(made.valid > 127)[None, None] & with_draft
     layers = given(pixels_to_tensor(made.draft)[None], valid, pixels_to_tensor(made.surface)[None], photo=photo)
     area = torch.from_numpy(made.area.copy())[None].float() / 255
-    kind = torch.tensor(KINDS.index(target))
-    return Drawn(Given(*(x[0] for x in layers)), kind, pixels_to_tensor(made.truth), area)
+    number = torch.tensor(KINDS.index(kind))
+    return ComposerExample(Given(*(x[0] for x in layers)), number, pixels_to_tensor(made.truth), area)
 
 
 class ComposerDataModule(StreamDataModule):
@@ -203,7 +211,7 @@ class ComposerModule(TrainedModule):
         self.composer = Composer(channels, size, shrink) if start is None else Composer.from_pretrained(start).train()
         self.edge_weight, self.coarse_weight = edge_weight, coarse_weight
 
-    def losses(self, batch: Drawn) -> Tensor:
+    def losses(self, batch: ComposerExample) -> Tensor:
         """Each example's loss, (B,)."""
         made: Composition = self.composer(batch.layers, batch.kind)
         found = picture_error(made.picture, batch.truth, batch.area, self.edge_weight, self.coarse_weight)

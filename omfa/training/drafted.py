@@ -1,8 +1,7 @@
 """Records as drafts beside their truths: made once, kept as pictures, read in milliseconds.
 
 A shop picture's own framing would tell how long the garment is, so its body's standing is framed anew by chance, and
-the true picture with it: a change of the camera's matrix alone is a change of the picture, exactly. Arms and the last
-few pixels are a little wrong besides, as an estimate is. Legend: H W pixels.
+the true picture with it: a change of the camera's matrix alone is a change of the picture, exactly. Legend: H W pixels.
 """
 
 from __future__ import annotations
@@ -25,17 +24,16 @@ from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import rest_colours
 from omfa.bodies.rasterise import interpolate
 from omfa.bodies.surface import NoDraft, Seen, Source, draft, resized, see
-from omfa.components import Category
-from omfa.composer import KINDS
 from omfa.files import whole
 from omfa.images import ImageError, read_trusted
+from omfa.records.drawn import INSIDE_OUT
 from omfa.records.labels import PERSON
 from omfa.records.prepared import GarmentRef, Record, RecordError, resolve
 
 Array = NDArray[Any]
 SCALE = (-0.25, 0.1)  # logarithms between which a shop picture is framed anew
 SHIFT = 0.06  # of the height, at most
-OUTWARD = (Category.LOWER, Category.UPPER, Category.DRESS)
+ERROR = 0.2  # of bodies in shop pictures besides; with more of it, a composer blurs patterns that may be a little off
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,18 +103,19 @@ class Drafter:
     size: tuple[int, int]
     _last: dict[str, Seen] = field(default_factory=dict, repr=False)
 
-    def person(self, record: Record, rng: np.random.Generator) -> Drafted:
-        """The person in their pose, from the garments' shop pictures.
+    def person(self, record: Record, rng: np.random.Generator, onto_portrait: bool = False) -> Drafted:
+        """The person in their pose, from the garments' shop pictures; for a portrait, from those that it lacks.
 
         Raises:
             RecordError: the record lacks body parameters.
             NoDraft: they are another body's, or not in the picture.
         """
-        outermost = max(OUTWARD.index(g.category) for g in record.garments)
-        sources = []
+        sources, changed = [], record.portrait.changed if onto_portrait and record.portrait else None
         for garment in record.garments:
-            stand = nudged(self._params(garment.pose, record), rng, error=0.5)
-            seen, layer = see(self.body, stand, self.size), outermost - OUTWARD.index(garment.category)
+            if changed and garment.category not in changed:
+                continue
+            stand = nudged(self._params(garment.pose, record), rng, ERROR)
+            seen, layer = see(self.body, stand, self.size), -INSIDE_OUT.index(garment.category)
             sources.append(Source(self._picture(garment.path), seen, self._mask(garment), layer))
         labels = record.maps and record.maps.labels
         area = np.isin(self._grey(labels), PERSON) if labels else np.ones(self.size, bool)
@@ -129,9 +128,12 @@ class Drafter:
         across, down = rng.uniform(-SHIFT, SHIFT, 2) * self.size[0]
         turn = framing(float(np.exp(rng.uniform(*SCALE))), float(across), float(down), self.size)
         stand = resized(self._params(garment.pose, record), self.size)
-        stand = nudged(replace(stand, K=turn @ stand.K), rng, error=0.4)
+        stand = nudged(replace(stand, K=turn @ stand.K), rng, ERROR)
         truth = _warped(_pixels(self._picture(garment.path)), turn, 255)
-        area = _warped(self._grey(garment.mask), turn, 0) if garment.mask else (truth < 250).any(-1) * np.uint8(255)
+        if garment.mask:
+            area = _warped(self._grey(garment.mask), turn, 0)
+        else:
+            area = np.where((truth < 250).any(-1), 255, 0).astype(np.uint8)
         return Drafted(*self.off(record, stand), truth, area)
 
     def off(self, record: Record, stand: BodyParameters) -> tuple[Array, Array, Array]:
@@ -148,12 +150,11 @@ class Drafter:
 
     def _seen(self, record: Record) -> Seen:
         """The record's person; the last one is remembered, for several targets in a row."""
-        path = record.pose and record.pose.params
-        if path not in self._last:
-            params = self._params(path, record)
+        if record.id not in self._last:
+            params = self._params(None if record.pose is None else record.pose.params, record)
             self._last.clear()
-            self._last[path or ""] = see(self.body, params, self.size)
-        return self._last[path or ""]
+            self._last[record.id] = see(self.body, params, self.size)
+        return self._last[record.id]
 
     def _params(self, path: str | None, record: Record) -> BodyParameters:
         if not path:
@@ -199,7 +200,7 @@ def drafted(drafter: Drafter, record: Record, target: str, kept: Path, rng: np.r
     Args:
         drafter: makes it.
         record: of a person.
-        target: of KINDS, what the record has.
+        target: ``person``, ``portrait`` (a person from a portrait and what it lacks), or a category.
         kept: the folder.
         rng: draws framing and errors.
         name: without suffix.
@@ -210,8 +211,8 @@ def drafted(drafter: Drafter, record: Record, target: str, kept: Path, rng: np.r
     path = kept / f"{name}.png"
     if not path.is_file():
         try:
-            if target == KINDS[0]:
-                made = drafter.person(record, rng)
+            if target in ("person", "portrait"):
+                made = drafter.person(record, rng, target == "portrait")
             else:
                 (garment,) = (g for g in record.garments if g.category == target)
                 made = drafter.garment(record, garment, rng)

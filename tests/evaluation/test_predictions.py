@@ -66,7 +66,7 @@ def test_a_system_that_never_heard_of_omfa_is_predicted_and_judged(records: Path
     call = ["--records", str(folder), "--task", "try_on", "--class-path", "tests.evaluation.test_predictions.Repainter"]
     assert predict.main([*call, "--out", str(tmp_path / "made"), "--batch", "3"]) == 1
     said = capsys.readouterr()
-    assert said.err.splitlines() == [f"failed: {bare.id}: {bare.id}: no keypoints; name a file of them in the record"]
+    assert said.err.splitlines() == [f"failed: {bare.id}: no keypoints; name a file of them in the record"]
     made = sorted(p.stem for p in (tmp_path / "made").glob("*.png"))
     assert made == sorted(r.id for r in every if r.id != bare.id)
 

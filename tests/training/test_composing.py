@@ -24,7 +24,7 @@ from omfa.images import read_trusted, tensor_to_pixels
 from omfa.records.prepared import METADATA, RecordError, read_records
 from omfa.records.stream import seeded
 from omfa.training.composing import ComposerExamples, Shares, picture_error
-from omfa.training.drafted import Drafted, Drafter, framing
+from omfa.training.drafted import ERROR, Drafted, Drafter, framing
 
 RECIPE = Path(__file__).parents[2] / "lightning_configs" / "compact_composer.yaml"
 SIZE = (64, 48)
@@ -114,11 +114,13 @@ def test_drafts_are_those_that_a_call_gets(wardrobe: Path) -> None:
     assert np.array_equal(valid > 127, wanted.valid.numpy())
     assert np.array_equal(picture, tensor_to_pixels(wanted.picture))
     assert wanted.valid.sum() > draft_garment(body, stand, Shown(photo, params)).valid.sum()
-    assert np.abs(surface.astype(int) - surface_map(body, stand)).mean() < 3  # its edges are not smoothed
+    smooth = surface_map(body, stand)  # at its edges only
+    on = surface.any(-1) & smooth.any(-1)
+    assert on.mean() > 0.1 and np.median(np.abs(surface.astype(int) - smooth)[on]) <= 1
 
     rng, shown = np.random.default_rng(0), {}
     for g in record.garments:
-        where = nudged(read(g.pose), rng, error=0.5)
+        where = nudged(read(g.pose), rng, ERROR)
         mask = read_trusted(wardrobe / str(g.mask))[0] > 0
         shown[g.category] = Shown(read_trusted(wardrobe / g.path), where, mask)
     order = [shown[c] for c in ("lower", "upper", "dress") if c in shown]

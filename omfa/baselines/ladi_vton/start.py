@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 from omfa.baselines.ladi_vton.checkpoints import CONDITIONED, widen
@@ -18,6 +18,7 @@ from omfa.baselines.ladi_vton.masks import Rules
 from omfa.baselines.ladi_vton.pipeline import LaDIVTONPipeline, base_parts, channels
 from omfa.baselines.ladi_vton.refinement import Refinement
 from omfa.baselines.ladi_vton.warping import TPSWarping
+from omfa.partial_diffusion import ddim
 from omfa.weights import read_part
 
 LETTERS = [chr(c) for c in range(ord("!"), ord("~") + 1)]
@@ -105,14 +106,7 @@ def compact(
     return LaDIVTONPipeline(
         vae=codec,
         unet=network,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
+        scheduler=ddim(set_alpha_to_one=False, steps_offset=1),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         vision_encoder=CLIPVisionModel(CLIPVisionConfig(**layers, image_size=64, patch_size=8)),

@@ -153,7 +153,7 @@ class RefineModule(_Stage):
         perceptual: float = 0.25,
     ) -> None:
         super().__init__(pipeline, learning_rate)
-        self.look = _Perceptual(vgg, perceptual)
+        self.perceptual = _Perceptual(vgg, perceptual)
 
     def losses(self, batch: Example) -> Tensor:
         """L1 and perceptual loss of the refined garment against the worn one."""
@@ -161,7 +161,7 @@ class RefineModule(_Stage):
         with torch.no_grad():
             warped = sample(inputs.cloth, self.system.align(inputs).grid)
         made = self.system.refinement(torch.cat([inputs.kept, inputs.pose, warped], 1))
-        return _each(made - batch.worn) + self.look(made, batch.worn)
+        return _each(made - batch.worn) + self.perceptual(made, batch.worn)
 
 
 class EMASCModule(_Stage):
@@ -185,7 +185,7 @@ class EMASCModule(_Stage):
         perceptual: float = 0.5,
     ) -> None:
         super().__init__(pipeline, learning_rate, warmup_steps)
-        self.look = _Perceptual(vgg, perceptual)
+        self.perceptual = _Perceptual(vgg, perceptual)
 
     def losses(self, batch: Example) -> Tensor:
         """The photo through the VAE, helped by what its encoder saw around the mask, against the photo itself."""
@@ -195,7 +195,7 @@ class EMASCModule(_Stage):
             z = latents_from(moments, torch.randn_like(moments.chunk(2, 1)[0]), 1.0)
             _, features = emasc.encode(pipe.vae, inputs.kept)
         made = emasc.decode(pipe.vae, z, pipe.emasc(features, inputs.hard_mask))
-        return _each(made - inputs.photo) + self.look(made, inputs.photo)
+        return _each(made - inputs.photo) + self.perceptual(made, inputs.photo)
 
 
 class InversionModule(_Stage):

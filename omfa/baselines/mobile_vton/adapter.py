@@ -74,7 +74,7 @@ class Resampler(nn.Module):
         x, queries = self.proj_in(x), self.latents.expand(len(x), -1, -1)
         for layer in self.layers:
             assert isinstance(layer, nn.ModuleList)
-            look, feed_forward = layer
-            queries = queries + look(x, queries)
+            attention, feed_forward = layer
+            queries = queries + attention(x, queries)
             queries = queries + feed_forward(queries)
         return self.norm_out(self.proj_out(queries))

@@ -57,7 +57,7 @@ def encode_records(pipe: MobileVTON, folder: Path, out: Path, size: Sequence[int
     phrases = [NEGATIVE, *PLAIN.values(), *(try_on_phrase(c, d) for c, d in PLAIN.items())]
     phrases += [target_phrase(r, g.category) for r in records for g in r.garments]
     PromptBook.of(phrases, pipe.parts.texts).write(out / PROMPTS)
-    _, nothing = pipe.look(torch.zeros(1, 3, *size, device=pipe.device))
+    _, nothing = pipe.features(torch.zeros(1, 3, *size, device=pipe.device))
     with whole(out / NOTHING) as part:
         save_file({"features": nothing[0].half().cpu().contiguous()}, part)
     hashes = Hashes(RecordFolder(folder))
@@ -74,7 +74,7 @@ def encode_records(pipe: MobileVTON, folder: Path, out: Path, size: Sequence[int
             pixels = images.fit_pixels(raw, size, "white" if garment else "edge")[0][None].to(pipe.device)
             made[name] = posterior(pipe.parts.vae, pixels)[0].half().cpu().contiguous()
             if garment:
-                made[f"{name}.features"] = pipe.look(pixels)[0][0].half().cpu().contiguous()
+                made[f"{name}.features"] = pipe.features(pixels)[0][0].half().cpu().contiguous()
         with whole(encoded_file(out, record.id)) as part:
             save_file(made, part, {MADE_FROM: hashes.of(record)})
     write_json(path, about)

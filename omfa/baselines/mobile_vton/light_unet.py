@@ -57,9 +57,9 @@ class _Stage(nn.Module):
         self.downsamplers: nn.ModuleList | None = None
         self.upsamplers: nn.ModuleList | None = None
 
-    def look(self, i: int, x: Tensor, context: Tensor, table: Table | None, garment: Iterator[Tensor]) -> Any:
+    def attend(self, i: int, x: Tensor, context: Tensor, table: Table | None, garment: Iterator[Tensor]) -> Any:
         """The transformer behind resnet ``i``, if there is one, with the next features from ``garment``."""
-        return (x, []) if self.attentions is None else _look(self.attentions[i], x, context, table, garment)
+        return (x, []) if self.attentions is None else _attend(self.attentions[i], x, context, table, garment)
 
 
 class _Mid(nn.Module):
@@ -187,14 +187,14 @@ class LightUNet(ModelMixin, ConfigMixin):
         self.time_embedding = TimestepEmbedding(widths[0], time_width)
         self.time_embedding.act = activation(act_fn)
 
-        looks = _each("down_block_use_self_attention", down_block_use_self_attention, stages)
+        self_attention = _each("down_block_use_self_attention", down_block_use_self_attention, stages)
         shared_heads = _each("down_block_kv_heads", down_block_kv_heads, stages)
         self.down_blocks = nn.ModuleList()
         skips = [widths[0]]
         for s in range(stages):
             before = widths[max(s - 1, 0)]
             pairs = [(before, widths[s])] + [(widths[s], widths[s])] * (layers_per_block - 1)
-            setting = transformer(s, shared_heads[s], looks[s], down_block_ff_mult, down_block_qk_norm)
+            setting = transformer(s, shared_heads[s], self_attention[s], down_block_ff_mult, down_block_qk_norm)
             stage = _Stage(pairs, down[s] * depths[s], resnet(down_block_resnet_middle_expansion), setting)
             skips += [widths[s]] * layers_per_block
             if s < stages - 1:
@@ -211,7 +211,7 @@ class LightUNet(ModelMixin, ConfigMixin):
             transformer(last, mid_block_kv_heads, mid_block_use_self_attention, mid_block_ff_mult, mid_block_qk_norm),
         )
 
-        looks = _each("up_block_use_self_attention", up_block_use_self_attention, stages)
+        self_attention = _each("up_block_use_self_attention", up_block_use_self_attention, stages)
         shared_heads = _each("up_block_kv_heads", up_block_kv_heads, stages)
         self.up_blocks = nn.ModuleList()
         x = widths[last]
@@ -220,7 +220,7 @@ class LightUNet(ModelMixin, ConfigMixin):
             for _ in range(layers_per_block + 1):
                 pairs.append((x + skips.pop(), widths[s]))
                 x = widths[s]
-            setting = transformer(s, shared_heads[i], looks[i], up_block_ff_mult, up_block_qk_norm)
+            setting = transformer(s, shared_heads[i], self_attention[i], up_block_ff_mult, up_block_qk_norm)
             stage = _Stage(pairs, up[i] * depths[s], resnet(up_block_resnet_middle_expansion), setting)
             if s > 0:
                 stage.upsamplers = nn.ModuleList([Upsample(widths[s])])
@@ -296,7 +296,7 @@ class LightUNet(ModelMixin, ConfigMixin):
         for s, stage in enumerate(self.down_blocks):
             assert isinstance(stage, _Stage)
             for i, resnet in enumerate(stage.resnets):
-                x, features = stage.look(i, resnet(x, time), context, table[s], given)
+                x, features = stage.attend(i, resnet(x, time), context, table[s], given)
                 made += features
                 skips.append(x)
             if stage.downsamplers is not None:
@@ -304,7 +304,7 @@ class LightUNet(ModelMixin, ConfigMixin):
                 skips.append(x)
 
         first, *more = self.mid_block.resnets
-        x, features = _look(self.mid_block.attentions[0], first(x, time), context, table[-1], given)
+        x, features = _attend(self.mid_block.attentions[0], first(x, time), context, table[-1], given)
         for resnet in more:
             x = resnet(x, time)
         # With one resnet the published network hands the middle's features out twice, so those of the way up are
@@ -315,14 +315,14 @@ class LightUNet(ModelMixin, ConfigMixin):
             assert isinstance(stage, _Stage)
             for j, resnet in enumerate(stage.resnets):
                 x = resnet(torch.cat([x, skips.pop()], 1), time)
-                x, features = stage.look(j, x, context, table[-1 - i], given)
+                x, features = stage.attend(j, x, context, table[-1 - i], given)
                 made += features
             if stage.upsamplers is not None:
                 x = stage.upsamplers[0](x, skips[-1].shape[-2:])
         return LightUNetOutput(self.conv_out(self.conv_act(self.conv_norm_out(x))), tuple(made))
 
 
-def _look(transformer: nn.Module, x: Tensor, context: Tensor, table: Table | None, garment: Iterator[Tensor]) -> Any:
+def _attend(transformer: nn.Module, x: Tensor, context: Tensor, table: Table | None, garment: Iterator[Tensor]) -> Any:
     """A transformer with as many of the next garment features as it has places for them."""
     assert isinstance(transformer, Transformer2D)
     return transformer(x, context, table, list(islice(garment, transformer.features)))

@@ -217,7 +217,7 @@ class MobileVTON:
     ) -> Given:
         """Pictures (B, 3, H, W) and phrases as the networks take them."""
         width = self.parts.tryon.config.cross_attention_dim
-        features, nothing = self.look(garments)
+        features, nothing = self.features(garments)
 
         def context(embeds: TextEmbeds) -> Tensor:
             return embeds.context(width).to(self.device)
@@ -239,7 +239,7 @@ class MobileVTON:
         noise = randn_tensor(raw.mean.shape, generator=generator, device=raw.mean.device, dtype=raw.mean.dtype)
         return scaled(raw.mean + raw.std * noise, vae).float()
 
-    def look(self, garments: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, garments: Tensor) -> tuple[Tensor, Tensor]:
         """What DINOv2 sees in pictures (B, P, F) and in a picture of zeros (1, P, F): hidden states, last but one.
 
         The pictures are resized and cropped as DINOv2 was trained to have them; the published program does not say.

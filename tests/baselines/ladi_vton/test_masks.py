@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from omfa.baselines.ladi_vton.masks import body25_to_18, garment_on_white, inpaint_mask, pose_map
 from omfa.components import Category
-from tests.baselines.ladi_vton.golden import CLOSE, read, uniform
+from tests.baselines.ladi_vton.golden import CLOSE, read
+from tests.baselines.rule import uniform
 
 CATEGORIES = {"upper_body": Category.UPPER, "lower_body": Category.LOWER, "dresses": Category.DRESS}
 MASKS = [(name, key) for name in ("dataset_masks", "dataset_masks_256") for key in sorted(read(name)) if "bits" in key]
@@ -59,8 +60,8 @@ def test_pose_maps_at_the_other_sizes_as_the_originals() -> None:
 
 
 def picture(name: str) -> torch.Tensor:
-    values = (255 * uniform(f"ladi.data:{name}", 512 * 384 * 3)).astype(np.float32).astype(np.uint8)
-    return torch.from_numpy(values.reshape(512, 384, 3)).movedim(2, 0).float() / 127.5 - 1
+    values = (255 * uniform(f"ladi.data:{name}", (512, 384, 3), 0, 1)).to(torch.uint8)
+    return values.movedim(2, 0).float() / 127.5 - 1
 
 
 def test_the_garment_as_worn_as_the_original() -> None:

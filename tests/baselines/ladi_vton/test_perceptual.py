@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from omfa.baselines.ladi_vton.checkpoints import Refused
 from omfa.baselines.ladi_vton.perceptual import BLOCKS, VGGLoss, resized
-from tests.baselines.ladi_vton.golden import LOOSE, read, ruled, weight
+from tests.baselines.ladi_vton.golden import LOOSE, read, ruled
+from tests.baselines.rule import weight
 
 
 def vgg19(gain: float = 1.5) -> dict[str, Tensor]:

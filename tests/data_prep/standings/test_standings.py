@@ -13,12 +13,12 @@ import torch
 from data_prep.__main__ import main
 from data_prep.run import write_image
 from data_prep.standings import cloth_reach, garment_standing
-from data_prep.standings.garment_standing import JOINTS, Joints, joints_in, vary
+from data_prep.standings.garment_standing import JOINTS, KEPT, Joints, joints_in, vary
 from data_prep.wardrobe.cuts import Cut
 from data_prep.wardrobe.synthetic import write_outfit
 from omfa.bodies.body import load_body
 from omfa.bodies.parameters import BodyParameters
-from omfa.bodies.predicted_standing import Stand
+from omfa.bodies.predicted_standing import SIDE, Stand
 from omfa.records.prepared import METADATA, Record, read_records
 
 SIZE = (128, 96)
@@ -99,16 +99,16 @@ def test_joints_of_a_stand_are_the_bodys() -> None:
 
 def test_variations_move_joints_with_the_picture() -> None:
     """A dot at a joint is found where the varied joint is said to be."""
-    pictures, joints = torch.zeros(32, 4, 128, 128, dtype=torch.uint8), torch.zeros(32, len(JOINTS), 2)
-    pictures[:, :, 70:75, 50:55] = 255  # its middle is at (52, 72)
-    joints[:, :] = (torch.tensor([52.0, 72.0]) - 63.5) / 96
+    pictures, joints = torch.zeros(32, 4, KEPT, KEPT, dtype=torch.uint8), torch.zeros(32, len(JOINTS), 2)
+    pictures[:, :, 52:57, 40:45] = 255  # its middle is at (42, 54)
+    joints[:, :] = (torch.tensor([42.0, 54.0]) - (KEPT - 1) / 2) / SIDE
     x, at, _ = vary(pictures, joints, torch.Generator().manual_seed(0))
     for picture, there in zip(x, at, strict=True):
         dark = (-picture.mean(0) - 0.5).clamp_min(0)
         if dark.sum() > 2:  # nearly white cloth shows too little
-            grid = torch.stack(torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="xy"), -1)
+            grid = torch.stack(torch.meshgrid(torch.arange(1.0 * SIDE), torch.arange(1.0 * SIDE), indexing="xy"), -1)
             middle = (grid * dark[..., None]).sum((0, 1)) / dark.sum()
-            assert (middle - (there[0] * 96 + 47.5)).norm() < 1.5
+            assert (middle - (there[0] * SIDE + (SIDE - 1) / 2)).norm() < 1.5
 
 
 def test_standings_are_learned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,17 +117,18 @@ def test_standings_are_learned(capsys: pytest.CaptureFixture[str]) -> None:
     count = 128
     stands = torch.tensor([[50.0, 0, 0, 0.0, 0, 0]]).repeat(count, 1)
     stands[:, 5] = 0.2 * torch.rand(count, generator=g) - 0.1
-    pictures = torch.zeros(count, 4, 128, 128, dtype=torch.uint8)
+    pictures = torch.zeros(count, 4, KEPT, KEPT, dtype=torch.uint8)
     for picture, y in zip(pictures, stands[:, 5].tolist(), strict=True):
-        middle = round(63.5 + 96 * y)
-        picture[:, middle - 20 : middle + 20, 40:88] = 255
+        middle = round(KEPT / 2 + SIDE * y)
+        picture[:, middle - 16 : middle + 16, 30:66] = 255
     joints_of, height = Joints(load_body()), torch.ones(count)
     on = torch.ones(count, len(JOINTS), dtype=torch.bool)
     data = garment_standing.Examples(
         pictures, joints_of(stands, height), on, height, stands, torch.zeros(count, dtype=torch.long)
     )
     net = garment_standing.train(data, epochs=12)
-    shown = torch.nn.functional.interpolate(-pictures[:, :3, 16:112, 16:112].float() / 127.5, (96, 96))
+    rim = (KEPT - SIDE) // 2
+    shown = -pictures[:, :3, rim:-rim, rim:-rim].float() / 127.5
     with torch.no_grad():
         found = net(shown, data.kinds)
     assert (found[:, 5] - stands[:, 5]).abs().mean() < 0.5 * (stands[:, 5] - stands[:, 5].mean()).abs().mean()

@@ -1,6 +1,6 @@
 """How surfaces look: painters that give every visible point its colour, its folds, seams and hems, and its label.
 
-A painter takes :class:`Points` and returns a :class:`Look`; all of it is a function of rest coordinates, so a thing
+A painter takes :class:`Points` and returns a :class:`Painted`; all of it is a function of rest coordinates, so a thing
 looks the same in every picture. Legend: n points.
 """
 
@@ -34,7 +34,7 @@ class Points:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class Painted:
     """albedo (n, 3), gain (n,) on it, gloss (n,), normals (n, 3), label (n,) of Label."""
 
     albedo: Array
@@ -44,11 +44,11 @@ class Look:
     label: Array
 
 
-def _look(p: Points, albedo: Array, label: int | Array, gain: Array | None = None, gloss: float = 0.0) -> Look:
+def _painted(p: Points, albedo: Array, label: int | Array, gain: Array | None = None, gloss: float = 0.0) -> Painted:
     n = len(p.rows)
     gain = np.ones(n, np.float32) if gain is None else gain.astype(np.float32)
     full = np.broadcast_to(np.asarray(albedo, np.float32), (n, 3))
-    return Look(full, gain, np.full(n, gloss, np.float32), p.normal, np.broadcast_to(np.uint8(label), (n,)))
+    return Painted(full, gain, np.full(n, gloss, np.float32), p.normal, np.broadcast_to(np.uint8(label), (n,)))
 
 
 def line(distance: Array, width: float, strength: float) -> Array:
@@ -59,7 +59,7 @@ def line(distance: Array, width: float, strength: float) -> Array:
 # ---------------------------------------------------------------------------------------------------- bodies
 
 
-def paint_body(p: Points, person: Person, outfit: Outfit) -> Look:
+def paint_body(p: Points, person: Person, outfit: Outfit) -> Painted:
     """Skin and socks; skin under cloth takes the cloth's colour, so nobody is ever bare where there is cloth."""
     rest, eyeball, depth, under = p.rows[:, :3], p.rows[:, 3] > 0.5, p.rows[:, 4], p.rows[:, 5]
     albedo = paint_skin(person, rest, eyeball)
@@ -70,10 +70,10 @@ def paint_body(p: Points, person: Person, outfit: Outfit) -> Look:
         label[lining] = LABEL_OF[worn.category]
     sock = rest[:, 1] < GROUND_Y + outfit.shoe_height + 0.045
     albedo[sock], label[sock] = outfit.sock_colour, Label.SHOES
-    return _look(p, albedo, label, gloss=0.10)
+    return _painted(p, albedo, label, gloss=0.10)
 
 
-def paint_hair(p: Points, person: Person) -> Look:
+def paint_hair(p: Points, person: Person) -> Painted:
     """Strands along the hair, or curls."""
     u, v = p.rows[:, 3], p.rows[:, 4]
     curly = person.hair in ("afro", "curly")
@@ -81,26 +81,26 @@ def paint_hair(p: Points, person: Person) -> Look:
     broad = noise(person.seed % 61 + 12, u, v * (0.8 if curly else 0.2), 0.06, 2)
     tone = (1 + 0.16 * fine + 0.10 * broad)[:, None]
     albedo = np.clip((np.array(person.hair_colour, np.float32) + 0.012) * tone, 0, 1)
-    return _look(p, albedo, Label.HAIR, gloss=0.10 if curly else 0.22)
+    return _painted(p, albedo, Label.HAIR, gloss=0.10 if curly else 0.22)
 
 
-def paint_shoes(p: Points, outfit: Outfit) -> Look:
+def paint_shoes(p: Points, outfit: Outfit) -> Painted:
     """A sole, an upper, and the line between them."""
     height, edge = p.rows[:, 4], p.rows[:, 5]
     albedo = np.where(height[:, None] < 0.026, outfit.sole_colour, outfit.shoe_colour)
     gain = line(np.maximum(edge, 0), 0.004, 0.35) * line(height - 0.027, 0.003, 0.25)
-    return _look(p, albedo, Label.SHOES, gain, gloss=0.12)
+    return _painted(p, albedo, Label.SHOES, gain, gloss=0.12)
 
 
-def paint_plain(p: Points, colour: tuple[float, float, float]) -> Look:
+def paint_plain(p: Points, colour: tuple[float, float, float]) -> Painted:
     """A prop of one colour."""
-    return _look(p, np.array(colour), Label.PROP)
+    return _painted(p, np.array(colour), Label.PROP)
 
 
 # ---------------------------------------------------------------------------------------------------- clothes
 
 
-def paint_cloth(p: Points, worn: Worn) -> Look:
+def paint_cloth(p: Points, worn: Worn) -> Painted:
     """A garment: its pattern, its seams and hems, folds that bend the light."""
     cut, pattern = worn.cut, worn.pattern
     uv, edge = p.rows[:, 3:5], p.rows[:, 5]
@@ -113,8 +113,8 @@ def paint_cloth(p: Points, worn: Worn) -> Look:
     if cut.kind in details:
         albedo, gain = details[cut.kind](p, worn, albedo, gain)
     gain = gain * (1 + 0.012 * noise(pattern.seed % 59 + 30, uv[:, 0], uv[:, 1], 0.03, 2))
-    label = np.uint8(LABEL_OF[worn.category])
-    return Look(albedo, gain.astype(np.float32), np.zeros(len(uv), np.float32), folds(p, worn), np.full(len(uv), label))
+    dull, label = np.zeros(len(uv), np.float32), np.full(len(uv), np.uint8(LABEL_OF[worn.category]))
+    return Painted(albedo, gain.astype(np.float32), dull, folds(p, worn), label)
 
 
 def folds(p: Points, worn: Worn) -> Array:
