@@ -1,7 +1,7 @@
 """Whether a fitted body may be believed. A wrong body does more harm than none: it dresses people wrongly.
 
-The limits are far from what good fits reach: on 15 catalogue photos points were off by 1 to 2 % of the person, bones by 3
-to 7 degrees (the worst limb by 20), and at least 94 % of the body lay on the person.
+The limits are far from what good fits reach: on 15 catalogue photos points were off by 1 to 2 % of the person, bones by
+3 to 7 degrees (the worst limb by 20), and at least 94 % of the body lay on the person.
 """
 
 from __future__ import annotations
