@@ -175,7 +175,8 @@ def vary(pictures: Tensor, joints: Tensor, generator: torch.Generator) -> tuple[
     dark = torch.where(rand(1, 1, 1) < 0.15, 0.3 * dark + 0.02 * mask, dark * light)  # nearly white cloth
     spread = F.avg_pool2d(mask, 9, 1, 4)
     shadow = spread.roll((int(torch.randint(-2, 6, (), generator=generator)), 2), (2, 3)) * (1 - mask)
-    x = -dark - 0.35 * rand(1, 1, 1) * (rand(1, 1, 1) < 0.5) * shadow
+    grey = 0.16 * rand(1, 1, 1) * (rand(1, 1, 1) < 0.5)  # of the paper: white cloth is lighter than that
+    x = grey * mask - dark - 0.35 * rand(1, 1, 1) * (rand(1, 1, 1) < 0.5) * shadow
     slope = torch.linspace(-1, 1, SIDE)[:, None] * 0.08 * randn(1, 1, 1) * (rand(1, 1, 1) < 0.2)
     x = x + slope * (1 - mask)
     x = torch.where(rand(1, 1, 1) < 0.3, F.avg_pool2d(x, 3, 1, 1), x)

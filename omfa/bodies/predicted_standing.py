@@ -85,7 +85,7 @@ class Stand:
         return cls(
             arms=float(np.degrees(params.pose[17, 2] - params.pose[16, 2]) / 2),
             legs=float(np.degrees(params.pose[1, 2] - params.pose[2, 2]) / 2),
-            yaw=float(np.degrees(np.arctan2(forward[0], -forward[2]))),
+            yaw=float(np.degrees(np.arctan2(forward[0], np.copysign(np.hypot(*forward[1:]), -forward[2])))),
             scale=float(params.K[1, 1] / pelvis[2] / height),
             x=float(place[0] / height),
             y=float(place[1] / height),
