@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -18,8 +17,7 @@ from omfa import images
 from omfa.bodies.body import Body
 from omfa.bodies.drafts import Shown, coverage, draft_garment, draft_person, fitted, over
 from omfa.bodies.parameters import BodyParameters
-from omfa.bodies.predicted_standing import garment_standing
-from omfa.bodies.standing import standing
+from omfa.bodies.predicted_standing import garment_standing, standing_off
 from omfa.bodies.surface import Draft, NoDraft, off_paper
 from omfa.canvas import PERSON, PORTRAIT
 from omfa.components import Category, State
@@ -30,7 +28,6 @@ from omfa.request import Request
 
 LARGEST = 1024  # pixels of height that pictures are composed at
 LEAST = 0.1  # share of the body: a draft that shows less, such as a back's of what is seen from the front, is none
-FREE = 0.07  # share of a shop picture that is left free at its rims
 PAPER = 0.16  # of [-1, 1]: what a composer leaves of a shop picture's ground is as plain as this
 
 
@@ -71,7 +68,7 @@ def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
                     shows = coverage(made, body, params)
                 elif params is not None and states.get(PERSON) is State.GIVEN:
                     photo = _fit(request.given[PERSON][i], size, "edge")[0]
-                    stand = standing(body, request.layout.categories[slot].value, size)
+                    stand = standing_off(photo, params, request.layout.categories[slot].value, size, body)
                     made = draft_garment(body, stand, Shown(photo, params), wall=True)
                     drawn.maps[slot][i] = as_map(body, stand)
                     shows = coverage(made, body, stand)
@@ -121,26 +118,8 @@ def composed(
         layers = given_layers(drafted, valid, surface, large, photo)
         made[i] = composer.compose(layers, [kind]).picture[0]
         if slot != PERSON:  # the ground of a shop picture is white
-            made[i] = reframed(torch.where(off_paper(made[i], PAPER), made[i], 1.0))
+            made[i] = torch.where(off_paper(made[i], PAPER), made[i], 1.0)
     return made
-
-
-def reframed(picture: Tensor) -> Tensor:
-    """A shop picture (3, H, W) in [-1, 1] on white, its largest thing centred and as large as shop pictures show it."""
-    _, height, width = picture.shape
-    dark = (picture < 1 - 2 * PAPER).any(0).cpu().numpy().astype(np.uint8)
-    _, _, stats, _ = cv2.connectedComponentsWithStats(dark)
-    if len(stats) < 2:
-        return picture
-    left, top, wide, tall, _ = stats[1 + stats[1:, cv2.CC_STAT_AREA].argmax()]
-    times = float(min((1 - 2 * FREE) * height / tall, (1 - 1.2 * FREE) * width / wide))
-    x, y = float(2 * left + wide) / width - 1, float(2 * top + tall) / height - 1
-    scale = torch.tensor([[1 / times, 0, x], [0, 1 / times, y]], dtype=torch.float32, device=picture.device)
-    grid = torch.nn.functional.affine_grid(scale[None], [1, 3, height, width], align_corners=False)
-    return (
-        torch.nn.functional.grid_sample(picture[None].float() - 1, grid, "bicubic", align_corners=False)[0].clamp(-2, 0)
-        + 1
-    )
 
 
 def composed_size(request: Request, slot: str, size: tuple[int, int]) -> tuple[int, int]:

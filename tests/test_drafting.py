@@ -20,6 +20,7 @@ from omfa.bodies.body import load_body
 from omfa.bodies.drafts import Shown, draft_garment, draft_person, fitted, nudged
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import project
+from omfa.bodies.predicted_standing import standing_off
 from omfa.bodies.standing import standing
 from omfa.bodies.surface import Draft, resized
 from omfa.components import Category, State
@@ -170,7 +171,7 @@ def test_a_call_draws_what_the_bodies_say(world: Path, pipe: OMFAPipeline) -> No
     category = order[0]
     request = read_request(pipe.canvas, [category], person, None, None, params, None)
     drawn = draw(request, SIZE, body)
-    stand = standing(body, category, SIZE)  # type: ignore[arg-type]
+    stand = standing_off(pixels(person), params, category, SIZE, body)  # type: ignore[arg-type]
     wanted = draft_garment(body, stand, Shown(pixels(person), params), wall=True)
     (several,) = drawn.drafts.values()
     assert isinstance(several[0], Draft) and torch.equal(several[0].picture, wanted.picture)
