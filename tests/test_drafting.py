@@ -140,7 +140,7 @@ def test_losses_flow_and_depend_on_drafts(world: Path, pipe: OMFAPipeline) -> No
     losses = module.losses(collate(examples))
     losses.mean().backward()
     assert losses.isfinite().all() and pipe.unet.conv_in.weight.grad is not None
-    without = collate([replace(e, there=frozenset()) for e in examples])
+    without = collate([replace(e, there=()) for e in examples])
     assert not torch.allclose(module.losses(without), losses)
 
 
@@ -283,7 +283,7 @@ def test_a_canvas_takes_drafts_too(world: Path) -> None:
     batch = collate([RecordsDataset(world, Geometry.of(pipe), options)[0, i] for i in range(2)])
     with torch.no_grad():
         _, _, with_drafts = module.prepare(batch)
-        _, _, without = module.prepare(replace(batch, there=[frozenset()] * 2))
+        _, _, without = module.prepare(replace(batch, there=[()] * 2))
     target = with_drafts.target.expand_as(with_drafts.known)
     assert (without.known[target] == 0).all() and with_drafts.known[target].abs().sum() > 0
     assert torch.equal(with_drafts.known[~target], without.known[~target])

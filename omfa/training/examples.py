@@ -82,7 +82,7 @@ class Example:
     generator: bytes
     encoded: bool = False
     drawn: dict[str, Tensor] = field(default_factory=dict)
-    there: frozenset[str] = frozenset()
+    there: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Batch:
     generator: list[bytes]
     encoded: bool = False
     drawn: dict[str, Tensor] = field(default_factory=dict)
-    there: list[frozenset[str]] = field(default_factory=list)
+    there: list[tuple[str, ...]] = field(default_factory=list)
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -240,7 +240,7 @@ class RecordsDataset(RecordExamples[Example]):
         state, encoded = generator.get_state().numpy().tobytes(), self.latents is not None
         return Example(
             record.id, layout, pixels, pose, has_pose, kept.everything, t, state, encoded,
-            dict.fromkeys(wanted, constant) | there, frozenset(there),
+            dict.fromkeys(wanted, constant) | there, tuple(there),
         )  # fmt: skip
 
     @property

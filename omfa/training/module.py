@@ -218,7 +218,7 @@ class OMFAModule(TrainedModule):
     def _drawn(self, batch: Batch) -> tuple[dict[str, list[Tensor | None]], dict[str, list[Tensor | None]]]:
         """Latents of pose planes and of drafts, by slot, for each example (C, h, w) or None."""
         posed = zip(batch.there, batch.has_pose, strict=True)
-        there = [names | ({f"{PERSON}_map"} if has else set()) for names, has in posed]
+        there = [{*names, *([f"{PERSON}_map"] if has else [])} for names, has in posed]
         found: dict[str, list[Tensor | None]] = {}
         for name, pixels in {**batch.drawn, f"{PERSON}_map": batch.pose}.items():
             rows = [i for i, names in enumerate(there) if name in names]
