@@ -24,6 +24,7 @@ from omfa.bodies.body import KEY_VERTICES, Body, load_body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import project
 from omfa.bodies.pose_render import head_box
+from omfa.bodies.surface import resized
 from omfa.images import read_image
 from omfa.records.prepared import FaceRef, Record, resolve
 
@@ -41,11 +42,13 @@ class Head:
         crop: (S, S, 3) uint8, or None where no face can be seen.
         box: x0, y0, x1, y1 of the crop in the photo.
         missing: why there is no crop; empty where there is one.
+        params: the body, before the crop's own camera; None where there is no crop.
     """
 
     crop: Array | None
     box: tuple[int, int, int, int]
     missing: str = ""
+    params: BodyParameters | None = None
 
 
 def head_crop(rgb: Array, params: BodyParameters, body: Body) -> Head:
@@ -73,7 +76,9 @@ def head_crop(rgb: Array, params: BodyParameters, body: Body) -> Head:
     crop = rgb[box[1] : box[3], box[0] : box[2]]
     if side > LARGEST:
         crop = cv2.resize(crop, (LARGEST, LARGEST), interpolation=cv2.INTER_AREA)
-    return Head(np.ascontiguousarray(crop), box)
+    moved = np.array([[1, 0, -box[0]], [0, 1, -box[1]], [0, 0, 1.0]])
+    in_box = replace(params, K=moved @ params.K, image_size=(side, side))
+    return Head(np.ascontiguousarray(crop), box, params=resized(in_box, crop.shape[:2]))
 
 
 def _inside(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -118,7 +123,10 @@ def crop_record(item_id: str, record: Record, out: Path, *, source: Path, body: 
         return [as_line(replace(record, provenance=record.provenance | {"no_face": head.missing}))]
     path = f"face/{item_id}.png"
     write_image(out / path, head.crop)
-    return [as_line(replace(record, face=FaceRef(path, record.id)))]
+    pose = f"face/{item_id}.npz"
+    assert head.params is not None
+    head.params.save(out / pose)
+    return [as_line(replace(record, face=FaceRef(path, record.id, pose)))]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

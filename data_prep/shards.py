@@ -6,19 +6,31 @@ import argparse
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from data_prep.run import Outcome, add_source, positive, run_stage
 from omfa.bodies.parameters import BodyParameters
-from omfa.records.prepared import Record, iter_records, record_files, resolve, with_files
+from omfa.records.prepared import (
+    FaceRef,
+    KeypointsRef,
+    Maps,
+    PortraitRef,
+    PoseRef,
+    Record,
+    iter_records,
+    record_files,
+    resolve,
+)
 from omfa.records.shards import member
 
 PER_SHARD = 1000
+_Ref = TypeVar("_Ref", FaceRef, PortraitRef, KeypointsRef)
 
 
 def packs(folder: Path, size: int, limit: int | None = None) -> Iterator[tuple[str, tuple[Record, ...]]]:
@@ -33,6 +45,39 @@ def packed(record: Record) -> tuple[Record, dict[str, str]]:
     files = record_files(record)
     names = {role: member(record.id, role + Path(path).suffix.lower()) for role, path in files.items()}
     return with_files(record, names), {names[role]: path for role, path in files.items()}
+
+
+def with_files(record: Record, paths: Mapping[str, str | None]) -> Record:
+    """A record whose files lie elsewhere: what :func:`record_files` says of it is ``paths``.
+
+    Args:
+        record: any.
+        paths: role to relative path; a role of the record that is not among them is left out.
+
+    Raises:
+        RecordError: no person picture, or a path that leaves the folder.
+    """
+    get = paths.get
+    garments = [(g, get(g.category.value)) for g in record.garments]
+    pose, maps, face = record.pose, record.maps, _moved(record.face, get("face"))
+    return replace(
+        record,
+        file_name=get("person") or "",
+        face=face and replace(face, pose=get("face_pose")),
+        garments=tuple(
+            replace(g, path=path, pose=get(f"{g.category}_pose"), mask=get(f"{g.category}_mask"))
+            for g, path in garments
+            if path is not None
+        ),
+        pose=pose and PoseRef(get("pose_map"), get("pose_params")),
+        portrait=_moved(record.portrait, get("portrait")),
+        maps=maps and Maps(**{name: get(name) for name in vars(maps)}),
+        keypoints=_moved(record.keypoints, get("keypoints")),
+    )
+
+
+def _moved(ref: _Ref | None, path: str | None) -> _Ref | None:
+    return None if ref is None or path is None else replace(ref, path=path)
 
 
 def write_shard(item_id: str, records: tuple[Record, ...], out: Path, *, source: Path) -> list[dict[str, Any]]:

@@ -160,6 +160,12 @@ def _face(call: argparse.Namespace) -> Image.Image | None:
     return read_image(call.face) if call.face else None
 
 
+def _face_pose(call: argparse.Namespace) -> dict[str, BodyParameters]:
+    """The body whose head the crop shows, as an option of a call: ``face/anna.npz`` beside ``face/anna.png``."""
+    beside = Path(call.face).with_suffix(".npz") if getattr(call, "face", None) else None
+    return {} if beside is None or not beside.is_file() else {"face_pose": BodyParameters.load(beside)}
+
+
 def _pose(call: argparse.Namespace) -> BodyParameters | Image.Image | _Photo | None:
     """Body parameters, a pose map, or a photo whose pose is still to be estimated."""
     if getattr(call, "pose_map", None):
@@ -220,7 +226,8 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--guidance", type=float, help="1 or less turns it off (default: the model's own)")
     common.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture (default 0)")
     person = Parser(add_help=False)
-    person.add_argument("--face", metavar="PICTURE", help="head crop; default: the portrait's")
+    face = "head crop, with body parameters of the same name beside it where there are any; default: the portrait's"
+    person.add_argument("--face", metavar="PICTURE", help=face)
     person.add_argument("--pose", metavar="FILE", help="body parameters (.npz), or a photo of somebody in that pose")
     person.add_argument(
         "--keep",
@@ -282,7 +289,7 @@ def main(args: Sequence[str] | None = None) -> int:
     diffusers_logging.disable_progress_bar()  # of loading: seconds at most
     problems: list[str] = []
     try:
-        orders = call.prepare(call, problems)
+        orders, head = call.prepare(call, problems), _face_pose(call)
         _check(call, orders, problems)
         device = find_device(call.device)
         pipe = OMFAPipeline.from_pretrained(call.model, dtype=DTYPES[call.dtype]).to(device)
@@ -297,7 +304,7 @@ def main(args: Sequence[str] | None = None) -> int:
     rows: list[tuple[str, list[Image.Image | None]]] = []
     pipe.set_progress_bar_config(disable=None, leave=False)
     for order in tqdm(orders, unit="input", disable=None if len(orders) > 1 else True):
-        options = {"num_inference_steps": call.steps, "guidance_scale": call.guidance}
+        options = {"num_inference_steps": call.steps, "guidance_scale": call.guidance} | head
         options["generator"] = torch.Generator().manual_seed(call.seed)
         try:
             made = order.make(pipe, options)

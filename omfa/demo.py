@@ -54,6 +54,8 @@ class Person:
         self.garments = {g.category.value: pictures[g.category.value] for g in record.garments}
         assert record.pose is not None and record.pose.params is not None
         self.params = BodyParameters.load(resolve(folder, record.pose.params))
+        head = record.face and record.face.pose
+        self.head = {"face": self.face, "face_pose": head and BodyParameters.load(resolve(folder, head))}
 
 
 def two_people(folder: Path) -> tuple[list[Person], list[Person]]:
@@ -102,24 +104,24 @@ def rows(
         yield Row("photo", "the same photo in other clothes: photo, garments | upper, both", given, on, [])
 
     given = [*anna.garments.values(), anna.face, anna.map]
-    on = pipe.try_on(None, anna.garments, anna.params, anna.face, **options()).images
+    on = pipe.try_on(None, anna.garments, anna.params, **anna.head, **options()).images
     yield Row("try_on", "try-on: garments, face, pose | made | true", given, on, [anna.person])
 
     given = [*anna.garments.values(), anna.face, anna_again.map]
-    on = pipe.try_on(None, anna.garments, anna_again.params, anna.face, **options()).images
+    on = pipe.try_on(None, anna.garments, anna_again.params, **anna.head, **options()).images
     yield Row("another_pose", "the same in another pose | made | true", given, on, [anna_again.person])
 
-    how: dict[str, Any] = {"pose": ben.params, "source_pose": anna.params, "face": ben.face}
+    how: dict[str, Any] = {"pose": ben.params, "source_pose": anna.params, **ben.head}
     how["keep"] = "photo" if pipe.config.portraits else "others"
     on = pipe.transfer(anna.person, ben.person, "upper", **how, **options()).images
     yield Row("transfer", "transfer: upper of the first onto the second | made", [anna.person, ben.person], on, [])
 
     lower = pipe.try_off(ben.person, "lower", ben.params, **options()).images[0]
     worn = {"upper": taken["upper"], "lower": lower}
-    on = pipe.try_on(None, worn, ben.params, ben.face, **options()).images
+    on = pipe.try_on(None, worn, ben.params, **ben.head, **options()).images
     yield Row("outfit", "an outfit of both, taken off two photos | made", [taken["upper"], lower, ben.face], on, [])
 
-    turn = pipe.turntable(None, taken, anna.params, anna.face, views, **options()).images
+    turn = pipe.turntable(None, taken, anna.params, views=views, **anna.head, **options()).images
     yield Row("turntable", "turntable of clothes taken off one photo | made", [anna.person], turn, [])
 
     for path in packaged_photographs()[:1]:

@@ -19,7 +19,7 @@ from omfa.bodies.drafts import Shown, coverage, draft_garment, draft_person, fit
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.predicted_standing import garment_standing, standing_off
 from omfa.bodies.surface import Draft, NoDraft, off_paper
-from omfa.canvas import PERSON, PORTRAIT
+from omfa.canvas import FACE, PERSON, PORTRAIT
 from omfa.components import Category, State
 from omfa.composer import Composer
 from omfa.composer import given as given_layers
@@ -64,11 +64,13 @@ def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
             made, shows = None, 0.0
             try:
                 if params is not None and slot == PERSON and given:
-                    made = draft_person(body, params, size, list(given.values()))
+                    made = draft_person(body, params, size, list(given.values()), face=_face(request, i))
                     shows = coverage(made, body, params)
                 elif params is not None and states.get(PERSON) is State.GIVEN:
                     photo = _fit(request.given[PERSON][i], size, "edge")[0]
-                    stand = standing_off(photo, params, request.layout.categories[slot].value, size, body)
+                    stand = _wanted(request, slot, i, size)
+                    if stand is None:
+                        stand = standing_off(photo, params, request.layout.categories[slot].value, size, body)
                     made = draft_garment(body, stand, Shown(photo, params), wall=True)
                     drawn.maps[slot][i] = as_map(body, stand)
                     shows = coverage(made, body, stand)
@@ -150,6 +152,19 @@ def _garment(request: Request, slot: str, i: int, size: tuple[int, int], body: B
     plain = images.pixels_to_tensor(np.asarray(request.given[slot][i]))
     stand = garment_standing(plain, category.value, (box.height, box.width), body)
     return Shown(picture, _laid(stand, box, size))
+
+
+def _wanted(request: Request, slot: str, i: int, size: tuple[int, int]) -> BodyParameters | None:
+    """The body that shall stand in a picture to be made, where the caller says so."""
+    known = request.stands.get(slot)
+    return None if known is None else _laid(known[i], images.fitted_box(known[i].image_size, size), size)
+
+
+def _face(request: Request, i: int) -> Shown | None:
+    """The head crop, with the body it was cut from; None where either is not known."""
+    if FACE not in request.stands:
+        return None
+    return Shown(images.pixels_to_tensor(np.asarray(request.given[FACE][i])), request.stands[FACE][i])
 
 
 def _laid(params: BodyParameters, box: images.Box, size: tuple[int, int]) -> BodyParameters:

@@ -30,7 +30,7 @@ class OMFAModel:
         self.pipe = pipe
         if "surface" in (pipe.config.draft, pipe.config.pose_style):
             self.try_on_needs = frozenset({Input.GARMENTS, Input.POSE})
-            self.try_on_takes = frozenset({Input.FACE, Input.GARMENT_POSES})
+            self.try_on_takes = frozenset({Input.FACE, Input.FACE_POSE, Input.GARMENT_POSES})
             self.try_off_takes = frozenset({Input.POSE})
 
     @classmethod
@@ -58,9 +58,9 @@ class OMFAModel:
 
     def try_on(self, batch: Batch) -> list[Image.Image]:
         """See :class:`omfa.evaluation.predictions.TryOnModel`."""
-        faces = list(map(str, batch.faces)) or None
+        faces = {"face": list(map(str, batch.faces)) or None, "face_pose": list(batch.face_poses) or None}
         poses: list[Any] = list(batch.poses) or list(batch.pose_maps)
-        return list(self.pipe(["person"], face=faces, pose=poses, **_worn(batch), **_options(batch)).images)
+        return list(self.pipe(["person"], pose=poses, **faces, **_worn(batch), **_options(batch)).images)
 
     def try_off(self, batch: Batch) -> list[Image.Image]:
         """See :class:`omfa.evaluation.predictions.TryOffModel`."""

@@ -25,7 +25,6 @@ from torch import Tensor
 from omfa import images
 from omfa.backbone import canvas_multiple, decode, encode, input_channels, vae_factor
 from omfa.bodies.body import load_body
-from omfa.bodies.parameters import BodyParameters
 from omfa.canvas import PERSON, PORTRAIT, Canvas
 from omfa.components import State
 from omfa.composer import Composer
@@ -38,7 +37,7 @@ from omfa.network import Network
 from omfa.partial_diffusion import check_scheduler
 from omfa.prompts import Prompts, TextEncoders
 from omfa.records.latents import DRAFTS
-from omfa.request import Pictures, Pose, Request, check_sampler, read_request
+from omfa.request import Bodies, Pictures, Pose, Request, check_sampler, read_request
 from omfa.rows import cross_rows
 from omfa.sampling import GUIDANCE, STEPS, denoise
 from omfa.tasks import OMFAPipelineOutput, PoseEstimator, Tasks
@@ -218,7 +217,8 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         pose: Pose | Sequence[Pose] | None = None,
         caption: str | None = None,
         portrait: Pictures | None = None,
-        garment_poses: Mapping[str, BodyParameters | Sequence[BodyParameters]] | None = None,
+        garment_poses: Mapping[str, Bodies] | None = None,
+        face_pose: Bodies | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -242,8 +242,10 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             pose: pose map aligned with the person picture, or :class:`BodyParameters` (or their ``.npz``) to render.
             caption: a few words for a text-conditioned model's prompt.
             portrait: photo to change the clothes in, of a model that knows portraits; ``pose`` is then its own.
-            garment_poses: category to how a body would stand in the garment's picture, for a model with drafts; the
-                category's own standing body where it is not said.
+            garment_poses: category to how a body would stand in the garment's picture, given or to be made, for a model
+                with drafts; predicted where it is not said.
+            face_pose: the body whose head ``face`` shows, before that picture's camera, for a model with drafts; the
+                face is in no draft without it.
             num_inference_steps: steps of the scheduler; None takes the model's ``default_steps``.
             guidance_scale: classifier-free guidance; 1 or less turns it off (half the work). None takes the model's
                 ``default_guidance``.
@@ -278,7 +280,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             raise ValueError("this model has not learned to change photos: give face= and pose=, no portrait=")
         style = self.config.pose_style
         request = read_request(
-            self.canvas, targets, person, garments, face, pose, caption, portrait, garment_poses, style
+            self.canvas, targets, person, garments, face, pose, caption, portrait, garment_poses, face_pose, style
         )
         if isinstance(generator, list) and len(generator) != request.batch:
             raise ValueError(f"{len(generator)} generators for {request.batch} pictures; give one, or one per picture")

@@ -24,6 +24,7 @@ from omfa.images import Picture
 
 Pictures = Picture | Sequence[Picture]
 Pose = Picture | BodyParameters
+Bodies = BodyParameters | Sequence[BodyParameters]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Request:
         given: slot name to B pictures.
         pose: B pose maps, or none.
         params: B body parameters behind them, None for a map that was given as a picture; or none.
-        stands: garment slot to B bodies that stand in the given pictures, as far as they are known.
+        stands: slot of a garment or the face to B bodies that stand in its pictures, given or to be made, as far as
+            they are known.
     """
 
     layout: Layout
@@ -56,14 +58,15 @@ def read_request(
     pose: Pose | Sequence[Pose] | None,
     caption: str | None,
     portrait: Pictures | None = None,
-    garment_poses: Mapping[str, BodyParameters | Sequence[BodyParameters]] | None = None,
+    garment_poses: Mapping[str, Bodies] | None = None,
+    face_pose: Bodies | None = None,
     style: Style = "parts_blend",
 ) -> Request:
     """The request behind a call, everything checked and every picture read.
 
     Args:
         canvas: the model's.
-        targets, person, garments, face, pose, caption, portrait, garment_poses: as
+        targets, person, garments, face, pose, caption, portrait, garment_poses, face_pose: as
             :class:`omfa.pipeline.OMFAPipeline` is called.
         style: of pose maps that are rendered.
 
@@ -115,25 +118,26 @@ def read_request(
         given={slot: several * (batch // len(several)) for slot, several in read.items()},
         pose=maps * (batch // len(maps)) if maps else [],
         params=known * (batch // len(known)) if known else [],
-        stands={places[c]: p for c, p in _stands(garment_poses, worn, batch).items()},
+        stands=_stands(garment_poses, face_pose, pictures, places, batch),
     )
 
 
-def _stands(given: Any, worn: Collection[Category], batch: int) -> dict[Category, list[BodyParameters]]:
-    """Bodies in garment pictures, B for each category."""
+def _stands(
+    garment_poses: Any, face_pose: Any, pictures: Collection[str], places: Mapping[Category, str], batch: int
+) -> dict[str, list[BodyParameters]]:
+    """Bodies in pictures of garments and the face: slot to B."""
+    known = {f"garment_poses[{c!r}]": (places.get(c, ""), p) for c, p in (garment_poses or {}).items()}
+    if face_pose is not None:
+        known["face_pose"] = (FACE if FACE in pictures else "", face_pose)
     stands = {}
-    for name, value in (given or {}).items():
+    for name, (slot, value) in known.items():
         several = list(value) if isinstance(value, Sequence) else [value]
-        if (
-            name not in worn
-            or len(several) not in (1, batch)
-            or not all(isinstance(p, BodyParameters) for p in several)
-        ):
+        if not slot or len(several) not in (1, batch) or not all(isinstance(p, BodyParameters) for p in several):
+            there = ", ".join([*places, *([FACE] if FACE in pictures else [])])
             raise ValueError(
-                f"garment_poses[{name!r}] must be BodyParameters, 1 or {batch} of them, for a garment that is given "
-                f"({', '.join(worn) or 'none'})"
+                f"{name} must be BodyParameters, 1 or {batch} of them, for what this call is about ({there or 'none'})"
             )
-        stands[Category(name)] = several * (batch // len(several))
+        stands[slot] = several * (batch // len(several))
     return stands
 
 

@@ -23,10 +23,14 @@ from omfa.request import Pictures, Pose, worn_garments
 
 
 class Estimate(NamedTuple):
-    """What a pose estimator says of a photo: body parameters for its camera, and a head crop (None: no face seen)."""
+    """What a pose estimator says of a photo: body parameters for its camera; a head crop, and the body for that.
+
+    None where no face is seen.
+    """
 
     params: BodyParameters
     face: Image.Image | None
+    face_params: BodyParameters | None = None
 
 
 Keep = Literal["auto", "photo", "others"] | None
@@ -116,7 +120,9 @@ class Tasks:
             looks = [self._estimate(p) for p in images.as_list(portrait)]
             pose = [look.params for look in looks] if pose is None else pose
             heads = [look.face for look in looks if look.face is not None]
-            face = heads if face is None and len(heads) == len(looks) else face
+            if face is None and len(heads) == len(looks):
+                face, stands = heads, [look.face_params for look in looks if look.face_params is not None]
+                options |= {"face_pose": stands} if len(stands) == len(looks) else {}
         if portrait is not None and keep == "others":
             left = self._left_open(worn)
             if left:
@@ -187,7 +193,10 @@ class Tasks:
             pose = BodyParameters.load(Path(pose))
         if portrait is not None and (pose is None or face is None):
             look = self._estimate(portrait)
-            pose, face = pose or look.params, face if face is not None else look.face
+            pose = pose or look.params
+            if face is None:
+                face = look.face
+                options |= {} if look.face_params is None else {"face_pose": look.face_params}
         if not isinstance(pose, BodyParameters):
             raise ValueError("a turntable needs body parameters to turn: give pose=BodyParameters.load('pose.npz')")
         if portrait is not None and keep == "others" and self._left_open(worn):
@@ -212,7 +221,8 @@ class Tasks:
             raise ValueError("keep='photo' needs the portrait to change and a garment to put on")
         if pose is None:
             pose = [self._estimate(p).params for p in images.as_list(portrait)]
-        return self(targets=["person"], garments=worn, portrait=portrait, pose=pose, **options)
+        own = {k: v for k, v in options.items() if k != "face_pose"}  # the face is the photo's
+        return self(targets=["person"], garments=worn, portrait=portrait, pose=pose, **own)
 
     def _bodies(self, person: Pictures) -> list[BodyParameters] | None:
         """The bodies in photos; None without an estimator, or where one of them is not found, with a warning."""

@@ -50,11 +50,15 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the eight drawn records."""
+def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the eight drawn records, for all tests: nothing may change it."""
     folder = tmp_path_factory.mktemp("records")
     figures.make_records(folder)
-    return folder
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    yield folder
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    changed = [str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p)]
+    assert not changed, f"tests have changed the shared records: {changed}"
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def test_a_call_draws_what_the_bodies_say(world: Path, pipe: OMFAPipeline) -> No
     def pixels(picture: Image.Image) -> torch.Tensor:
         return images.pixels_to_tensor(np.asarray(picture))
 
-    request = read_request(pipe.canvas, ["person"], None, worn, None, params, None, portrait, stands, "surface")
+    request = read_request(pipe.canvas, ["person"], None, worn, None, params, None, portrait, stands, None, "surface")
     made = draw(request, SIZE, body).drafts["person"][0]
     order = sorted(worn, key=["lower", "dress", "upper"].index)
     shown = [Shown(pixels(worn[c]), stands[c]) for c in order]
@@ -168,13 +168,22 @@ def test_a_call_draws_what_the_bodies_say(world: Path, pipe: OMFAPipeline) -> No
     (known,) = known_pictures(request, "person", draw(request, SIZE, body), SIZE)
     assert torch.equal(known, draft_person(body, params, SIZE, shown, pixels(portrait)).picture)  # type: ignore[arg-type]
 
+    assert record.face is not None and record.face.pose is not None
+    face, head = read(world, record.face.path), BodyParameters.load(world / record.face.pose)
+    request = read_request(pipe.canvas, ["person"], None, worn, face, params, None, None, stands, head)
+    made = draw(request, SIZE, body).drafts["person"][0]
+    wanted = draft_person(body, params, SIZE, shown, face=Shown(pixels(face), head))
+    assert isinstance(made, Draft) and torch.equal(made.picture, wanted.picture)
+
     category = order[0]
     request = read_request(pipe.canvas, [category], person, None, None, params, None)
     drawn = draw(request, SIZE, body)
-    stand = standing_off(pixels(person), params, category, SIZE, body)  # type: ignore[arg-type]
-    wanted = draft_garment(body, stand, Shown(pixels(person), params), wall=True)
-    (several,) = drawn.drafts.values()
-    assert isinstance(several[0], Draft) and torch.equal(several[0].picture, wanted.picture)
+    chosen = standing_off(pixels(person), params, category, SIZE, body)  # type: ignore[arg-type]
+    told = read_request(pipe.canvas, [category], person, None, None, params, None, None, {category: stands[category]})
+    for stand, made_by in ((chosen, drawn), (stands[category], draw(told, SIZE, body))):
+        wanted = draft_garment(body, stand, Shown(pixels(person), params), wall=True)
+        (several,) = made_by.drafts.values()
+        assert isinstance(several[0], Draft) and torch.equal(several[0].picture, wanted.picture)
     elsewhere = replace(params, transl=params.transl * [1, 1, -1])
     with pytest.warns(UserWarning, match="behind the camera"):
         request = read_request(pipe.canvas, [category], person, None, None, elsewhere, None)
@@ -270,6 +279,8 @@ def test_calls_that_can_t_be(world: Path, pipe: OMFAPipeline, compact: OMFAPipel
         pipe(["upper"], person=person, portrait=person)
     with pytest.raises(ValueError, match="garment_poses"):
         pipe(["person"], garments=worn, garment_poses={"hat": 3})
+    with pytest.raises(ValueError, match=r"face_pose must be BodyParameters.*is about \(upper"):
+        pipe(["person"], garments=worn, face_pose=3)
     with pytest.raises(ValueError, match="join: rows"):
         make_compact(portraits=True)
     with pytest.raises(ValueError, match="draft 'x'"):

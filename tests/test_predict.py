@@ -174,7 +174,7 @@ def test_predictions_of_changed_weights_or_records_are_refused(records: Path, tm
         (["--class-path", "os.path"], "--class-path 'os.path' is no class"),
         (["--class-path", "omfa.pipeline.OMFAPipeline"], "OMFAPipeline is no TryOffModel of"),
         (["--device", "cuda"], "--device cuda: there is none here"),
-        (["--task", "try_on", "--pairs", "{pairs}"], "pairs.txt is no UTF-8 text"),
+        (["--task", "try_on", "--pairs", "{pairs}"], "pairs.txt, line 1: no UTF-8 text"),
     ],
 )
 def test_predict_refuses_at_the_door(records: Path, tmp_path: Path, capsys, more: list[str], words: str) -> None:

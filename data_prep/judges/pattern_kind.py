@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data_prep.judges.training import fit, save_half
 from data_prep.run import one_thread
 from data_prep.wardrobe.outfits import draw_outfit
-from data_prep.wardrobe.synthetic import shop_picture
+from data_prep.wardrobe.views import shop_picture
 from omfa.evaluation.judges import KINDS, PatternNet, garment_crops
 
 LEARN, HELD_OUT = 10_000, 20_000

@@ -18,10 +18,11 @@ from omfa.bodies.pose_render import person_mask
 
 
 class PhotoEstimate(NamedTuple):
-    """What the pipeline wants to know of a portrait: the body, and a head crop (None: no face is seen)."""
+    """What the pipeline wants to know of a portrait: body, head crop, the body in that (None: no face is seen)."""
 
     params: BodyParameters
     face: Image.Image | None
+    face_params: BodyParameters | None
 
 
 def photo_estimator(body: Body | None = None, person: int = 1) -> Callable[[Image.Image], PhotoEstimate]:
@@ -47,7 +48,7 @@ def photo_estimator(body: Body | None = None, person: int = 1) -> Callable[[Imag
         params = found.params
         if reason := doubt(measured(found, person_mask(fitted, params))):
             raise ValueError(reason)
-        crop = head_crop(rgb, params, fitted).crop
-        return PhotoEstimate(params, None if crop is None else Image.fromarray(crop))
+        head = head_crop(rgb, params, fitted)
+        return PhotoEstimate(params, None if head.crop is None else Image.fromarray(head.crop), head.params)
 
     return estimate

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data_prep.judges.training import fit, save_half
 from data_prep.run import one_thread
 from data_prep.wardrobe.outfits import Worn, draw_outfit
-from data_prep.wardrobe.synthetic import Shop, hang, shop_picture
+from data_prep.wardrobe.views import Shop, hang, shop_picture
 from omfa.bodies.body import Body, load_body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import MODEL_TO_CAMERA, camera, project, turn_about

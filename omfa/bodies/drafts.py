@@ -19,7 +19,7 @@ from torch import Tensor
 
 from omfa.bodies.body import Body
 from omfa.bodies.parameters import BodyParameters
-from omfa.bodies.surface import Draft, Source, draft, resized, see
+from omfa.bodies.surface import Draft, Source, draft, head_mask, resized, see
 
 _seen = lru_cache(16)(see)  # one photo takes part in several drafts, one garment in those of many views
 
@@ -45,9 +45,14 @@ class Shown:
 
 
 def draft_person(
-    body: Body, params: BodyParameters, size: tuple[int, int], garments: Sequence[Shown], portrait: Tensor | None = None
+    body: Body,
+    params: BodyParameters,
+    size: tuple[int, int],
+    garments: Sequence[Shown],
+    portrait: Tensor | None = None,
+    face: Shown | None = None,
 ) -> Draft:
-    """A person in a pose, as far as their garments tell.
+    """A person in a pose, as far as their garments and face tell.
 
     Args:
         body: everybody's.
@@ -55,6 +60,7 @@ def draft_person(
         size: (H, W) of the draft.
         garments: from the innermost to the outermost; the body's own size and pose in each picture does not matter.
         portrait: (3, H, W) the photo to be changed, in this very pose: what the garments leave open is its.
+        face: a picture of their head; nothing else of it counts, but hair and wall beside the head alike.
 
     Returns:
         The draft; with a portrait all of it is valid.
@@ -62,8 +68,13 @@ def draft_person(
     Raises:
         NoDraft: another body's parameters, or a body that is not in its picture.
     """
-    outermost = len(garments) - 1
-    made = draft(_seen(body, params, size), [g.source(body, outermost - i) for i, g in enumerate(garments)])
+    innermost = len(garments)
+    sources = [g.source(body, innermost - 1 - i) for i, g in enumerate(garments)]
+    if face is not None:
+        head = head_mask(_seen(body, face.params, (face.picture.shape[1], face.picture.shape[2])), body)
+        if bool(head.any()):
+            sources.append(replace(face, mask=head).source(body, innermost))
+    made = draft(_seen(body, params, size), sources)
     return made if portrait is None else over(made, portrait)
 
 

@@ -178,6 +178,12 @@ def surface_map(body: Body, params: BodyParameters, size: tuple[int, int] | None
     return render_pose_map(body, params if size is None else resized(params, size), "surface")
 
 
+def head_mask(seen: Seen, body: Body) -> Tensor:
+    """(H, W) bool where a picture shows the head and neck, or what is beside them."""
+    head = torch.from_numpy(vertex_parts(body) == PARTS.index("head")).to(seen.vertices.device)
+    return head[_place_at(seen)]
+
+
 def _joint_turns(body: Body, pose: Array) -> Array:
     """(55, 3, 3) float32 rotations from rest to the camera frame."""
     turns = np.zeros((len(pose), 3, 3), np.float32)

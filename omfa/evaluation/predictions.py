@@ -58,6 +58,7 @@ class Input(StrEnum):
     GARMENT_MASKS = "garment_masks"
     GARMENT_POSES = "garment_poses"
     FACE = "faces"
+    FACE_POSE = "face_poses"
     POSE_MAP = "pose_maps"
     POSE = "poses"
     KEYPOINTS = "keypoints"
@@ -74,6 +75,7 @@ _LACKS = {  # what is said of a record that lacks it
     Input.GARMENT_MASKS: "a garment without a mask; name it in the record",
     Input.GARMENT_POSES: "a garment without a pose, the body that would stand in it; name it in the record",
     Input.FACE: "no face; cut one out with 'python -m data_prep faces'",
+    Input.FACE_POSE: "a face without the body whose head it is; cut it out with 'python -m data_prep faces'",
     Input.POSE_MAP: "no pose map; make it with 'python -m data_prep pose-maps'",
     Input.POSE: "no body parameters; make them with 'python -m data_prep pose-maps'",
     Input.KEYPOINTS: "no keypoints; name a file of them in the record",
@@ -98,6 +100,7 @@ class Batch:
         garment_masks: category to (H, W) bool of the garment picture, where the garment is.
         garment_poses: category to the body that would stand in the garment picture.
         faces: head crops.
+        face_poses: the body whose head is shown, before the crop's own camera.
         pose_maps: pictures of the posed body, aligned with the person picture.
         poses: body and camera.
         keypoints: (18, 3) float32, see :func:`omfa.records.keypoints.read_keypoints`.
@@ -117,6 +120,7 @@ class Batch:
     garment_masks: Mapping[Category, tuple[np.ndarray, ...]] = field(default_factory=dict)
     garment_poses: Mapping[Category, tuple[BodyParameters, ...]] = field(default_factory=dict)
     faces: tuple[Path, ...] = ()
+    face_poses: tuple[BodyParameters, ...] = ()
     pose_maps: tuple[Path, ...] = ()
     poses: tuple[BodyParameters, ...] = ()
     keypoints: tuple[np.ndarray, ...] = ()
@@ -196,8 +200,8 @@ def has(item: Item) -> frozenset[Input]:
     """Which inputs an item's records name."""
     files, wears, worn = record_files(item.record), _wears(item), _worn(item)
     roles = {
-        Input.PHOTO: "person", Input.PORTRAIT: "portrait", Input.FACE: "face", Input.POSE_MAP: "pose_map",
-        Input.POSE: "pose_params", Input.KEYPOINTS: "keypoints", Input.PARTS: "parts",
+        Input.PHOTO: "person", Input.PORTRAIT: "portrait", Input.FACE: "face", Input.FACE_POSE: "face_pose",
+        Input.POSE_MAP: "pose_map", Input.POSE: "pose_params", Input.KEYPOINTS: "keypoints", Input.PARTS: "parts",
     }  # fmt: skip
     there = {name: role in files for name, role in roles.items()}
     there |= {
@@ -288,8 +292,8 @@ def _read(records: Path, item: Item, name: Input, wishes: Wishes) -> Any:
             return at("face")
         case Input.POSE_MAP:
             return at("pose_map")
-        case Input.POSE:
-            return BodyParameters.load(at("pose_params"))
+        case Input.POSE | Input.FACE_POSE:
+            return BodyParameters.load(at("pose_params" if name == Input.POSE else "face_pose"))
         case Input.GARMENTS:
             return of_garments()
         case Input.GARMENT_MASKS:

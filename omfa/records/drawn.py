@@ -6,7 +6,7 @@ Names in what :meth:`Drawer.pictures` returns, as far as the record has the bodi
     <category>_map    of the body that stands in the garment's picture, where the garment is given
     <category>_stand  of the body that is chosen for the shop picture, where that is to be made (try-off)
     <category>_draft  of the garment, from the person picture, in that body
-    person_draft      of the person, from all garments
+    person_draft      of the person, from all garments and the face
     portrait_draft    the portrait with the garments that it lacks laid over it
 
 Legend: ``H W`` pixels.
@@ -15,7 +15,7 @@ Legend: ``H W`` pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +41,11 @@ INSIDE_OUT = (Category.LOWER, Category.DRESS, Category.UPPER)  # what is worn ov
 
 def drawn_files(record: Record) -> dict[str, str]:
     """Files that the drawings are made of besides pictures: role in ``record_files`` to path."""
-    roles = ("pose_params", *(f"{g.category}_{what}" for g in record.garments for what in ("pose", "mask")))
+    roles = (
+        "pose_params",
+        "face_pose",
+        *(f"{g.category}_{what}" for g in record.garments for what in ("pose", "mask")),
+    )
     files = record_files(record)
     return {role: files[role] for role in roles if role in files}
 
@@ -85,12 +89,22 @@ class Drawer:
                     drawn |= {f"{category}_draft": made.picture, f"{category}_stand": own.chosen_map}
         if params is not None and shown:
             with suppress(NoDraft):
-                drawn["person_draft"] = draft_person(body, params, self.size, list(shown.values())).picture
+                face = self._face(files)
+                drawn["person_draft"] = draft_person(body, params, self.size, list(shown.values()), face=face).picture
                 if record.portrait is not None:
                     portrait, _ = _read(self.source, record.portrait.path, self.size, "edge")
                     new = [s for c, s in shown.items() if c in (record.portrait.changed or tuple(shown))]
                     drawn["portrait_draft"] = draft_person(body, params, self.size, new, portrait).picture
         return drawn
+
+    def _face(self, files: Mapping[str, str]) -> Shown | None:
+        if "face_pose" not in files:
+            return None
+        where = self.source.where(files["face"])
+        picture = images.pixels_to_tensor(images.decode_pixels(self.source.read(files["face"]), where))
+        size = picture.shape[1], picture.shape[2]
+        params = _params(self.source, files["face_pose"], images.Box(0, 0, *size), size)
+        return None if params is None else Shown(picture, params)
 
     def _drawn_garment(self, garment: GarmentRef) -> _Garment:
         digest = hashlib.sha256(f"drawn\0{garment.path}".encode()).digest()

@@ -6,7 +6,7 @@ is not there (``id``, ``split``, ``person_id``, ``outfit_id``, ``file_name`` and
 
     {"version": 2, "id": "p3-o1-v0", "split": "train", "person_id": "p3", "outfit_id": "o1",
      "file_name": "person/p3-o1-v0.png",
-     "face": {"path": "face/p3.png", "source_id": "p3-o1-v2"},
+     "face": {"path": "face/p3.png", "source_id": "p3-o1-v2", "pose": "face/p3.npz"},
      "garments": [{"category": "upper", "path": "garment/o1-upper.png", "kind": "shop", "source_id": null,
                    "pose": "garment/o1-upper.npz", "mask": "masks/o1-upper.png"}],
      "pose": {"map": "pose/p3-o1-v0.png", "params": "pose/p3-o1-v0.npz"},
@@ -15,7 +15,7 @@ is not there (``id``, ``split``, ``person_id``, ``outfit_id``, ``file_name`` and
      "keypoints": {"path": "keypoints/p3-o1-v0.json", "format": "openpose-18"},
      "caption": "striped t-shirt, blue trousers", "view_yaw": 12.5, "provenance": {"stage": "synthetic"}}
 
-Version 1 had no ``portrait``, ``maps``, ``keypoints``, and no ``pose`` and ``mask`` of a garment; it is read as before.
+Version 1 had no ``portrait``, ``maps``, ``keypoints``, no ``pose`` and ``mask`` of a garment; it is read as before.
 What it kept of label pictures and masks in ``provenance`` is read into their fields, and written as version 2.
 """
 
@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from omfa.components import Category
 from omfa.files import text_lines
@@ -76,13 +76,20 @@ def resolve(folder: Path, path: str, follow_links: bool = False) -> Path:
 
 @dataclass(frozen=True)
 class FaceRef:
-    """A head crop of the same person. ``source_id``: the record it was cut from (None: unknown)."""
+    """A head crop of the same person.
+
+    Args:
+        path: the picture.
+        source_id: the record it was cut from (None: unknown).
+        pose: body parameters (``.npz``) of the body whose head it is, for the crop's own pixels.
+    """
 
     path: str
     source_id: str | None = None
+    pose: str | None = None
 
     def __post_init__(self) -> None:
-        check_path(self.path)
+        _check_paths(self.path, self.pose)
 
 
 @dataclass(frozen=True)
@@ -196,9 +203,6 @@ class KeypointsRef:
             raise RecordError(
                 f"keypoints {self.path!r} must be a .json as OpenPose writes it, or an .npz with 'points'"
             )
-
-
-_Ref = TypeVar("_Ref", FaceRef, PortraitRef, KeypointsRef)
 
 
 def _check_paths(*paths: str | None) -> None:
@@ -404,46 +408,14 @@ def record_pictures(record: Record) -> dict[str, str]:
 def record_files(record: Record) -> dict[str, str]:
     """All files a record names: role to relative path.
 
-    Roles: those of :func:`record_pictures`, pose_params, <category>_pose, <category>_mask, keypoints, and the maps:
-    parts, labels, limbs, inpaint.
+    Roles: those of :func:`record_pictures`, pose_params, face_pose, <category>_pose, <category>_mask, keypoints, and
+    the maps: parts, labels, limbs, inpaint.
     """
     files: dict[str, str | None] = dict(record_pictures(record))
     files["pose_params"] = None if record.pose is None else record.pose.params
+    files["face_pose"] = None if record.face is None else record.face.pose
     for garment in record.garments:
         files |= {f"{garment.category}_pose": garment.pose, f"{garment.category}_mask": garment.mask}
     files["keypoints"] = None if record.keypoints is None else record.keypoints.path
     files |= vars(record.maps or Maps())
     return {role: path for role, path in files.items() if path is not None}
-
-
-def with_files(record: Record, paths: Mapping[str, str | None]) -> Record:
-    """A record whose files lie elsewhere: what :func:`record_files` says of it is ``paths``.
-
-    Args:
-        record: any.
-        paths: role to relative path; a role of the record that is not among them is left out.
-
-    Raises:
-        RecordError: no person picture, or a path that leaves the folder.
-    """
-    get = paths.get
-    garments = [(g, get(g.category.value)) for g in record.garments]
-    pose, maps = record.pose, record.maps
-    return replace(
-        record,
-        file_name=get("person") or "",
-        face=_moved(record.face, get("face")),
-        garments=tuple(
-            replace(g, path=path, pose=get(f"{g.category}_pose"), mask=get(f"{g.category}_mask"))
-            for g, path in garments
-            if path is not None
-        ),
-        pose=pose and PoseRef(get("pose_map"), get("pose_params")),
-        portrait=_moved(record.portrait, get("portrait")),
-        maps=maps and Maps(**{name: get(name) for name in vars(maps)}),
-        keypoints=_moved(record.keypoints, get("keypoints")),
-    )
-
-
-def _moved(ref: _Ref | None, path: str | None) -> _Ref | None:
-    return None if ref is None or path is None else replace(ref, path=path)

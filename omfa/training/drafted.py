@@ -23,7 +23,7 @@ from omfa.bodies.drafts import nudged
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import rest_colours
 from omfa.bodies.rasterise import interpolate
-from omfa.bodies.surface import NoDraft, Seen, Source, draft, resized, see
+from omfa.bodies.surface import NoDraft, Seen, Source, draft, head_mask, resized, see
 from omfa.files import whole
 from omfa.images import ImageError, read_trusted
 from omfa.records.drawn import INSIDE_OUT
@@ -117,6 +117,11 @@ class Drafter:
             stand = nudged(self._params(garment.pose, record), rng, ERROR)
             seen, layer = see(self.body, stand, self.size), -INSIDE_OUT.index(garment.category)
             sources.append(Source(self._picture(garment.path), seen, self._mask(garment), layer))
+        if not onto_portrait and record.face is not None and record.face.pose is not None:
+            face = BodyParameters.load(resolve(self.records, record.face.pose))
+            seen = see(self.body, face)
+            picture = read_trusted(resolve(self.records, record.face.path))
+            sources.append(Source(picture, seen, head_mask(seen, self.body), len(INSIDE_OUT)))
         labels = record.maps and record.maps.labels
         area = np.isin(self._grey(labels), PERSON) if labels else np.ones(self.size, bool)
         photo = None if record.portrait is None else _pixels(self._picture(record.portrait.path))

@@ -319,10 +319,12 @@ class OMFAModule(TrainedModule):
         bodies = {g.category.value: self._body(source, g.pose) for g in record.garments}
         stands = {c: p for c, p in bodies.items() if c in worn and p is not None}
         face = None if record.face is None else read(record.face.path)
+        head = None if record.face is None else self._body(source, record.face.pose)
         options: dict[str, Any] = {"num_inference_steps": how.steps, "guidance_scale": how.guidance}
+        bodies_of = {"garment_poses": stands, "face_pose": head}
         pipe.set_progress_bar_config(disable=True)
         seed = torch.Generator().manual_seed
-        on = pipe(["person"], None, worn, face, body or pose, garment_poses=stands, generator=seed(how.seed), **options)
+        on = pipe(["person"], None, worn, face, body or pose, generator=seed(how.seed), **bodies_of, **options)
         off = pipe(list(worn), person, pose=body, generator=seed(how.seed), **options)
         pipe.set_progress_bar_config(disable=False)
         return [

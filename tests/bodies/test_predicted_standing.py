@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_prep.standings.garment_standing import HELD_OUT, drawn
-from data_prep.wardrobe.synthetic import Sample, Shop, make_outfit, shop_picture
+from data_prep.wardrobe.synthetic import Sample, make_outfit
+from data_prep.wardrobe.views import Shop, shop_picture
 from omfa.bodies.body import Body, load_body
 from omfa.bodies.named_poses import MIRROR, mirror_parameters
 from omfa.bodies.parameters import BodyParameters

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from data_prep.wardrobe.synthetic import Sample, make_outfit
 from omfa.bodies.body import Body, load_body
+from omfa.bodies.drafts import Shown, draft_person
 from omfa.bodies.named_poses import NAMED_POSES, mirror_parameters
 from omfa.bodies.placing import place, project, turned
 from omfa.bodies.standing import standing
-from omfa.bodies.surface import Draft, NoDraft, Source, draft, off_paper, see, surface_map
+from omfa.bodies.surface import Draft, NoDraft, Source, draft, head_mask, off_paper, see, surface_map
 
 SIZE = (160, 120)
 FRONT = 40  # degrees of yaw within which pictures count as seen from the front
@@ -86,6 +87,25 @@ def test_shop_pictures_dress_the_person() -> None:
         cloth = torch.from_numpy(np.isin(sample.labels, [4, 5, 6]))
         assert psnr(made, sample) > 13, sample.record.id
         assert made.valid[cloth].float().mean() > 0.5, sample.record.id
+
+
+def test_a_face_comes_along_and_nothing_else_of_its_picture() -> None:
+    """The person from their garments and the face of another day: the head is nearer to the truth than grey."""
+    for sample in (o[0] for o in outfits()):
+        masks = {c: torch.from_numpy(mask) for c, mask in sample.garment_masks.items()}
+        garments = [Shown(pixels(g), sample.garment_params[c], masks[c]) for c, g in sample.garments.items()]
+        size = sample.person.shape[:2]
+        bare = draft_person(body(), sample.params, size, garments)
+        face = Shown(pixels(sample.face), sample.face_params)
+        made = draft_person(body(), sample.params, size, garments, face=face)
+        same = (made.picture == bare.picture).all(0)[bare.valid]
+        assert float(same.float().mean()) > 0.98  # clothes lie over it; gaps between the two are closed anew
+        new, seen = made.valid & ~bare.valid, see(body(), sample.params)
+        on_head = head_mask(seen, body())
+        assert int(new.sum()) > 20 and float((new & on_head).sum()) > 0.9 * float(new.sum())
+        skin = new & (seen.fragments.face >= 0)
+        truth = pixels(sample.person)[:, skin]
+        assert (made.picture[:, skin] - truth).abs().median() < 0.6 * truth.abs().median()
 
 
 def test_the_mirrored_picture_gives_the_mirrored_draft() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from data_prep.__main__ import main
 from data_prep.check import validate
+from data_prep.shards import with_files
 from omfa.records.keypoints import read_keypoints
 from omfa.records.prepared import (
     KEYPOINT_FORMATS,
@@ -27,7 +28,6 @@ from omfa.records.prepared import (
     record_files,
     record_pictures,
     resolve,
-    with_files,
 )
 from tests.records.writing import write_records
 
@@ -107,6 +107,7 @@ def test_records_of_before_are_read_as_they_were() -> None:
         for garment in now["garments"]:
             assert garment.pop("pose") is None and garment.pop("mask") is None
         assert all(now.pop(name) is None for name in ("portrait", "maps", "keypoints"))
+        assert now["face"] is None or now["face"].pop("pose") is None
         assert now == line | {"version": 2}
 
 

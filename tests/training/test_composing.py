@@ -124,7 +124,9 @@ def test_drafts_are_those_that_a_call_gets(wardrobe: Path) -> None:
         mask = read_trusted(wardrobe / str(g.mask))[0] > 0
         shown[g.category] = Shown(read_trusted(wardrobe / g.path), where, mask)
     order = [shown[c] for c in ("lower", "upper", "dress") if c in shown]
-    worn = draft_person(body, params, SIZE, order)
+    assert record.face is not None
+    face = Shown(read_trusted(wardrobe / record.face.path), read(record.face.pose))
+    worn = draft_person(body, params, SIZE, order, face=face)
     made = drafter.person(record, np.random.default_rng(0))
     assert np.array_equal(made.draft, tensor_to_pixels(worn.picture)) and made.photo is not None
 

@@ -50,10 +50,10 @@ def encode_records(pipe: MobileVTON, folder: Path, out: Path, size: Sequence[int
         raise ValueError("encoding needs the model's text encoders, and its folder has none")
     records = read_records(folder)
     about = {"size": list(size), "vae": fingerprint(pipe.parts.vae)}
-    path = out / ENCODING
+    encoding = out / ENCODING
     check_writable(out)
-    if path.is_file() and json.loads(path.read_text()) != about:
-        raise ValueError(f"{path} is of another size or VAE; give another --out")
+    if encoding.is_file() and json.loads(encoding.read_text()) != about:
+        raise ValueError(f"{encoding} is of another size or VAE; give another --out")
     phrases = [NEGATIVE, *PLAIN.values(), *(try_on_phrase(c, d) for c, d in PLAIN.items())]
     phrases += [target_phrase(r, g.category) for r in records for g in r.garments]
     PromptBook.of(phrases, pipe.parts.texts).write(out / PROMPTS)
@@ -69,15 +69,15 @@ def encode_records(pipe: MobileVTON, folder: Path, out: Path, size: Sequence[int
             if name in ("face", "pose_map"):
                 continue
             garment = name in set(Category)
-            path = resolve(folder, file)
-            raw = images.decode_pixels(images.read_file(path), str(path))
+            picture = resolve(folder, file)
+            raw = images.decode_pixels(images.read_file(picture), str(picture))
             pixels = images.fit_pixels(raw, size, "white" if garment else "edge")[0][None].to(pipe.device)
             made[name] = posterior(pipe.parts.vae, pixels)[0].half().cpu().contiguous()
             if garment:
                 made[f"{name}.features"] = pipe.features(pixels)[0][0].half().cpu().contiguous()
         with whole(encoded_file(out, record.id)) as part:
             save_file(made, part, {MADE_FROM: hashes.of(record)})
-    write_json(path, about)
+    write_json(encoding, about)
     return len(records)
 
 

@@ -15,8 +15,9 @@ from data_prep.check import validate
 from data_prep.wardrobe.dressing import dress, layers_of, pose_body
 from data_prep.wardrobe.heads import HAIR_STYLES, draw_person
 from data_prep.wardrobe.outfits import Outfit, caption, draw_outfit
-from data_prep.wardrobe.synthetic import Sample, draw_pose, draw_yaw, face_size, make_outfit, shop_picture
+from data_prep.wardrobe.synthetic import Sample, make_outfit
 from data_prep.wardrobe.tailor import tailor
+from data_prep.wardrobe.views import draw_pose, draw_yaw, face_size, shop_picture
 from omfa.bodies.body import load_body
 from omfa.bodies.named_poses import JOINT_LIMITS, NAMED_POSES
 from omfa.bodies.parameters import BodyParameters
