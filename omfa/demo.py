@@ -55,7 +55,10 @@ class Person:
         assert record.pose is not None and record.pose.params is not None
         self.params = BodyParameters.load(resolve(folder, record.pose.params))
         head = record.face and record.face.pose
-        self.head = {"face": self.face, "face_pose": head and BodyParameters.load(resolve(folder, head))}
+        self.head: dict[str, Any] = {
+            "face": self.face,
+            "face_pose": head and BodyParameters.load(resolve(folder, head)),
+        }
 
 
 def two_people(folder: Path) -> tuple[list[Person], list[Person]]:

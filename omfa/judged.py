@@ -58,7 +58,10 @@ class OMFAModel:
 
     def try_on(self, batch: Batch) -> list[Image.Image]:
         """See :class:`omfa.evaluation.predictions.TryOnModel`."""
-        faces = {"face": list(map(str, batch.faces)) or None, "face_pose": list(batch.face_poses) or None}
+        faces: dict[str, Any] = {
+            "face": list(map(str, batch.faces)) or None,
+            "face_pose": list(batch.face_poses) or None,
+        }
         poses: list[Any] = list(batch.poses) or list(batch.pose_maps)
         return list(self.pipe(["person"], pose=poses, **faces, **_worn(batch), **_options(batch)).images)
 

@@ -321,7 +321,7 @@ class OMFAModule(TrainedModule):
         face = None if record.face is None else read(record.face.path)
         head = None if record.face is None else self._body(source, record.face.pose)
         options: dict[str, Any] = {"num_inference_steps": how.steps, "guidance_scale": how.guidance}
-        bodies_of = {"garment_poses": stands, "face_pose": head}
+        bodies_of: dict[str, Any] = {"garment_poses": stands, "face_pose": head}
         pipe.set_progress_bar_config(disable=True)
         seed = torch.Generator().manual_seed
         on = pipe(["person"], None, worn, face, body or pose, generator=seed(how.seed), **bodies_of, **options)
