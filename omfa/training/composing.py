@@ -21,10 +21,11 @@ from torch.utils.data import default_collate
 from omfa.bodies.body import load_body
 from omfa.composer import KINDS, Composer, Composition, Given, given
 from omfa.evaluation.metrics import psnr
-from omfa.images import pixels_to_tensor
+from omfa.images import enlarged, pixels_to_tensor
 from omfa.records.prepared import Record
 from omfa.records.stream import seeded
-from omfa.training.drafted import Drafted, Drafter, drafted
+from omfa.training.decoded import Decoder
+from omfa.training.drafted import Array, Drafted, Drafter, drafted
 from omfa.training.model_card import About, forget_origins
 from omfa.training.parts import TrainedModule
 from omfa.training.rates import Rates
@@ -90,16 +91,18 @@ class ComposerExamples(RecordExamples[ComposerExample]):
         size: (H, W).
         shares: of the tasks.
         nudges: drafts of each target, framed and wrong in different ways.
+        model: whose pictures are given, too; None: none.
         split, seed: see :class:`RecordExamples`.
     """
 
     def __init__(
         self, folder: str | Path, kept: str | Path, size: Sequence[int], shares: Shares, nudges: int = 1,
-        split: str | None = "train", seed: int = 0,
+        model: str | None = None, split: str | None = "train", seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(folder, split, seed)
         self.kept, self.shares, self.nudges = Path(kept), shares, nudges
         self.drafter = Drafter(load_body(), Path(folder), (int(size[0]), int(size[1])))
+        self.decoder = None if model is None else Decoder(model, self.drafter, self.kept)
 
     def example(self, record: Record, generator: torch.Generator) -> ComposerExample:
         """See :class:`RecordExamples`."""
@@ -112,10 +115,13 @@ class ComposerExamples(RecordExamples[ComposerExample]):
         garment = record.garments[int(u[1] * len(record.garments))].category.value
         target = {"off": garment, "on": "person", "keep": "portrait"}[task]
         name = f"{record.id}-{target}-{int(u[2] * self.nudges)}"
-        made = drafted(self.drafter, record, target, self.kept, rng_of(self.seed, name), name)
-        made = made.mirrored() if u[3] < 0.5 else made
+        made, picture = drafted(self.drafter, record, target, self.kept, rng_of(self.seed, name), name), None
+        if self.decoder is not None:
+            picture = self.decoder.decoded(record, target, rng_of(self.seed, name), name)
+        if u[3] < 0.5:
+            made, picture = made.mirrored(), None if picture is None else picture[:, ::-1]
         kind = garment if task == "off" else "person"
-        return as_example(made, kind, task == "keep", u[4] >= self.shares.no_draft)
+        return as_example(made, kind, task == "keep", u[4] >= self.shares.no_draft, picture)
 
     def collate(self, examples: list[ComposerExample]) -> ComposerExample:
         """A batch."""
@@ -124,7 +130,9 @@ class ComposerExamples(RecordExamples[ComposerExample]):
         return ComposerExample(layers, *rest)
 
 
-def as_example(made: Drafted, kind: str, keep: bool = False, with_draft: bool = True) -> ComposerExample:
+def as_example(
+    made: Drafted, kind: str, keep: bool = False, with_draft: bool = True, decoded: Array | None = None
+) -> ComposerExample:
     """An example for a composer.
 
     Args:
@@ -132,10 +140,12 @@ def as_example(made: Drafted, kind: str, keep: bool = False, with_draft: bool = 
         kind: of KINDS, what the target is.
         keep: give the photo too, where there is one.
         with_draft: give the draft.
+        decoded: (h, w, 3) uint8, what a model made; brought to the draft's size.
     """
     photo = pixels_to_tensor(made.photo)[None] if keep and made.photo is not None else None
     valid = torch.from_numpy(made.valid > 127)[None, None] & with_draft
-    layers = given(pixels_to_tensor(made.draft)[None], valid, pixels_to_tensor(made.surface)[None], photo=photo)
+    large = None if decoded is None else enlarged(pixels_to_tensor(decoded)[None], made.valid.shape)
+    layers = given(pixels_to_tensor(made.draft)[None], valid, pixels_to_tensor(made.surface)[None], large, photo)
     area = torch.from_numpy(made.area.copy())[None].float() / 255
     number = torch.tensor(KINDS.index(kind))
     return ComposerExample(Given(*(x[0] for x in layers)), number, pixels_to_tensor(made.truth), area)
@@ -150,6 +160,7 @@ class ComposerDataModule(StreamDataModule):
         size: (height, width) in pixels.
         shares: of the tasks.
         nudges: drafts of each target.
+        model: whose decoded pictures are given, too: a folder, or a model that ships; None: none.
         split: which records.
         batch_size: examples per process and batch.
         workers: loader processes.
@@ -163,6 +174,7 @@ class ComposerDataModule(StreamDataModule):
         size: list[int],
         shares: Shares | None = None,
         nudges: int = 1,
+        model: str | None = None,
         split: str | None = "train",
         batch_size: int = 16,
         workers: int = 0,
@@ -172,12 +184,12 @@ class ComposerDataModule(StreamDataModule):
         if len(size) != 2 or min(size) < 16 or nudges < 1:
             raise ValueError(f"size {size} must be height and width in pixels, nudges {nudges} 1 or more")
         self.folder, self.kept, self.size, self.split = folder, kept, size, split
-        self.shares, self.nudges = shares or Shares(), nudges
+        self.shares, self.nudges, self.model = shares or Shares(), nudges, model
 
     def dataset(self) -> ComposerExamples:
         """The records."""
         return ComposerExamples(
-            self.folder, self.kept, self.size, self.shares, self.nudges, self.split, self.seed
+            self.folder, self.kept, self.size, self.shares, self.nudges, self.model, self.split, self.seed
         )  # fmt: skip
 
 
@@ -187,11 +199,14 @@ class ComposerModule(TrainedModule):
     Args:
         channels, size, shrink: of :class:`omfa.composer.Composer`.
         start: a composer's folder to begin with; None: from nothing.
+        decoded: whether it is given what a latent model decoded: the data's ``model``.
         learning_rate: AdamW's, after warm-up.
         weight_decay: AdamW's.
         warmup_steps, decay_from: as in :class:`omfa.training.rates.Rates`.
         edge_weight: of the error of differences between neighbours; keeps lettering and outlines sharp.
         coarse_weight: of the error of means over squares of 8 and of 32 pixels; finds colours sooner.
+        texture_weight: of the error of contrast within squares of 8 pixels: between two patterns that are a little off
+            their mean is nearest to both, and shows neither.
     """
 
     def __init__(
@@ -200,21 +215,25 @@ class ComposerModule(TrainedModule):
         size: list[int],
         shrink: int = 2,
         start: str | None = None,
+        decoded: bool = False,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         warmup_steps: int = 50,
         decay_from: float = 0.5,
         edge_weight: float = 0.5,
         coarse_weight: float = 0.5,
+        texture_weight: float = 0.0,
     ) -> None:
         super().__init__(Rates(learning_rate, weight_decay, warmup_steps, decay_from))
         self.composer = Composer(channels, size, shrink) if start is None else Composer.from_pretrained(start).train()
-        self.edge_weight, self.coarse_weight = edge_weight, coarse_weight
+        self.composer.register_to_config(decoded=decoded)
+        self.edge_weight, self.coarse_weight, self.texture_weight = edge_weight, coarse_weight, texture_weight
 
     def losses(self, batch: ComposerExample) -> Tensor:
         """Each example's loss, (B,)."""
         made: Composition = self.composer(batch.layers, batch.kind)
-        found = picture_error(made.picture, batch.truth, batch.area, self.edge_weight, self.coarse_weight)
+        weights = self.edge_weight, self.coarse_weight, self.texture_weight
+        found = picture_error(made.picture, batch.truth, batch.area, *weights)
         with torch.no_grad():
             seen = psnr((made.picture.clamp(-1, 1) + 1) / 2, (batch.truth + 1) / 2, batch.area)
             kept = batch.layers.has_photo.amax((1, 2, 3)) > 0
@@ -241,13 +260,15 @@ class ComposerModule(TrainedModule):
         )
 
 
-def picture_error(made: Tensor, truth: Tensor, area: Tensor, edges: float, coarse: float) -> Tensor:
-    """Absolute errors, (B,): of pixels, of differences between neighbours, of means over squares.
+def picture_error(
+    made: Tensor, truth: Tensor, area: Tensor, edges: float, coarse: float, texture: float = 0.0
+) -> Tensor:
+    """Absolute errors, (B,): of pixels, of differences between neighbours, of means and of contrast over squares.
 
     Args:
         made, truth: (B, 3, H, W) in [-1, 1].
         area: (B, 1, H, W) of 0 and 1: pixels here count three times as much as the others.
-        edges, coarse: weights of the last two.
+        edges, coarse, texture: weights of the last three.
     """
     error, weight = made - truth, 0.5 + area
     total = (error.abs() * weight).mean((1, 2, 3))
@@ -256,4 +277,13 @@ def picture_error(made: Tensor, truth: Tensor, area: Tensor, edges: float, coars
     eighth = F.avg_pool2d(error * weight, 8)
     for means in (eighth, F.avg_pool2d(eighth, 4)):
         total = total + coarse / 2 * means.abs().mean((1, 2, 3))
+    if texture:
+        off = (_contrast(made) - _contrast(truth)).abs() * F.avg_pool2d(weight, 8, 4)
+        total = total + texture * off.mean((1, 2, 3))
     return total
+
+
+def _contrast(picture: Tensor) -> Tensor:
+    """(B, 3, h, w) standard deviations within squares of 8 pixels, every 4."""
+    spread = F.avg_pool2d(picture.square(), 8, 4) - F.avg_pool2d(picture, 8, 4).square()
+    return (spread.clamp_min(0) + 1e-3).sqrt()

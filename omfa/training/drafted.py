@@ -33,7 +33,7 @@ from omfa.records.prepared import GarmentRef, Record, RecordError, resolve
 Array = NDArray[Any]
 SCALE = (-0.25, 0.1)  # logarithms between which a shop picture is framed anew
 SHIFT = 0.06  # of the height, at most
-ERROR = 0.2  # of bodies in shop pictures besides; with more of it, a composer blurs patterns that may be a little off
+ERROR = 0.2  # of bodies in given shop pictures; with more of it, a composer blurs patterns that may be a little off
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +110,8 @@ class Drafter:
             RecordError: the record lacks body parameters.
             NoDraft: they are another body's, or not in the picture.
         """
-        sources, changed = [], record.portrait.changed if onto_portrait and record.portrait else None
-        for garment in record.garments:
-            if changed and garment.category not in changed:
-                continue
-            stand = nudged(self._params(garment.pose, record), rng, ERROR)
+        sources = []
+        for garment, stand in self.worn(record, rng, onto_portrait):
             seen, layer = see(self.body, stand, self.size), -INSIDE_OUT.index(garment.category)
             sources.append(Source(self._picture(garment.path), seen, self._mask(garment), layer))
         if not onto_portrait and record.face is not None and record.face.pose is not None:
@@ -130,16 +127,28 @@ class Drafter:
 
     def garment(self, record: Record, garment: GarmentRef, rng: np.random.Generator) -> Drafted:
         """A shop picture, framed anew, from the photo; errors as :meth:`person`."""
-        across, down = rng.uniform(-SHIFT, SHIFT, 2) * self.size[0]
-        turn = framing(float(np.exp(rng.uniform(*SCALE))), float(across), float(down), self.size)
-        stand = resized(self._params(garment.pose, record), self.size)
-        stand = nudged(replace(stand, K=turn @ stand.K), rng, ERROR)
+        turn, stand = self.framed(record, garment, rng)
         truth = _warped(_pixels(self._picture(garment.path)), turn, 255)
         if garment.mask:
             area = _warped(self._grey(garment.mask), turn, 0)
         else:
             area = np.where((truth < 250).any(-1), 255, 0).astype(np.uint8)
         return Drafted(*self.off(record, stand), truth, area)
+
+    def worn(
+        self, record: Record, rng: np.random.Generator, onto_portrait: bool = False
+    ) -> list[tuple[GarmentRef, BodyParameters]]:
+        """The garments that are put on, for a portrait those that it lacks, and the bodies in their pictures."""
+        changed = record.portrait.changed if onto_portrait and record.portrait else None
+        new = [g for g in record.garments if not changed or g.category in changed]
+        return [(g, nudged(self._params(g.pose, record), rng, ERROR)) for g in new]
+
+    def framed(self, record: Record, garment: GarmentRef, rng: np.random.Generator) -> tuple[Array, BodyParameters]:
+        """How a shop picture is framed anew: pixels to pixels (3, 3), and the body that then stands in it."""
+        across, down = rng.uniform(-SHIFT, SHIFT, 2) * self.size[0]
+        turn = framing(float(np.exp(rng.uniform(*SCALE))), float(across), float(down), self.size)
+        stand = resized(self._params(garment.pose, record), self.size)
+        return turn, replace(stand, K=turn @ stand.K)
 
     def off(self, record: Record, stand: BodyParameters) -> tuple[Array, Array, Array]:
         """Draft, valid and surface of a shop picture with that standing, from the record's photo."""
@@ -156,10 +165,13 @@ class Drafter:
     def _seen(self, record: Record) -> Seen:
         """The record's person; the last one is remembered, for several targets in a row."""
         if record.id not in self._last:
-            params = self._params(None if record.pose is None else record.pose.params, record)
             self._last.clear()
-            self._last[record.id] = see(self.body, params, self.size)
+            self._last[record.id] = see(self.body, self.params(record), self.size)
         return self._last[record.id]
+
+    def params(self, record: Record) -> BodyParameters:
+        """The person's body; RecordError if the record lacks it."""
+        return self._params(None if record.pose is None else record.pose.params, record)
 
     def _params(self, path: str | None, record: Record) -> BodyParameters:
         if not path:

@@ -25,6 +25,7 @@ from omfa.records.prepared import METADATA, RecordError, read_records
 from omfa.records.stream import seeded
 from omfa.training.composing import ComposerExamples, Shares, picture_error
 from omfa.training.drafted import ERROR, Drafted, Drafter, framing
+from tests.conftest import make_compact
 
 RECIPE = Path(__file__).parents[2] / "lightning_configs" / "compact_composer.yaml"
 SIZE = (64, 48)
@@ -139,6 +140,21 @@ def test_an_example_is_a_function_of_its_seed(wardrobe: Path, tmp_path: Path) ->
         assert torch.equal(first.truth, e.truth) and torch.equal(first.layers.draft, e.layers.draft)
 
 
+def test_what_a_model_decodes_is_given_too(wardrobe: Path, tmp_path: Path) -> None:
+    pipe = make_compact(join="rows", draft="surface", pose_style="surface", portraits=True)
+    pipe.save_pretrained(tmp_path / "model")
+    for shares in ({"off": 1, "on": 0, "keep": 0}, {"off": 0, "on": 1, "keep": 0}, {"off": 0, "on": 0, "keep": 1}):
+        data = ComposerExamples(
+            wardrobe, tmp_path / "kept", SIZE, Shares(**shares), model=str(tmp_path / "model")
+        )  # fmt: skip
+        one, again = (data.example(data.records[0], seeded(1)) for _ in range(2))
+        bare = examples(wardrobe, tmp_path / "kept", **shares).example(data.records[0], seeded(1))
+        assert (one.layers.has_decoded == 1).all() and torch.equal(one.layers.decoded, again.layers.decoded)
+        assert torch.equal(one.layers.draft, bare.layers.draft) and one.layers.decoded.std() > 0.01
+    (kept,) = (tmp_path / "kept").glob("decoded-*")
+    assert len(list(kept.glob("*.png"))) == 3
+
+
 def test_tasks_say_what_is_given(wardrobe: Path, tmp_path: Path) -> None:
     for shares, kinds, photo in (
         ({"off": 1, "on": 0, "keep": 0}, {"upper", "lower", "dress"}, False),
@@ -178,6 +194,17 @@ def test_errors_count_where_the_garment_is_and_edges_count() -> None:
     assert plain[0] == pytest.approx(plain[1], rel=1e-4)
     assert edgy[0] == pytest.approx(plain[0]) and edgy[1] > 2 * plain[1]
     assert coarse[0] > plain[0] and coarse[1] == pytest.approx(plain[1], rel=1e-3)
+
+
+def test_between_two_patterns_is_worse_than_one_that_is_off() -> None:
+    columns = torch.arange(64)
+    stripes, moved = ((columns + k) // 4 % 2 * 1.0 for k in (0, 2))
+    truth, off, mean = (x.expand(1, 3, 64, 64) for x in (stripes, moved, (stripes + moved) / 2))
+    area = torch.ones(1, 1, 64, 64)
+    plain = [float(picture_error(x, truth, area, 0, 0)) for x in (off, mean)]
+    assert plain[0] == pytest.approx(2 * plain[1])
+    crisp = [float(picture_error(x, truth, area, 0, 0, 1)) for x in (off, mean)]
+    assert crisp[0] == pytest.approx(plain[0], abs=0.02) and crisp[1] > plain[1] + 0.2
 
 
 def test_kinds_matter_once_learned() -> None:
