@@ -7,7 +7,7 @@ export CUDA_MODULE_LOADING := LAZY
 POSE_TOOLS := $(PY) -m pip install -q 'protobuf>=6,<7' absl-py attrs flatbuffers matplotlib && \
 	$(PY) -m pip install -q --no-deps mediapipe==0.10.21
 
-.PHONY: help setup pose-tools demo test lint fit bench clean
+.PHONY: help setup pose-tools demo test lint fit compact bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -43,6 +43,9 @@ bench: data/demo/metadata.jsonl ## what loading, training and sampling cost on t
 
 fit: setup ## train: make fit ARGS="--config lightning_configs/tiny.yaml"
 	$(PY) -m omfa.fit $(ARGS)
+
+compact: setup ## the compact model from nothing, in so many minutes: make compact MINUTES=60
+	$(PY) -m omfa.from_nothing --minutes $(or $(MINUTES),60) $(ARGS)
 
 clean: ## remove what can be made again
 	rm -rf .venv build outputs *.egg-info
