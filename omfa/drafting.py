@@ -15,7 +15,7 @@ from torch import Tensor
 
 from omfa import images
 from omfa.bodies.body import Body
-from omfa.bodies.drafts import Shown, coverage, draft_garment, draft_person, fitted, over
+from omfa.bodies.drafts import Shown, coverage, draft_garment, draft_person, fitted, over, seen_map
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.predicted_standing import garment_standing, standing_off
 from omfa.bodies.surface import Draft, NoDraft, off_paper
@@ -34,16 +34,21 @@ PAPER = 0.16  # of [-1, 1]: what a composer leaves of a shop picture's ground is
 class Drawn(NamedTuple):
     """Slot name to B things, None where there is none.
 
-    maps: surface maps (3, H, W) in [-1, 1] of garments' bodies, given or chosen. drafts: of targets, from what is given
-    but the portrait.
+    bodies: in pictures of the person and of garments, given or chosen. drafts: of targets, from what is given but the
+    portrait.
     """
 
-    maps: dict[str, list[Tensor | None]]
+    bodies: dict[str, list[BodyParameters | None]]
     drafts: dict[str, list[Draft | None]]
+
+    def maps(self, body: Body) -> dict[str, list[Tensor | None]]:
+        """Surface maps (3, H, W) in [-1, 1] of garments' bodies."""
+        drawn = {slot: several for slot, several in self.bodies.items() if slot != PERSON}
+        return {slot: [None if p is None else as_map(body, p) for p in several] for slot, several in drawn.items()}
 
 
 def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
-    """Maps and drafts of everything that a call asks for.
+    """Bodies and drafts of everything that a call asks for.
 
     A body that can't be used makes no draft, with a warning that says why.
 
@@ -54,12 +59,13 @@ def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
     """
     states = request.layout.states
     order = sorted(request.layout.categories, key=lambda slot: INSIDE_OUT.index(request.layout.categories[slot]))
-    drawn = Drawn({slot: [] for slot in order}, {s: [] for s, state in states.items() if state is State.TARGET})
+    drawn = Drawn({s: [] for s in (PERSON, *order)}, {s: [] for s, state in states.items() if state is State.TARGET})
     for i in range(request.batch):
         params = _person(request, i, size)
         given = {slot: _garment(request, slot, i, size, body) for slot in order if states[slot] is State.GIVEN}
+        drawn.bodies[PERSON].append(params)
         for slot in order:
-            drawn.maps[slot].append(as_map(body, given[slot].params) if slot in given else None)
+            drawn.bodies[slot].append(given[slot].params if slot in given else None)
         for slot in drawn.drafts:
             made, shows = None, 0.0
             try:
@@ -72,7 +78,7 @@ def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
                     if stand is None:
                         stand = standing_off(photo, params, request.layout.categories[slot].value, size, body)
                     made = draft_garment(body, stand, Shown(photo, params), wall=True)
-                    drawn.maps[slot][i] = as_map(body, stand)
+                    drawn.bodies[slot][i] = stand
                     shows = coverage(made, body, stand)
             except NoDraft as e:
                 warnings.warn(f"no draft of {slot}: {e}", stacklevel=2)
@@ -110,13 +116,14 @@ def composed(
     for i, draft in enumerate(drawn.drafts[slot]):
         if draft is None:
             continue
-        params = _person(request, i, size)
-        seen = drawn.maps[slot][i] if slot in drawn.maps else None if params is None else as_map(body, params)
-        assert seen is not None
+        params = drawn.bodies[slot][i]
+        assert params is not None  # or there would be no draft
         photos = request.given.get(PORTRAIT)
         photo = None if photos is None else _fit(photos[i], size, "edge")[0][None].to(decoded)
         large = images.enlarged(decoded[i : i + 1], size) if composer.config.decoded else None
-        drafted, valid, surface = (x[None].to(decoded.device) for x in (draft.picture, draft.valid[None], seen))
+        drafted, valid, surface = (
+            x[None].to(decoded.device) for x in (draft.picture, draft.valid[None], seen_map(body, params, size))
+        )
         layers = given_layers(drafted, valid, surface, large, photo)
         made[i] = composer.compose(layers, [kind]).picture[0]
         if slot != PERSON:  # the ground of a shop picture is white

@@ -365,7 +365,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             height, width = self.config.person_size
             drawn = draw(request, (height, width), load_body())
             if self.config.pose_style == "surface":
-                planes |= {slot: encoded(maps) for slot, maps in drawn.maps.items()}
+                planes |= {slot: encoded(maps) for slot, maps in drawn.maps(load_body()).items()}
             if self.config.draft == "surface":
                 size = height, width
                 drafts = {slot: encoded(known_pictures(request, slot, drawn, size)) for slot in drawn.drafts}

@@ -15,10 +15,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from omfa.bodies.body import Body
 from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.pose_render import rest_colours
+from omfa.bodies.rasterise import interpolate
 from omfa.bodies.surface import Draft, Source, draft, head_mask, resized, see
 
 _seen = lru_cache(16)(see)  # one photo takes part in several drafts, one garment in those of many views
@@ -100,6 +103,13 @@ def coverage(made: Draft, body: Body, params: BodyParameters) -> float:
     """The share of the target's body, as far as it is in the picture, where a draft is valid."""
     on = _seen(body, params, (made.valid.shape[0], made.valid.shape[1])).fragments.face >= 0
     return float((made.valid & on).sum() / on.sum())
+
+
+def seen_map(body: Body, params: BodyParameters, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) in [-1, 1] the surface map, with hard edges: nearly free where a draft has been made of the body."""
+    seen = _seen(body, params, size)
+    colours = interpolate(seen.fragments, seen.faces, torch.from_numpy(rest_colours(body)))
+    return rearrange(colours.round() / 127.5 - 1, "h w c -> c h w")
 
 
 def over(made: Draft, ground: Tensor) -> Draft:

@@ -38,6 +38,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 SIDE = 64
 FILL = 0.8  # of the square: the garment's longer side
 WHOLE = (64, 48)  # (h, w) of what ReachNet sees
+_ENOUGH = 256  # pixels of height of the photo that it is made from; ReachNet has not seen more
 FREE = 0.07  # share of a shop picture left free on each side, as the wardrobe's are in the mean
 _WHOLE_PLACE = (0.57, 0.0, -0.15)  # scale, x, y of the body that ReachNet sees: all of it but the top of the head
 _NEAR = -0.12  # metres: how far the front of a body is before its pelvis
@@ -251,6 +252,9 @@ def at_ease(photo: Tensor, params: BodyParameters, body: Body) -> Tensor:
         NoDraft: the body is not in the photo, or is another's.
     """
     height, width = photo.shape[-2:]
+    if height > _ENOUGH:
+        height, width = _ENOUGH, max(1, round(width * _ENOUGH / height))
+        photo = F.interpolate(photo[None].float(), (height, width), mode="bilinear", antialias=True)[0]
     source = Source(photo.float(), see(body, params, (height, width)))
     seen = []
     for target in _both_sides(body):
