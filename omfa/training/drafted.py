@@ -6,8 +6,8 @@ the true picture with it: a change of the camera's matrix alone is a change of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omfa.bodies.body import Body
-from omfa.bodies.drafts import nudged
+from omfa.bodies.drafts import Shown, draft_garment, draft_person, nudged, seen_map
 from omfa.bodies.parameters import BodyParameters
-from omfa.bodies.pose_render import rest_colours
-from omfa.bodies.rasterise import interpolate
-from omfa.bodies.surface import NoDraft, Seen, Source, draft, head_mask, resized, see
+from omfa.bodies.surface import Draft, NoDraft, resized
 from omfa.files import whole
 from omfa.images import ImageError, read_trusted
 from omfa.records.drawn import INSIDE_OUT
@@ -101,7 +99,6 @@ class Drafter:
     body: Body
     records: Path
     size: tuple[int, int]
-    _last: dict[str, Seen] = field(default_factory=dict, repr=False)
 
     def person(self, record: Record, rng: np.random.Generator, onto_portrait: bool = False) -> Drafted:
         """The person in their pose, from the garments' shop pictures; for a portrait, from those that it lacks.
@@ -110,20 +107,19 @@ class Drafter:
             RecordError: the record lacks body parameters.
             NoDraft: they are another body's, or not in the picture.
         """
-        sources = []
-        for garment, stand in self.worn(record, rng, onto_portrait):
-            seen, layer = see(self.body, stand, self.size), -INSIDE_OUT.index(garment.category)
-            sources.append(Source(self._picture(garment.path), seen, self._mask(garment), layer))
+        shown = {
+            g.category: Shown(self._picture(g.path), p, self._mask(g)) for g, p in self.worn(record, rng, onto_portrait)
+        }
+        face = None
         if not onto_portrait and record.face is not None and record.face.pose is not None:
-            face = BodyParameters.load(resolve(self.records, record.face.pose))
-            seen = see(self.body, face)
-            picture = read_trusted(resolve(self.records, record.face.path))
-            sources.append(Source(picture, seen, head_mask(seen, self.body), len(INSIDE_OUT)))
+            face = Shown(read_trusted(resolve(self.records, record.face.path)), self._params(record.face.pose, record))
+        params, order = self.params(record), sorted(shown, key=INSIDE_OUT.index)
+        made = draft_person(self.body, params, self.size, [shown[c] for c in order], face=face)
         labels = record.maps and record.maps.labels
         area = np.isin(self._grey(labels), PERSON) if labels else np.ones(self.size, bool)
         photo = None if record.portrait is None else _pixels(self._picture(record.portrait.path))
         truth = _pixels(self._picture(record.file_name))
-        return Drafted(*self._drafted(self._seen(record), sources), truth, area.astype(np.uint8) * 255, photo)
+        return Drafted(*self._as_pixels(made, params), truth, area.astype(np.uint8) * 255, photo)
 
     def garment(self, record: Record, garment: GarmentRef, rng: np.random.Generator) -> Drafted:
         """A shop picture, framed anew, from the photo; errors as :meth:`person`."""
@@ -152,22 +148,12 @@ class Drafter:
 
     def off(self, record: Record, stand: BodyParameters) -> tuple[Array, Array, Array]:
         """Draft, valid and surface of a shop picture with that standing, from the record's photo."""
-        # All of the photo counts, the wall beside the body too: skirts and wide sleeves reach over it.
-        whole_photo = torch.ones(self.size, dtype=torch.bool)
-        photo = Source(self._picture(record.file_name), self._seen(record), whole_photo)
-        return self._drafted(see(self.body, stand, self.size), [photo])
+        photo = Shown(self._picture(record.file_name), self.params(record))
+        return self._as_pixels(draft_garment(self.body, stand, photo, wall=True), stand)
 
-    def _drafted(self, target: Seen, sources: Sequence[Source]) -> tuple[Array, Array, Array]:
-        picture, valid = draft(target, sources)
-        surface = interpolate(target.fragments, target.faces, torch.from_numpy(rest_colours(self.body)))
-        return _pixels(picture), valid.numpy().astype(np.uint8) * 255, surface.round().byte().numpy()
-
-    def _seen(self, record: Record) -> Seen:
-        """The record's person; the last one is remembered, for several targets in a row."""
-        if record.id not in self._last:
-            self._last.clear()
-            self._last[record.id] = see(self.body, self.params(record), self.size)
-        return self._last[record.id]
+    def _as_pixels(self, made: Draft, params: BodyParameters) -> tuple[Array, Array, Array]:
+        surface = seen_map(self.body, params, self.size)
+        return _pixels(made.picture), made.valid.numpy().astype(np.uint8) * 255, _pixels(surface)
 
     def params(self, record: Record) -> BodyParameters:
         """The person's body; RecordError if the record lacks it."""
@@ -176,7 +162,7 @@ class Drafter:
     def _params(self, path: str | None, record: Record) -> BodyParameters:
         if not path:
             raise RecordError(f"{record.id}: no body parameters; composers are trained where all bodies are known")
-        return BodyParameters.load(resolve(self.records, path))
+        return _read(resolve(self.records, path))
 
     def _picture(self, path: str) -> Tensor:
         picture = read_trusted(resolve(self.records, path))
@@ -193,6 +179,12 @@ class Drafter:
 
     def _mask(self, garment: GarmentRef) -> Tensor | None:
         return torch.from_numpy(self._grey(garment.mask) > 127) if garment.mask else None
+
+
+@lru_cache(64)
+def _read(path: Path) -> BodyParameters:
+    """The same object for the same file, so that a body is seen once for several targets in a row."""
+    return BodyParameters.load(path)
 
 
 def framing(scale: float, across: float, down: float, size: tuple[int, int]) -> Array:
