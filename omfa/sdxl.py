@@ -40,6 +40,9 @@ def sdxl_pipeline(
     variant: str | None = None,
     unconditional_on: str = "canvas",
     join: str = "canvas",
+    draft: str = "none",
+    pose_style: str = "parts_blend",
+    portraits: bool = False,
 ) -> OMFAPipeline:
     """SDXL (4 channels) or SDXL-inpainting (9) widened for the canvas, as the start of training.
 
@@ -56,7 +59,7 @@ def sdxl_pipeline(
         person_size: (height, width) in pixels.
         garment_slots: 1 (the paper's) or 2.
         variant: "fp16" to read the half-precision files.
-        unconditional_on, join: see :class:`omfa.pipeline.OMFAPipeline`.
+        unconditional_on, join, draft, pose_style, portraits: see :class:`omfa.pipeline.OMFAPipeline`.
 
     Raises:
         ValueError: weights that are not there; says how to get them.
@@ -70,6 +73,9 @@ def sdxl_pipeline(
         "garment_slots": garment_slots,
         "unconditional_on": unconditional_on,
         "join": join,
+        "draft": draft,
+        "pose_style": pose_style,
+        "portraits": portraits,
     }
     pipe = OMFAPipeline(codec, widen_unet(unet), scheduler, **parts, **sizes)
     pipe.origin = {"base": _hub_id(base), "vae": _hub_id(vae)}
@@ -123,8 +129,8 @@ def load_small(
     base, vae = base or tuned["base"], vae or tuned["vae"]
     if base is None:
         raise ValueError(f"{folder} was trained from a local folder: give base=, the SDXL weights it began with")
-    size = {name: tuned[name] for name in ("person_size", "garment_slots", "unconditional_on")}
-    pipe = sdxl_pipeline(base, vae, str(folder), **size, variant=variant)
+    own = {name: value for name, value in tuned.items() if name not in ("train", "base", "vae", "fingerprint")}
+    pipe = sdxl_pipeline(base, vae, str(folder), **own, variant=variant)
     load_tuned(pipe.unet, Path(folder))
     return pipe
 

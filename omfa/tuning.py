@@ -30,6 +30,10 @@ Train = Literal["all", "attention", "lora"]
 TUNED, LORA, ATTENTION, CONV_IN = (
     *("tuned.json", "pytorch_lora_weights.safetensors", "attention.safetensors", "conv_in.safetensors"),
 )
+LATER = {  # of tuned.json, as the first files were, which do not say it
+    "fingerprint": None, "unconditional_on": "canvas", "join": "canvas", "draft": "none", "pose_style": "parts_blend",
+    "portraits": False,
+}  # fmt: skip
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -98,8 +102,7 @@ def read_tuned(folder: Path) -> dict[str, Any]:
     try:
         tuned = json.loads(read_text(folder / TUNED))
         needed = {k: tuned[k] for k in ("train", "base", "vae", "person_size", "garment_slots")}
-        older = {"unconditional_on": tuned.get("unconditional_on", "canvas"), "fingerprint": tuned.get("fingerprint")}
-        return needed | older
+        return needed | {name: tuned.get(name, first) for name, first in LATER.items()}
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"{folder} holds no small weights (no {TUNED}): give what a LoRA or attention-only run wrote; a whole "

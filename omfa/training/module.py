@@ -29,7 +29,7 @@ from omfa.training.in_rows import row_losses
 from omfa.training.model_card import About, forget_origins
 from omfa.training.parts import Sampling, TrainedModule
 from omfa.training.rates import Rates
-from omfa.tuning import LORA, TUNED, Mismatch, Train, choose_trained, merge_lora, save_tuned
+from omfa.tuning import LATER, LORA, TUNED, Mismatch, Train, choose_trained, merge_lora, save_tuned
 
 
 class OMFAModule(TrainedModule):
@@ -265,8 +265,9 @@ class OMFAModule(TrainedModule):
                 merge_lora(self.unet)
             pipe.save_pretrained(folder)
         else:
-            canvas = {name: pipe.config[name] for name in ("person_size", "garment_slots", "unconditional_on")}
-            save_tuned(self.unet, self.train_what, folder, {**pipe.origin, **canvas, "fingerprint": self.base})
+            names = ("person_size", "garment_slots", *(name for name in LATER if name != "fingerprint"))
+            own = {name: pipe.config[name] for name in names}
+            save_tuned(self.unet, self.train_what, folder, {**pipe.origin, **own, "fingerprint": self.base})
             if pipe.prompts is not None:
                 pipe.prompts.save_pretrained(folder / "prompts")
         forget_origins(folder)
