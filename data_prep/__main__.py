@@ -24,6 +24,7 @@ _ALL = {
     "parse": ("parse", "a map of body parts and clothes for every picture"),
     "garments": ("garments", "garments cut out of dressed people"),
     "garment-poses": ("standings.garment_poses", "a body for every garment picture"),
+    "portraits": ("portraits", "the same photos in other clothes, made by a model that then learns the way back"),
     "leaks": ("leaks", "near-duplicates between and inside splits"),
     "shards": ("shards", "records to WebDataset shards"),
     "check": ("check", "whether a records folder keeps its contract; writes nothing"),

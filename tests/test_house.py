@@ -23,8 +23,23 @@ FLOORS = (
     *("evaluation", "sampling", "network", "request", "drafting", "tasks", "pipeline", "compact", "sdxl", "judged"),
     *("bench", "training", "baselines"),
 )
-DOORS = ("__main__", "fit", "encode", "export", "predict", "evaluate", "yardsticks", "demo", "bench.__main__", "app")
-DATA_PREP_MAY = ("components", "canvas", "files", "commands", "images", "bodies", "records", "evaluation.judges")
+DOORS = (
+    "__main__",
+    "fit",
+    "encode",
+    "export",
+    "predict",
+    "evaluate",
+    "yardsticks",
+    "demo",
+    "bench.__main__",
+    "app",
+    "from_nothing",
+)
+DATA_PREP_MAY = (
+    *("components", "canvas", "files", "commands", "images", "bodies", "records", "evaluation.judges"),
+    *("evaluation.pairs", "pipeline"),  # portraits are made by a model
+)
 HANDS_OVER_ESTIMATORS = ("__main__", "demo", "app")  # the only ones that reach data_prep
 FORBIDDEN = re.compile(
     r"\.cuda\(|(?:\.to|\bdevice)\((?:device\s*=\s*)?[\"']cuda|/(?:home|root|mnt|media|tmp|work|Users)/"
