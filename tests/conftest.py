@@ -47,6 +47,8 @@ SIZE = figures.SIZE
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    with torch.device("cpu"):  # torch remembers its constructors at the first such block: before DeepSpeed replaces them
+        torch.zeros(0)
 
 
 @pytest.fixture(scope="session")
