@@ -47,7 +47,7 @@ SIZE = figures.SIZE
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
-    with torch.device("cpu"):  # torch remembers its constructors at the first such block: before DeepSpeed replaces them
+    with torch.device("cpu"):  # torch remembers its constructors at the first such block: before they are replaced
         torch.zeros(0)
 
 
