@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_prep.run import ENGINES, positive
 from omfa.commands import Parser
-from omfa.files import sole
+from omfa.files import clear_parts, sole
 
 # Stage to its module (imported only when chosen, so that --help is fast) and what it does.
 _ALL = {
@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--out must be another folder than the input")
     try:
         with nullcontext() if out is None else sole(out):
+            if out is not None:
+                clear_parts(out)
             outcome = module.main(args)
     except (ValueError, OSError) as e:
         print(f"{parser.prog}: {' '.join(str(e).split())}", file=sys.stderr)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from omfa.files import clear_parts, unwritable
+from omfa.files import unwritable
 from omfa.records.prepared import METADATA
 
 FAILURES = "failures.jsonl"
@@ -98,10 +98,12 @@ class Journal:
         self.db.execute(f"CREATE TABLE IF NOT EXISTS item ({columns})")
         if "source" not in {row[1] for row in self.db.execute("PRAGMA table_info(item)")}:  # older journals had none
             self.db.execute("ALTER TABLE item ADD COLUMN source TEXT")
-        before = (self.db.execute("SELECT text FROM call").fetchone() or (call,))[0]
+        before, finished = self.db.execute("SELECT text, finished FROM call").fetchone() or (call, True)
         if before != call and self._used():
             raise ValueError(f"{self.out} belongs to another call; give another --out. There: {before}. Here: {call}")
-        clear_parts(self.out)  # what a killed run was writing, or what makes contact sheets behind it
+        if not finished:
+            for part in self.out.rglob(".*.part"):  # what a killed run was writing
+                part.unlink()
         self.db.execute("DELETE FROM call")
         self.db.execute("INSERT INTO call VALUES (?, 0)", (call,))
         self.db.execute("UPDATE item SET position = NULL")

@@ -150,7 +150,8 @@ def decode(data: bytes, name: str = "picture", enough: int | None = None) -> Ima
         data: of the file.
         name: for messages.
         enough: pixels of either side that will do: where there are more, the means of 2x2 of them or more are handed
-            back, which spares most of the work. :func:`fit_picture` makes the same of them to two levels.
+            back, which spares most of the work. :func:`fit_picture` makes the same of them to two levels, but for noise
+            and sharp edges of colours that sRGB does not have.
 
     Returns:
         An upright 8-bit RGB picture.
@@ -358,7 +359,7 @@ def fit_pixels(pixels: np.ndarray, size: Sequence[int], fill: Fill = "edge", tim
     """
     height, width = pixels.shape[:2]
     box = fitted_box((height, width), size)
-    if height * width < LARGE or box.height >= height or box.width >= width:
+    if height * width * times**2 < LARGE or box.height >= height or box.width >= width:
         return fit(pixels_to_tensor(pixels), size, fill)
     flat = pixels.reshape(height, -1)
     rows = np.stack(
