@@ -36,7 +36,7 @@ def do_encode(given: Path, out: Path) -> int:
 
 
 def do_synthetic(given: Path, out: Path) -> int:
-    return data_prep.main(["synthetic", "--records", "3", "--seed", "5", "--size", "64x48", "--out", str(out)])
+    return data_prep.main(["synthetic", "--records", "1", "--seed", "5", "--size", "64x48", "--out", str(out)])
 
 
 def do_export(given: Path, out: Path) -> int:
