@@ -6,10 +6,12 @@ import argparse
 import importlib
 import importlib.util
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from data_prep.run import ENGINES, positive
 from omfa.commands import Parser
+from omfa.files import clear_parts, sole
 
 # Stage to its module (imported only when chosen, so that --help is fast) and what it does.
 _ALL = {
@@ -62,7 +64,10 @@ def main(argv: list[str] | None = None) -> int:
     if out is not None and out in (getattr(args, "images", None), getattr(args, "records", None)):
         parser.error("--out must be another folder than the input")
     try:
-        outcome = module.main(args)
+        with nullcontext() if out is None else sole(out):
+            if out is not None:
+                clear_parts(out)
+            outcome = module.main(args)
     except (ValueError, OSError) as e:
         print(f"{parser.prog}: {' '.join(str(e).split())}", file=sys.stderr)
         return 2

@@ -36,8 +36,9 @@ from omfa.bodies.parameters import BodyParameters
 from omfa.commands import Parser, count, find_device
 from omfa.components import Category
 from omfa.files import check_writable
-from omfa.images import ImageError, contact_sheet, read_image, save_whole
+from omfa.images import ENOUGH, ImageError, read_image
 from omfa.pipeline import OMFAPipeline
+from omfa.sheets import contact_sheet, save_whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -103,7 +104,7 @@ def try_on(call: argparse.Namespace, problems: list[str]) -> list[Order]:
 
 def transfer(call: argparse.Namespace, problems: list[str]) -> list[Order]:
     """An order a target."""
-    source, face, pose = read_image(call.source), _face(call), _pose(call)
+    source, face, pose = _read(call.source), _face(call), _pose(call)
 
     def order(name: str, target: Image.Image) -> Order:
         def make(pipe: OMFAPipeline, options: dict[str, Any]) -> dict[str, Image.Image]:
@@ -134,17 +135,21 @@ def turntable(call: argparse.Namespace, problems: list[str]) -> list[Order]:
     return [order(stem, portrait) for stem, portrait in _readable(call.photos, problems)]
 
 
+def _read(path: str) -> Image.Image:
+    return read_image(path, enough=ENOUGH)
+
+
 def _readable(paths: Sequence[str], problems: list[str]) -> Iterator[tuple[str, Image.Image]]:
     """Stem and picture of every file that can be read; a line in ``problems`` for each other."""
     for path in paths:
         try:
-            yield Path(path).stem, read_image(path)
+            yield Path(path).stem, _read(path)
         except ImageError as e:
             problems.append(str(e))
 
 
 def _garments(call: argparse.Namespace) -> dict[str, Image.Image]:
-    worn = {category: read_image(path) for category, path in call.garment}
+    worn = {category: _read(path) for category, path in call.garment}
     if len(worn) < len(call.garment):
         raise ValueError("two garments of one category: give one --garment of each")
     return worn
@@ -157,7 +162,7 @@ def _pictures(*given: Any) -> list[Image.Image]:
 
 
 def _face(call: argparse.Namespace) -> Image.Image | None:
-    return read_image(call.face) if call.face else None
+    return _read(call.face) if call.face else None
 
 
 def _face_pose(call: argparse.Namespace) -> dict[str, BodyParameters]:
@@ -174,7 +179,7 @@ def _pose(call: argparse.Namespace) -> BodyParameters | Image.Image | _Photo | N
         return read_image(call.pose_map)
     if not call.pose:
         return None
-    return BodyParameters.load(Path(call.pose)) if call.pose.endswith(".npz") else _Photo(read_image(call.pose))
+    return BodyParameters.load(Path(call.pose)) if call.pose.endswith(".npz") else _Photo(_read(call.pose))
 
 
 def _estimated(pipe: OMFAPipeline, pose: Any) -> Any:
@@ -348,7 +353,7 @@ def _check(call: argparse.Namespace, orders: Sequence[Order], problems: list[str
 
 
 def _save(picture: Image.Image, path: Path) -> Path:
-    """:func:`omfa.images.save_whole`; ValueError with the cure where it can't."""
+    """:func:`omfa.sheets.save_whole`; ValueError with the cure where it can't."""
     try:
         return save_whole(picture, path)
     except OSError as e:

@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from omfa.bodies.parameters import BodyParameters
 from omfa.commands import Parser, count
-from omfa.files import check_writable
-from omfa.images import contact_sheet, read_image, save_whole
+from omfa.files import sole
+from omfa.images import read_image
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import Record, read_records, record_pictures, resolve
+from omfa.sheets import contact_sheet, save_whole
 from omfa.training.vae import packaged_photographs
 
 FRONT = 40.0  # degrees; beyond it half of a print is out of sight
@@ -159,14 +160,14 @@ def main(args: Sequence[str] | None = None) -> int:
         with suppress(ValueError):  # the landmark models are not there
             pipe.pose_estimator = _estimator()
         people = two_people(call.records)
-        check_writable(call.out)
-        done = []
-        for row in tqdm(rows(pipe, people, call.steps, call.seed), unit="row", disable=None):
-            for i, picture in enumerate(row.made):
-                save_whole(picture, call.out / f"{row.name}_{i}.png")
-            truth = [None, *row.truth] if row.truth else []
-            done.append((row.caption, [*row.given, None, *row.made, *truth]))
-        sheet = save_whole(contact_sheet(done), call.out / "contact_sheet.png")
+        with sole(call.out):
+            done = []
+            for row in tqdm(rows(pipe, people, call.steps, call.seed), unit="row", disable=None):
+                for i, picture in enumerate(row.made):
+                    save_whole(picture, call.out / f"{row.name}_{i}.png")
+                truth = [None, *row.truth] if row.truth else []
+                done.append((row.caption, [*row.given, None, *row.made, *truth]))
+            sheet = save_whole(contact_sheet(done), call.out / "contact_sheet.png")
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -140,7 +140,7 @@ def composed_size(request: Request, slot: str, size: tuple[int, int]) -> tuple[i
 
 
 def _fit(picture: Image.Image, size: tuple[int, int], fill: images.Fill) -> tuple[Tensor, images.Box]:
-    return images.fit_pixels(np.asarray(picture), size, fill)
+    return images.fit_picture(picture, size, fill)
 
 
 def _person(request: Request, i: int, size: tuple[int, int]) -> BodyParameters | None:

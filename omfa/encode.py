@@ -32,7 +32,7 @@ from omfa.backbone import fingerprint, posterior, vae_factor
 from omfa.bodies.body import load_body
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.commands import Parser, count, find_device
-from omfa.files import check_writable, clear_parts, sole, unwritable, write_json
+from omfa.files import clear_parts, sole, unwritable, write_json
 from omfa.images import ImageError
 from omfa.prompts import KEPT_PHRASES, PromptFiles, Prompts, TextEncoders, phrases, save_whole
 from omfa.records.drawn import Drawer
@@ -69,7 +69,7 @@ def encode_records(
             raise RecordError(f"{name}: the VAE makes NaN or infinity of it: take another VAE")
         return moments.contiguous()
 
-    for key, record in owner.items():  # views of one outfit share their garments
+    for key, record in owner.items():  # views of one outfit share their garments, which is what a batch is for
         pixels = read_fitted(source, record, key[0], sizes[FACE if key[0] == FACE else PERSON])
         done[key] = alone(pixels, source.where(key[1]))
     encoded = [{n: done[n, path].clone() for n, path in named.items()} for named in files]
@@ -141,7 +141,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder for the latents")
     parser.add_argument("--draft", choices=DRAFTS, default="none", help="surface: drafts and surface maps, too")
     parser.add_argument("--split", help="only records of this split")
-    parser.add_argument("--batch", type=count, default=8, help="records read at once (default 8), no byte depends on")
+    parser.add_argument("--batch", type=count, default=8, help="records at once; what they share is encoded once")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
     call = parser.parse_args(args)
     try:
@@ -160,14 +160,14 @@ def main(args: Sequence[str] | None = None) -> int:
         if not records:
             which = "" if call.split is None else f" of split {call.split!r}"
             raise ValueError(f"{call.records} holds no records{which}: there is nothing to encode")
-        check_writable(call.out)
-        begin(call.out, fingerprint(vae), call.size, call.draft)
-        if call.base is not None:
-            encoders = text_encoders(call.base, call.variant)
-            kept = encode_prompts(call.out, encoders, records if call.captions else (), device)
-            print(f"{kept} phrases kept in {call.out}")
         drawer = Drawer(source, call.size, load_body()) if call.draft == "surface" else None
         with sole(call.out):
+            clear_parts(call.out)
+            begin(call.out, fingerprint(vae), call.size, call.draft)
+            if call.base is not None:
+                encoders = text_encoders(call.base, call.variant)
+                kept = encode_prompts(call.out, encoders, records if call.captions else (), device)
+                print(f"{kept} phrases kept in {call.out}")
             failed = encode_all(vae, source, records, canvas, call.out, call.batch, device, drawer)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -199,7 +199,6 @@ def encode_all(
     Raises:
         Unwritable: ``out`` can't be written to any more.
     """
-    clear_parts(out)
     hashes, failed = Hashes(source, drawn=drawer is not None), list[str]()
     todo = [r for r in records if not hashes.match(r, encoded_file(out, r.id))]
     with tqdm(total=len(records), initial=len(records) - len(todo), unit="record", disable=None) as bar:

@@ -8,7 +8,7 @@
 A predictions folder holds ``<record id>.png`` (try-on) or ``<record id>.<category>.png`` (try-off), and the
 ``predictions.json`` that ``python -m omfa.predict`` writes; without that file, say --task. Killed and called again, a
 run goes on where it was. Exit code 0: all well; 1: some predictions could not be scored, each named; 2: the call was
-wrong.
+wrong; 130: stopped by hand.
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ def command_report(args: argparse.Namespace) -> int:
     """``report``."""
     from omfa.evaluation.report import write_report
 
-    for path in write_report([Results(Path(p)) for p in args.results], Path(args.out), args.pictures):
-        print(path)
+    with sole(Path(args.out)):
+        for path in write_report([Results(Path(p)) for p in args.results], Path(args.out), args.pictures):
+            print(path)
     return 0
 
 
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("stopped; call again to go on from here", file=sys.stderr)
-        return 1
+        return 130
 
 
 if __name__ == "__main__":

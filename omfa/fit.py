@@ -25,7 +25,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
-from omfa.commands import any_name_can_be_said
+from omfa.commands import begin_command
 from omfa.files import Unwritable, read_text, sole
 from omfa.images import ImageError
 from omfa.records.prepared import RecordError
@@ -142,7 +142,7 @@ def check_configs(words: Sequence[str]) -> None:
 def main(args: list[str] | None = None) -> int:
     """Train; 0 all well (or stopped by SIGTERM), 1 the loss blew up, 2 wrong call or input, 130 stopped by hand."""
     follow_moves()
-    any_name_can_be_said()
+    begin_command()
     try:
         check_configs(sys.argv[1:] if args is None else args)
         cli = FitCLI(

@@ -19,11 +19,11 @@ import kornia
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from omfa import files
-from omfa.colours import in_srgb, to_srgb
+from omfa.colours import in_srgb, profile_of, to_srgb
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 """What the API takes for a picture: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W)."""
@@ -34,9 +34,10 @@ MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
 MIN_SIDE = 8
 MAX_BYTES = files.MAX_BYTES
-LINE, RULE = 16, 9  # pixels of a caption's line and of an upright rule
 ORIENTATION = 0x0112  # in EXIF
 LARGE = 2**20  # pixels; from here on a picture is scaled down before it becomes floats
+ENOUGH = 2048  # pixels of a side: twice what is made of any photo here
+TIMES = "times smaller"
 
 
 def _formats() -> tuple[str, ...]:
@@ -62,6 +63,20 @@ class ImageError(ValueError):
     """A picture that can't be used; the message names it, what was found and what would work."""
 
 
+@dataclass(frozen=True)
+class _Smaller:
+    """In the ``info`` of a picture of ``size``: its file holds one ``times`` as wide and high."""
+
+    times: int
+    size: tuple[int, int]
+
+
+def times_smaller(picture: Image.Image) -> int:
+    """How many times the width of a picture its file has; 1 for whatever was made of it since."""
+    note = picture.info.get(TIMES)
+    return note.times if isinstance(note, _Smaller) and note.size == picture.size else 1
+
+
 def _check_size(width: int, height: int, name: str) -> None:
     if min(width, height) < MIN_SIDE:
         raise ImageError(
@@ -76,10 +91,10 @@ def _check_size(width: int, height: int, name: str) -> None:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Upright 8-bit RGB from any mode, and nothing but pixels: 16-bit scaled, transparency over white."""
     image.load()
+    profile = profile_of(image)
     with suppress(Exception):  # orientation in damaged EXIF: the picture can still be read
         if image.getexif().get(ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
-    profile = image.info.get("icc_profile")
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
         deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > 65535:
@@ -101,13 +116,13 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def is_plain(image: Image.Image) -> bool:
     """Whether every decoder reads an opened picture alike: upright opaque 8-bit RGB or grey, its colours sRGB's."""
-    profile = image.info.get("icc_profile")
+    profile = profile_of(image)
     return (
         image.format in ("JPEG", "PNG")
         and image.mode in ("RGB", "L")
         and "transparency" not in image.info
         and image.getexif().get(ORIENTATION, 1) == 1
-        and (not isinstance(profile, bytes) or to_srgb(profile, image.mode) is None)
+        and (profile is None or to_srgb(profile, image.mode) is None)
     )
 
 
@@ -128,8 +143,15 @@ def _refusing(name: str) -> Iterator[None]:
         raise ImageError(f"{name}: damaged or cut short ({type(e).__name__}: {e}); save it again") from None
 
 
-def decode(data: bytes, name: str = "picture") -> Image.Image:
+def decode(data: bytes, name: str = "picture", enough: int | None = None) -> Image.Image:
     """Decode an image file held in memory. Size and kind are checked in the header, before any pixel is decoded.
+
+    Args:
+        data: of the file.
+        name: for messages.
+        enough: pixels of either side that will do: where there are more, the means of 2x2 of them or more are handed
+            back, which spares most of the work. :func:`fit_picture` makes the same of them to two levels, but for noise
+            and sharp edges of colours that sRGB does not have.
 
     Returns:
         An upright 8-bit RGB picture.
@@ -138,7 +160,12 @@ def decode(data: bytes, name: str = "picture") -> Image.Image:
         ImageError: not one of ``FORMATS``, truncated or damaged, too small, too large or too narrow.
     """
     with opened(data, name) as image:
-        return _to_rgb(image, name)
+        times = 1 if enough is None else min(image.size) // enough
+        if times < 2 or image.format not in ("JPEG", "MPO", "PNG", "WEBP") or image.mode not in ("L", "RGB", "CMYK"):
+            return _to_rgb(image, name)
+        rgb = _to_rgb(image.reduce(times), name)  # before its colours are changed, which takes the longest
+        rgb.info[TIMES] = _Smaller(times, rgb.size)
+        return rgb
 
 
 @contextmanager
@@ -170,24 +197,28 @@ def read_file(path: Path) -> bytes:
         raise ImageError(f"{path}: can't be read ({getattr(e, 'strerror', None) or e})") from None
 
 
-def read_image(source: Picture, name: str = "picture") -> Image.Image:
+def read_image(source: Picture, name: str = "picture", enough: int | None = None) -> Image.Image:
     """One picture from a path, a PIL image, an array or a tensor: upright, 8-bit RGB.
 
     Args:
         source: path; PIL image; array (H, W), (H, W, 3) or (H, W, 4), uint8 or float in [0, 1]; tensor (3, H, W), uint8
             or float in [0, 1] or, if any value is negative, in [-1, 1].
         name: what the picture is, for messages ("person", "garment upper").
+        enough: of a file, as in :func:`decode`.
 
     Raises:
         ImageError: missing, unreadable, damaged, of a wrong shape or range, with NaN, or of an extreme size.
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        return decode(read_file(path), str(path))
+        return decode(read_file(path), str(path), enough)
     if isinstance(source, Image.Image):
         with _refusing(name):
             _check_size(*source.size, name)
-            return _to_rgb(source.copy(), name)  # what is made of it is another picture
+            rgb = _to_rgb(source.copy(), name)  # what is made of it is another picture
+            if times_smaller(source) > 1:
+                rgb.info[TIMES] = source.info[TIMES]
+            return rgb
     if isinstance(source, Tensor):
         array = source.detach().float().cpu() if source.is_floating_point() else source.cpu()
         if array.ndim == 4 and array.shape[0] == 1:
@@ -321,27 +352,34 @@ def _padded(picture: Tensor, box: Box, size: Sequence[int], fill: Fill) -> Tenso
     return torch.nn.functional.pad(picture[None], (box.left, right, box.top, bottom), mode="replicate")[0]
 
 
-def fit_pixels(pixels: np.ndarray, size: Sequence[int], fill: Fill = "edge") -> tuple[Tensor, Box]:
-    """:func:`fit` of (H, W, 3) uint8: the same picture, without ever holding a large one as floats."""
+def fit_pixels(pixels: np.ndarray, size: Sequence[int], fill: Fill = "edge", times: int = 1) -> tuple[Tensor, Box]:
+    """:func:`fit` of (H, W, 3) uint8: the same picture, without ever holding a large one as floats.
+
+    ``times``: what it is fitted from is (times H, times W, 3), of which ``pixels`` are means.
+    """
     height, width = pixels.shape[:2]
     box = fitted_box((height, width), size)
-    if height * width < LARGE or box.height >= height or box.width >= width:
+    if height * width * times**2 < LARGE or box.height >= height or box.width >= width:
         return fit(pixels_to_tensor(pixels), size, fill)
     flat = pixels.reshape(height, -1)
-    rows = np.stack([w @ flat[at : at + len(w)].astype(np.float32) for at, w in _blurred_taps(height, box.height)])
+    rows = np.stack(
+        [w @ flat[at : at + len(w)].astype(np.float32) for at, w in _blurred_taps(height, box.height, times)]
+    )
     rows = rows.reshape(box.height, width, 3)
-    columns = [np.tensordot(w, rows[:, at : at + len(w)], (0, 1)) for at, w in _blurred_taps(width, box.width)]
+    columns = [np.tensordot(w, rows[:, at : at + len(w)], (0, 1)) for at, w in _blurred_taps(width, box.width, times)]
     picture = rearrange(torch.from_numpy(np.stack(columns)), "w h c -> c h w") / 127.5 - 1
     return _padded(picture.contiguous(), box, size, fill), box
 
 
-def _blurred_taps(many: int, few: int) -> Iterator[tuple[int, np.ndarray]]:
+def _blurred_taps(many: int, few: int, times: int) -> Iterator[tuple[int, np.ndarray]]:
     """For each of ``few`` pixels the first of ``many`` that it is a mean of, and the weights from there on.
 
     What kornia's ``resize(antialias=True)`` does along one axis: a Gaussian cut off at two sigmas, mirrored at the
-    borders, then linear interpolation between pixels' centres.
+    borders, then linear interpolation between pixels' centres. ``times``: of so many pixels only the mean is at hand.
     """
+    many *= times
     sigma = max((many / few - 1) / 2, 0.001)
+    sigma = max(sigma**2 - (times**2 - 1) / 6, 1e-6) ** 0.5  # a mean is a blur, too
     reach = int(max(4 * sigma, 3)) // 2
     kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     kernel /= kernel.sum()
@@ -354,7 +392,7 @@ def _blurred_taps(many: int, few: int) -> Iterator[tuple[int, np.ndarray]]:
         weights[: 2 * reach + 1] += (1 - share) * kernel
         weights[second - first : second - first + 2 * reach + 1] += share * kernel
         at = np.abs(at)
-        at = np.where(at >= many, 2 * (many - 1) - at, at)
+        at = np.where(at >= many, 2 * (many - 1) - at, at) // times
         low = int(at.min())
         folded = np.zeros(int(at.max()) - low + 1)
         np.add.at(folded, at - low, weights)
@@ -374,56 +412,14 @@ def enlarged(pictures: Tensor, size: Sequence[int]) -> Tensor:
     return torch.nn.functional.interpolate(pictures, tuple(size), mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
+def fit_picture(picture: Image.Image, size: Sequence[int], fill: Fill = "edge") -> tuple[Tensor, Box]:
+    """:func:`fit` of what :func:`read_image` gave."""
+    return fit_pixels(np.asarray(picture), size, fill, times_smaller(picture))
+
+
 def load(source: Picture, size: Sequence[int], fill: Fill = "edge", name: str = "picture") -> tuple[Tensor, Box]:
     """:func:`read_image`, then :func:`fit`: (3, *size) in [-1, 1] and its box."""
-    return fit_pixels(np.asarray(read_image(source, name)), size, fill)
-
-
-def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[Image.Image | None]]], cell: Sequence[int] = (256, 192)
-) -> Image.Image:
-    """Pictures in rows on white, each scaled to fit a cell and centred; a caption above every row that has one.
-
-    Args:
-        rows: (caption or "", pictures); None among them draws an upright line, as between given and made.
-        cell: (height, width) of a cell in pixels.
-    """
-    height, width = cell
-    lines = [LINE if caption else 0 for caption, _ in rows]
-    widths = [sum(RULE if p is None else width for p in pictures) for _, pictures in rows]
-    size = (max(widths, default=width), sum(lines) + height * len(rows))
-    sheet = Image.new("RGB", size, "white")
-    pen, top = ImageDraw.Draw(sheet), 0
-    for line, (caption, pictures) in zip(lines, rows, strict=True):
-        if caption:
-            pen.text((4, top + 2), caption, fill="black")
-        at = 0
-        for picture in pictures:
-            if picture is None:
-                pen.line([(at + RULE // 2, top + line), (at + RULE // 2, top + line + height - 1)], fill="black")
-                at += RULE
-                continue
-            scale = min(width / picture.width, height / picture.height)
-            fitted = picture.convert("RGB").resize(
-                (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS
-            )
-            left, down = (width - fitted.width) // 2, (height - fitted.height) // 2
-            sheet.paste(fitted, (at + left, top + line + down))
-            at += width
-        top += line + height
-    return sheet
-
-
-def save_whole(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
-    """Save a picture whole or not at all: written to the side, then swapped in. The suffix names the format."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        picture.save(part, format=Image.registered_extensions()[path.suffix.lower()])
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return fit_picture(read_image(source, name, max(ENOUGH, *size)), size, fill)
 
 
 def as_list(pictures: Picture | Sequence[Picture] | None) -> list[Any]:

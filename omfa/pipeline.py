@@ -15,7 +15,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
@@ -348,7 +347,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             place = self.canvas[PERSON if slot == PORTRAIT else slot]
             size = (place.height * factor, place.width * factor)
             fill: images.Fill = "white" if slot.startswith("garment") else "edge"
-            fitted = [images.fit_pixels(np.asarray(p), size, fill) for p in pictures]
+            fitted = [images.fit_picture(p, size, fill) for p in pictures]
             return torch.stack([f[0] for f in fitted]).to(device)
 
         def encoded(several: list[Tensor | None]) -> list[Tensor | None]:

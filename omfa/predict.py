@@ -8,7 +8,7 @@ Any class that fulfils a protocol of ``omfa.evaluation.predictions`` can be name
 Writes ``<record id>.png`` (try-on) or ``<record id>.<category>.png`` (try-off), and ``predictions.json`` saying how
 they were made. Pictures that are there are not made again, so a killed call goes on. Every picture has its own seed, a
 function of --seed and its name: neither batch nor processes change it. Exit code 0: all well; 1: some failed, each
-named; 2: the call was wrong.
+named; 2: the call was wrong; 130: stopped by hand.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("stopped; call again to go on from here", file=sys.stderr)
-        return 1
+        return 130
     for failure in failures:
         key = failure["key"]
         print(f"failed: {key}: {failure['error'].removeprefix(f'{key}: ')}", file=sys.stderr)

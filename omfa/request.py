@@ -109,7 +109,7 @@ def read_request(
             raise ValueError(f"{len(several)} pictures for {name} in a batch of {batch}; give 1 or {batch}")
     kinds = {Component.PERSON if t == PERSON else Component.GARMENT for t in wanted}
     categories = {places[c]: c for c in [*new, *worn]}
-    read = {slot: [images.read_image(p, slot) for p in several] for slot, several in pictures.items()}
+    read = {slot: [images.read_image(p, slot, images.ENOUGH) for p in several] for slot, several in pictures.items()}
     known = [_parameters(p) for p in poses]
     maps = [pose_picture(p if k is None else k, style) for p, k in zip(poses, known, strict=True)]
     return Request(

@@ -38,7 +38,7 @@ from omfa.evaluation.predictions import PREDICTIONS, weights_state
 from omfa.evaluation.protocols import METRICS, find_protocol
 from omfa.evaluation.results import FEWEST, Results, formatted, read_json
 from omfa.evaluation.runs import gather, make_run, score_all
-from omfa.files import check_writable, whole, write_json
+from omfa.files import clear_parts, sole, whole, write_json
 from omfa.images import read_image, tensor_to_pixels
 from omfa.judged import OMFAModel
 from omfa.pipeline import OMFAPipeline
@@ -154,9 +154,7 @@ def check_same(call: argparse.Namespace, records: Sequence[Record]) -> None:
 
     Raises:
         ValueError: another --model, --records, --train, --split, --limit, or size of --protocol.
-        Unwritable: the folder can't be written to.
     """
-    check_writable(call.out)
     told = {
         "model": weights_state(CLASS_PATH, call.model),
         "records": hashlib.sha256((call.records / METADATA).read_bytes()).hexdigest(),
@@ -269,24 +267,26 @@ def main(args: Sequence[str] | None = None) -> int:
         if not known:
             raise ValueError(f"{call.train} holds no records of split {call.split!r} with garments; check --split")
         pipe = OMFAPipeline.from_pretrained(call.model)
-        check_same(call, known)
-        memory = Memory(source, known)
-        for task in map(TaskKind, call.tasks):
-            results, failed = {}, dict[str, str]()
-            for name, folder in folders(call, task, memory, pipe, failed):
-                scores = folder.with_name(folder.name + "_scores")
-                scoring = make_run(
-                    call.records, folder, scores, call.protocol, name, chosen=chosen_for(task),
-                    device=find_device("auto"),
-                )  # fmt: skip
-                score_all(scoring)
-                for problem in gather(scoring)["problems"]:
-                    failed.setdefault(problem["key"], problem["problem"])
-                results[name] = Results(scores)
-            print(table(task, results), end="\n\n", flush=True)
-            for key, why in failed.items():
-                print(f"failed: {key}: {why.removeprefix(f'{key}: ')}", file=sys.stderr)
-            code |= bool(failed)
+        with sole(call.out):
+            clear_parts(call.out)
+            check_same(call, known)
+            memory = Memory(source, known)
+            for task in map(TaskKind, call.tasks):
+                results, failed = {}, dict[str, str]()
+                for name, folder in folders(call, task, memory, pipe, failed):
+                    scores = folder.with_name(folder.name + "_scores")
+                    scoring = make_run(
+                        call.records, folder, scores, call.protocol, name, chosen=chosen_for(task),
+                        device=find_device("auto"),
+                    )  # fmt: skip
+                    score_all(scoring)
+                    for problem in gather(scoring)["problems"]:
+                        failed.setdefault(problem["key"], problem["problem"])
+                    results[name] = Results(scores)
+                print(table(task, results), end="\n\n", flush=True)
+                for key, why in failed.items():
+                    print(f"failed: {key}: {why.removeprefix(f'{key}: ')}", file=sys.stderr)
+                code |= bool(failed)
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -17,7 +17,8 @@ import omfa.__main__ as door
 from omfa.bodies.body import load_body
 from omfa.bodies.named_poses import make_pose
 from omfa.bodies.placing import place
-from omfa.images import RULE, contact_sheet, read_image
+from omfa.images import read_image
+from omfa.sheets import RULE, contact_sheet
 from tests.conftest import SIZE, make_compact
 
 

@@ -92,6 +92,8 @@ def _pair_rows(root: Path) -> Iterator[tuple[int, dict[str, str]]]:
     rows = csv.DictReader(io.StringIO(read_text(root / PAIRS), newline=""), restval="")
     try:
         columns = rows.fieldnames or []
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"{root / PAIRS}: two columns of one name in {', '.join(columns)}; leave one out")
         if "photo" not in columns or (unknown := [c for c in columns if c not in _COLUMNS]):
             given = ", ".join(map(str, unknown)) if "photo" in columns else "no column 'photo'"
             raise ValueError(f"{root / PAIRS}: {given}; the columns are {', '.join(_COLUMNS)}, commas between them")

@@ -175,7 +175,21 @@ _LIP_COLOURS = np.array(  # as LIP and CIHP_PGN draw them
     ],
     np.uint8,
 )
-PALETTES = {LIP: (_LIP_COLOURS, _bits(20)), CIHP: (_LIP_COLOURS, _bits(20)), ATR: (_bits(18),)}
+_DEEPFASHION_COLOURS = np.array(  # as the data set's makers draw their own ids (Text2Human)
+    [
+        *((0, 0, 0), (255, 250, 250), (220, 220, 220), (250, 235, 215), (255, 250, 205), (211, 211, 211)),
+        *((70, 130, 180), (127, 255, 212), (0, 100, 0), (50, 205, 50), (255, 255, 0), (245, 222, 179)),
+        *((255, 140, 0), (255, 0, 0), (16, 78, 139), (144, 238, 144), (50, 205, 174), (50, 155, 250)),
+        *((160, 140, 88), (213, 140, 88), (90, 140, 90), (185, 210, 205), (130, 165, 180), (225, 141, 151)),
+    ],
+    np.uint8,
+)
+PALETTES = {
+    LIP: (_LIP_COLOURS, _bits(20)),
+    CIHP: (_LIP_COLOURS, _bits(20)),
+    ATR: (_bits(18),),
+    DEEPFASHION: (_DEEPFASHION_COLOURS,),
+}
 
 
 def _ids_of_colours(colours: np.ndarray, names: Sequence[str]) -> np.ndarray:

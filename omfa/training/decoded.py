@@ -12,9 +12,10 @@ from PIL import Image
 
 from omfa.backbone import fingerprint
 from omfa.bodies.parameters import BodyParameters
-from omfa.images import read_image, save_whole
+from omfa.images import read_image
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import Record, resolve
+from omfa.sheets import save_whole
 from omfa.training.drafted import Drafter
 
 Array = NDArray[Any]

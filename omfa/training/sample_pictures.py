@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 
 from omfa import images
 from omfa.records.shards import open_records
+from omfa.sheets import contact_sheet
 from omfa.training.ema import best_weights, lent
 from omfa.training.parts import Samples, Sampling
 from omfa.tuning import Mismatch
@@ -76,7 +77,7 @@ class SamplePictures(pl.Callback):
         with trainer.precision_plugin.forward_context(), evaluating(pl_module):
             for i, record in enumerate(records):
                 rows += pl_module.sample(source, record, Sampling(self.steps, self.guidance, i))
-        return images.contact_sheet([("", row) for row in rows], pl_module.picture_size)
+        return contact_sheet([("", row) for row in rows], pl_module.picture_size)
 
 
 @runtime_checkable

@@ -111,7 +111,10 @@ def folder_call(root: Path, out: Path) -> int:
     return cli.main(["folder", "--images", str(root), "--out", str(out)])
 
 
-ODD = [b"caf\xe9.jpg", b"\xff\xfe.jpg", "фото.JPG".encode(), b"a\nb.jpg", b"good.JpEg", "e\u0301.jpg".encode()]
+ODD = [b"caf\xe9", b"\xff\xfe", b"a\nb", b"-rf", b"a b", b"a%20b", b"*", b"$HOME", b"'\"", b"a\tb"]
+ODD += [b"a.jpg", b"CON", b"\x1b[31m", b"\xed\xa0\x80", b"x" * 200]
+ODD += [n.encode() for n in ("фото", "e\u0301", "日本", "\u202egpj.exe", "\U0001f457", "\u200b")]
+ODD = [name + (b".jpg", b".JPG", b".JpEg")[i % 3] for i, name in enumerate(ODD)]
 
 
 def test_names_of_every_kind_are_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

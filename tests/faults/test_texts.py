@@ -70,6 +70,17 @@ def test_a_list_of_pairs_as_a_table(tmp_path: Path, how: str) -> None:
         (b"photo,caption\na.jpg,a,b\n", "line 2: more fields"),
         (b'photo,caption\na.jpg,"' + b"x" * 200_000 + b'"\n', "no CSV"),
         (b"photo,photographer\na.jpg,x\n", "photographer"),
+        (b"", "no column 'photo'"),
+        (b"\n\n", "no column 'photo'"),
+        (b"Photo\na.jpg\n", "no column 'photo'"),
+        (b"photo\tcaption\na.jpg\tx\n", "no column 'photo'"),
+        (b"a.jpg,b.jpg\n", "no column 'photo'"),
+        (b"photo,photo\na.jpg,b.jpg\n", "two columns"),
+        (b"photo,caption\r\n" + "a.jpg,naïve\r\n".encode("latin-1"), "line 2: no UTF-8"),
+        (b"photo\n" + bytes(range(128, 256)), "no UTF-8"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "no UTF-8"),
+        (b"PK\x03\x04\xff" + bytes(40), "no UTF-8"),
+        (b"photo\n" + "a.jpg".encode("utf-32"), "no UTF-8"),
     ],
 )
 def test_tables_that_cannot_be_read_are_named(tmp_path: Path, data: bytes, words: str) -> None:
@@ -106,7 +117,12 @@ def claiming(path: Path, shape: str, held: int = 80) -> Path:
     return path
 
 
-@pytest.mark.parametrize("shape", ["(1000000000000000,)", "(10**9, 10**9)", "(18, 3)", "(-5,)", "(2**70,)", "()" * 2])
+CLAIMS = ["(1000000000000000,)", "(10**9, 10**9)", "(18, 3)", "(-5,)", "(2**70,)", "()" * 2, "(1.5,)", "None", "'x'"]
+CLAIMS += ["[18, 3]", "(True,)", "(18, 3", "(2**31,)", "(2**63,)", "(0, 10**18)", "(1,) * 40", "__import__('os')"]
+CLAIMS += ["(18, -3)", "", "(nan,)"]
+
+
+@pytest.mark.parametrize("shape", CLAIMS)
 def test_arrays_that_claim_more_than_they_hold(tmp_path: Path, shape: str) -> None:
     path = claiming(tmp_path / "a.npz", shape)
     with pytest.raises(ValueError, match=r"a\.npz"):

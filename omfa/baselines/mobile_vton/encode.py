@@ -23,7 +23,7 @@ from omfa.baselines.mobile_vton.pipeline import SIZE, MobileVTON
 from omfa.baselines.mobile_vton.prompts import NEGATIVE, PLAIN, PromptBook, TextEncoders, try_on_phrase
 from omfa.commands import Parser, find_device
 from omfa.components import Category
-from omfa.files import check_writable, whole, write_json
+from omfa.files import check_writable, clear_parts, sole, whole, write_json
 from omfa.records.latents import MADE_FROM, Hashes
 from omfa.records.prepared import RecordError, read_records, record_pictures, resolve
 from omfa.records.shards import RecordFolder
@@ -93,8 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         size = [int(n) for n in args.size.split("x")]
         pipe = MobileVTON.from_pretrained(args.model).to(find_device(args.device))
-        encode_records(pipe, args.records, args.out, size)
-    except (ValueError, RecordError) as e:
+        with sole(args.out):
+            clear_parts(args.out)
+            encode_records(pipe, args.records, args.out, size)
+    except (ValueError, RecordError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     return 0
