@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from omfa.backbone import widen_unet
+from omfa.few_steps import Ladder, make_distilled
 from omfa.partial_diffusion import ddim
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import PromptFiles, Prompts
@@ -123,9 +124,11 @@ def load_small(
     base, vae = base or tuned["base"], vae or tuned["vae"]
     if base is None:
         raise ValueError(f"{folder} was trained from a local folder: give base=, the SDXL weights it began with")
-    size = {name: tuned[name] for name in ("person_size", "garment_slots", "unconditional_on")}
+    size = {name: tuned[name] for name in ("person_size", "garment_slots", "unconditional_on", "join")}
     pipe = sdxl_pipeline(base, vae, str(folder), **size, variant=variant)
     load_tuned(pipe.unet, Path(folder))
+    if (few := tuned["few_steps"]) is not None:
+        make_distilled(pipe, Ladder(few["teacher_steps"], few["phases"]), few["steps"])
     return pipe
 
 

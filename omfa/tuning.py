@@ -90,7 +90,8 @@ def save_tuned(unet: UNet2DConditionModel, train: Train, folder: Path, about: Ma
 
 
 def read_tuned(folder: Path) -> dict[str, Any]:
-    """``tuned.json`` of a small folder; ``fingerprint`` is that of the widened base, or None.
+    """``tuned.json`` of a small folder; ``fingerprint`` is that of the widened base, or None; ``few_steps`` is how a
+    distilled one is sampled, else None.
 
     Raises:
         ValueError: no such folder.
@@ -98,8 +99,8 @@ def read_tuned(folder: Path) -> dict[str, Any]:
     try:
         tuned = json.loads(read_text(folder / TUNED))
         needed = {k: tuned[k] for k in ("train", "base", "vae", "person_size", "garment_slots")}
-        older = {"unconditional_on": tuned.get("unconditional_on", "canvas"), "fingerprint": tuned.get("fingerprint")}
-        return needed | older
+        older = {"unconditional_on": "canvas", "join": "canvas", "fingerprint": None, "few_steps": None}
+        return needed | {k: tuned.get(k, default) for k, default in older.items()}
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"{folder} holds no small weights (no {TUNED}): give what a LoRA or attention-only run wrote; a whole "
