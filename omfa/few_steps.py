@@ -72,11 +72,6 @@ class Ladder:
         return t // length * length - 1
 
 
-def alpha_bar(alphas_cumprod: Tensor, t: Tensor) -> Tensor:
-    """abar of timesteps (B,), 1 for ``CLEAN``; (B,)."""
-    return torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod])[t + 1]
-
-
 def jump(z: Tensor, prediction: Tensor, start: Tensor, end: Tensor, target: Tensor, kind: Prediction) -> Tensor:
     """Along the path from one level of noise to another as one prediction sees it: a step of DDIM without noise.
 
@@ -101,6 +96,33 @@ def jump(z: Tensor, prediction: Tensor, start: Tensor, end: Tensor, target: Tens
 def guided_by(without: Tensor, with_: Tensor, scale: Tensor) -> Tensor:
     """Classifier-free guidance with a scale (B,) for each example: u + w (c - u). (B, C, h, w)."""
     return without + scale.to(with_)[:, None, None, None] * (with_ - without)
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """A ladder at a model's levels of noise: where a prediction leads.
+
+    Args:
+        ladder: of the teacher.
+        alphas_cumprod: the scheduler's (1000,).
+        kind: what the network predicts.
+    """
+
+    ladder: Ladder
+    alphas_cumprod: Tensor
+    kind: Prediction
+
+    def level(self, t: Tensor) -> Tensor:
+        """abar of timesteps (B,), 1 for ``CLEAN``; (B,)."""
+        return torch.cat([self.alphas_cumprod.new_ones(1), self.alphas_cumprod])[t + 1]
+
+    def step(self, z: Tensor, prediction: Tensor, t: Tensor, target: Tensor) -> Tensor:
+        """The teacher's step: from its timesteps ``t`` (B,) to the next ones; see :func:`jump`."""
+        return jump(z, prediction, self.level(t), self.level(self.ladder.below(t)), target, self.kind)
+
+    def land(self, z: Tensor, prediction: Tensor, t: Tensor, phase: Tensor, target: Tensor) -> Tensor:
+        """From ``t`` to where the phase of the timesteps ``phase`` (B,) ends; see :func:`jump`."""
+        return jump(z, prediction, self.level(t), self.level(self.ladder.end(phase)), target, self.kind)
 
 
 def distance(made: Tensor, goal: Tensor, target: Tensor, huber: float) -> Tensor:

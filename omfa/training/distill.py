@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omfa import partial_diffusion as pd
 from omfa.conditioning import choose
-from omfa.few_steps import Ladder, alpha_bar, distance, guided_by, jump, make_distilled
+from omfa.few_steps import Course, Ladder, distance, guided_by, make_distilled
 from omfa.pipeline import OMFAPipeline
 from omfa.records.stream import seeded
 from omfa.sampling import Predict
@@ -118,21 +118,23 @@ class Distillation(OMFAModule):
     def losses(self, batch: Batch) -> Tensor:
         """Each example's loss, (B,): where the student lands, and where its average does a teacher's step further."""
         scene = self.scene(batch)
+        course = Course(self.ladder, self.alphas_cumprod, self.kind)
         t = self.ladder.at(scene.t)
-        below, end = self.ladder.below(t), self.ladder.end(t)
-        at, next_, last = (alpha_bar(self.alphas_cumprod, x) for x in (t, below, end))
+        below = self.ladder.below(t)
         with torch.no_grad():
             with lent(self, self.teacher, cast=True):
                 look = scene.look()
-                z_t = torch.where(look.target, pd.add_noise(scene.z0, scene.noise, at, look.target), look.known)
-                step = self._guided(look, z_t, t, self.scales(batch)[scene.owner])
-                z_next = jump(z_t, step, at, next_, look.target, self.kind)
+                noised = pd.add_noise(scene.z0, scene.noise, course.level(t), look.target)
+                z_t = torch.where(look.target, noised, look.known)
+                guided = self._guided(look, z_t, t, self.scales(batch)[scene.owner])
+                z_next = course.step(z_t, guided, t, look.target)
             with lent(self, self._average(), cast=True):
-                look = scene.look()  # of a phase that ends here, and of what is clean, whatever it predicts will do
-                goal = jump(z_next, look.predict(z_next, below.clamp(min=0)), next_, last, look.target, self.kind)
+                look = scene.look()
+                prediction = look.predict(z_next, below.clamp(min=0))  # where the phase has ended any will do
+                goal = course.land(z_next, prediction, below, t, look.target)
         torch.clear_autocast_cache()  # of weights that were lent
         look = scene.look()
-        made = jump(z_t, look.predict(z_t, t), at, last, look.target, self.kind)
+        made = course.land(z_t, look.predict(z_t, t), t, t, look.target)
         return of_examples(distance(made, goal, look.target, self.huber), scene.owner)
 
     def scales(self, batch: Batch) -> Tensor:
