@@ -170,7 +170,7 @@ def _on(i: int, t: Tensor, x: Tensor) -> tuple[Tensor, bool]:
 
 
 class Toy(nn.Module):
-    """x0 is -.5 or 1 by a quarter and three quarters, spread by .5; guided towards the upper. The student adds a net."""
+    """x0 is -.5 or 1 by a quarter and three quarters, spread by .5; guided to the upper. The student adds a net."""
 
     def __init__(self, levels: Tensor, scale: float) -> None:
         super().__init__()

@@ -224,9 +224,8 @@ def test_recipes_of_few_steps_train_and_their_models_load(
     assert export.main(["--run", str(run), "--out", str(tmp_path / "merged"), "--whole"]) == 0
     merged = OMFAPipeline.from_pretrained(tmp_path / "merged")
     assert merged.config.distilled
-    options: dict[str, Any] = {"output_type": "np", "generator": torch.Generator().manual_seed(0)}
-    made = [silent(p).try_off(np.full((*SIZE, 3), 90, np.uint8), **options | {"generator": g}).images
-            for p, g in ((whole, torch.Generator().manual_seed(0)), (merged, torch.Generator().manual_seed(0)))]  # fmt: skip
+    person, seed = np.full((*SIZE, 3), 90, np.uint8), torch.Generator().manual_seed
+    made = [silent(p).try_off(person, output_type="np", generator=seed(0)).images for p in (whole, merged)]
     assert np.abs(made[0] - made[1]).max() < 2 / 255
     # what diffusers' own loader makes of the LoRA file
     plain = UNet2DConditionModel.from_pretrained(teacher, subfolder="unet")
