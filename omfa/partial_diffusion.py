@@ -29,6 +29,7 @@ SCHEDULERS = (
     "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
+    "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
     "UniPCMultistepScheduler",
@@ -136,7 +137,7 @@ def check_scheduler(scheduler: Any) -> Prediction:
     if wants_zero and terminal > 1e-6:
         raise ValueError(
             f"{name} can't hold this model's betas with zero terminal SNR; use DDIM, DDPM, Euler, EulerAncestral, "
-            "DPMSolverMultistep or UniPC"
+            "DPMSolverMultistep, UniPC, or LCM for distilled models"
         )
     for trap in ("clip_sample", "thresholding"):
         if config.get(trap):

@@ -70,6 +70,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             show of it (:mod:`omfa.bodies.drafts`).
         pose_style: of the pose maps it reads: "parts_blend", or "surface", given garments' maps as well.
         portraits: whether it has learned to change the clothes in a photo (PORTRAIT), in rows alone.
+        distilled: whether it was distilled to few steps (:mod:`omfa.few_steps`) and so takes no guidance.
 
     Raises:
         ValueError: parts that don't fit together.
@@ -102,6 +103,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         draft: str = "none",
         pose_style: str = "parts_blend",
         portraits: bool = False,
+        distilled: bool = False,
     ) -> None:
         super().__init__()
         if unconditional_on not in ("canvas", "targets"):
@@ -148,6 +150,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             draft=draft,
             pose_style=pose_style,
             portraits=portraits,
+            distilled=distilled,
         )
         if join == "rows":
             cross_rows(unet)
@@ -247,7 +250,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
                 face is in no draft without it.
             num_inference_steps: steps of the scheduler; None takes the model's ``default_steps``.
             guidance_scale: classifier-free guidance; 1 or less turns it off (half the work). None takes the model's
-                ``default_guidance``.
+                ``default_guidance``. A distilled model has its guidance in its weights and refuses any other.
             generator: one generator, or one per sample (then a sample depends on its batch by rounding alone).
             eta: DDIM's noise, for schedulers that take it.
             latents: start noise (B, C, h, w), standard normal; None draws it.
@@ -275,6 +278,11 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         scale = self.config.default_guidance if guidance_scale is None else guidance_scale
         generator = list(generator) if isinstance(generator, tuple) else generator
         check_sampler(steps, scale, eta, generator)
+        if self.config.distilled and scale > 1:
+            raise ValueError(
+                f"guidance_scale is {scale}: this model was distilled, its guidance is in its weights and a step is "
+                f"one pass; leave guidance_scale out ({self.config.default_steps} steps are its own)"
+            )
         if portrait is not None and not self.config.portraits:
             raise ValueError("this model has not learned to change photos: give face= and pose=, no portrait=")
         style = self.config.pose_style
@@ -312,6 +320,8 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
                     x = (callback_on_step_end(self, i, t, {"latents": x}) or {}).get("latents", x)
                 return x, self._interrupt
 
+            if isinstance(generator, list):  # an example's targets in rows share its generator
+                generator = [g for g in generator for _ in range(shape[0] // request.batch)]
             noise, options = latents.to(device, torch.float32), {"eta": eta, "generator": generator}
             joint = denoise(self.scheduler, predict, noise, guide.target, guide.known, after, **options)
 

@@ -11,10 +11,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from omfa.backbone import widen_unet
+from omfa.few_steps import Ladder, make_distilled
 from omfa.partial_diffusion import ddim
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import PromptFiles, Prompts
-from omfa.tuning import load_tuned, read_tuned
+from omfa.tuning import BUILT, load_tuned, read_tuned
 from omfa.weights import read_part
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -129,9 +130,11 @@ def load_small(
     base, vae = base or tuned["base"], vae or tuned["vae"]
     if base is None:
         raise ValueError(f"{folder} was trained from a local folder: give base=, the SDXL weights it began with")
-    own = {name: value for name, value in tuned.items() if name not in ("train", "base", "vae", "fingerprint")}
+    own = {name: tuned[name] for name in ("person_size", "garment_slots", *BUILT)}
     pipe = sdxl_pipeline(base, vae, str(folder), **own, variant=variant)
     load_tuned(pipe.unet, Path(folder))
+    if (few := tuned["few_steps"]) is not None:
+        make_distilled(pipe, Ladder(few["teacher_steps"], few["phases"]), few["steps"])
     return pipe
 
 

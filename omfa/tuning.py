@@ -30,10 +30,10 @@ Train = Literal["all", "attention", "lora"]
 TUNED, LORA, ATTENTION, CONV_IN = (
     *("tuned.json", "pytorch_lora_weights.safetensors", "attention.safetensors", "conv_in.safetensors"),
 )
-LATER = {  # of tuned.json, as the first files were, which do not say it
-    "fingerprint": None, "unconditional_on": "canvas", "join": "canvas", "draft": "none", "pose_style": "parts_blend",
-    "portraits": False,
+BUILT = {  # how a pipeline is built beyond its canvas, and what that was before tuned.json said it
+    "unconditional_on": "canvas", "join": "canvas", "draft": "none", "pose_style": "parts_blend", "portraits": False
 }  # fmt: skip
+LATER = {**BUILT, "fingerprint": None, "few_steps": None}
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -94,7 +94,8 @@ def save_tuned(unet: UNet2DConditionModel, train: Train, folder: Path, about: Ma
 
 
 def read_tuned(folder: Path) -> dict[str, Any]:
-    """``tuned.json`` of a small folder; ``fingerprint`` is that of the widened base, or None.
+    """``tuned.json`` of a small folder; ``fingerprint`` is that of the widened base, or None; ``few_steps`` is how a
+    distilled one is sampled, else None.
 
     Raises:
         ValueError: no such folder.

@@ -112,7 +112,7 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 ZERO_SNR = {"DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"}
-ZERO_SNR |= {"EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
+ZERO_SNR |= {"EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler"}
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -153,7 +153,7 @@ def test_every_scheduler_takes_both_prediction_types(compact: OMFAPipeline, name
 @pytest.mark.parametrize(
     ("scheduler", "words"),
     [
-        (diffusers.LCMScheduler(), "LCMScheduler is not supported"),
+        (diffusers.TCDScheduler(), "TCDScheduler is not supported"),
         (diffusers.FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler is not supported"),
         (diffusers.EDMEulerScheduler(), "EDMEulerScheduler is not supported"),
         (diffusers.DDIMScheduler(prediction_type="sample", clip_sample=False), "prediction_type 'sample'"),

@@ -117,9 +117,15 @@ def both_designs(config: Mapping[str, Any], canvas: Canvas) -> list[Callable[[st
     ]
 
 
+def in_rows(canvas: Canvas, config: Mapping[str, Any], device: str) -> costs.RowsDesign:
+    """The same try-on in rows."""
+    face = canvas[FACE]
+    return costs.rows_design(config, canvas.person, canvas.garments, (face.height, face.width), device)
+
+
 def beside(config: Mapping[str, Any], canvas: Canvas, batch: int, repeats: int) -> Iterator[Row]:
     """The network alone, float32 on the CPU: the canvas, and two UNets at the same sizes."""
-    rate = matmul_rate()
+    rate, guided = matmul_rate(), {}
     for make in both_designs(config, canvas):
         counted, design = costs.count_flops(make("meta")), make("cpu")
         seconds = median_seconds(training_step(design, batch, "cpu"), repeats)
@@ -127,8 +133,17 @@ def beside(config: Mapping[str, Any], canvas: Canvas, batch: int, repeats: int) 
         yield f"{design.name}: training step, batch {batch}", seconds, "s"
         yield "  achieved", done / 1e9, f"GFLOP/s, {done / rate:.0%} of a matrix product's"
         design.network.eval()
-        yield "  guided step", median_seconds(lambda d=design: guided_step(d), repeats), "s"  # type: ignore[misc]
+        guided[design.name] = median_seconds(lambda d=design: guided_step(d), repeats)  # type: ignore[misc]
+        yield "  guided step", guided[design.name], "s"
         yield "  operations of both", (counted.training + counted.guided) / 1e9, "GFLOP (batch 1)"
+    rows = in_rows(canvas, config, "cpu")
+    once, step = median_seconds(rows.given, repeats), median_seconds(rows.target, repeats)
+    yield "rows: what is given, once", once, "s"
+    yield "  a step of the target, unguided", step, "s"
+    for name, seconds in guided.items():
+        yield f"a picture without its decoding: {name}, 20 guided", 20 * seconds, "s"
+    for steps in (8, 4):
+        yield f"a picture without its decoding: rows, {steps} distilled", once + steps * step, "s"
 
 
 def measure(module: OMFAModule, data: RecordsDataset, batch: int, steps: int, repeats: int) -> Iterator[Row]:
@@ -155,9 +170,10 @@ def measure(module: OMFAModule, data: RecordsDataset, batch: int, steps: int, re
     pipe.set_progress_bar_config(disable=True)
     person = np.zeros((canvas[PERSON].height * factor, canvas[PERSON].width * factor, 3), np.uint8)
     options: dict[str, Any] = {"num_inference_steps": steps}
-    yield f"try-off, {steps} guided steps", median_seconds(lambda: pipe.try_off(person, **options), 3), "s a picture"
+    how = "distilled" if pipe.config.distilled else "guided"
+    yield f"try-off, {steps} {how} steps", median_seconds(lambda: pipe.try_off(person, **options), 3), "s a picture"
     seconds = median_seconds(lambda: pipe.try_on(None, {"upper": person}, person, **options), 3)
-    yield f"try-on, {steps} guided steps", seconds, "s a picture"
+    yield f"try-on, {steps} {how} steps", seconds, "s a picture"
     yield "peak memory of this process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB"
     yield from beside(pipe.unet.config, canvas, batch, repeats)
 
@@ -193,6 +209,27 @@ def counted_flops(config: Mapping[str, Any], person: Size) -> Iterator[str]:
             f"{ours}: a training step {words[0]} {theirs} ({a.training / b.training:.2f} times), "
             f"a guided step {words[1]} it ({a.guided / b.guided:.2f} times)"
         )
+
+
+def counted_few_steps(config: Mapping[str, Any], person: Size) -> Iterator[str]:
+    """Passes of a network and operations of a whole try-on, without the VAE: guided, and distilled to few steps."""
+    h, w = person
+    yield f"{'counted, a try-on without the VAE':46}{'steps':>7}{'passes':>8}{'TFLOP':>9}"
+    for garments, words in ((1, "one garment"), (2, "two garments")):
+        canvas = Canvas(person, garments)
+        one = costs.count_flops(costs.canvas_design(config, canvas.size))
+        two = costs.count_flops(costs.dual_design(config, person, (h, garments * w)))
+        rows = in_rows(canvas, config, "meta")
+        given, target, alone = (costs.flops(run) for run in (rows.given, rows.target, rows.alone))
+        # passes and operations of a picture, of a guided step and of a plain one
+        for name, once, guided, plain in (
+            ("canvas", (0, 0), (2, one.guided), (1, one.forward)),
+            ("rows", (1, given), (2, target + alone), (1, target)),
+            ("two UNets", (0, 0), (3, two.guided), (2, two.forward)),
+        ):
+            for kind, steps, each in (("guided", 50, guided), ("distilled", 8, plain), ("distilled", 4, plain)):
+                passes, operations = (a + steps * b for a, b in zip(once, each, strict=True))
+                yield f"{f'{name}, {words}, {kind}':46}{steps:7}{passes:8}{operations / 1e12:9.2f}"
 
 
 def counted_bytes(config: Mapping[str, Any], vae: Mapping[str, Any], person: Size, devices: int = 4) -> Iterator[str]:
@@ -275,6 +312,7 @@ def full_size(
 ) -> Iterator[str]:
     """Lines of the table for a full-size network: counted, then measured on each of ``devices``."""
     yield from counted_flops(config, person)
+    yield from counted_few_steps(config, person)
     yield from counted_bytes(config, vae, person)
     for device in devices:
         yield from measured(config, vae, person, device, repeats)

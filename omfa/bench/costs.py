@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from einops import rearrange
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from omfa.backbone import vae_factor, widen_unet
 from omfa.bench.dual_unet import DualUNet
+from omfa.rows import cross_rows
 from omfa.tuning import Train, choose_trained
 
 SDXL_UNET: dict[str, Any] = {
@@ -136,6 +138,51 @@ def dual_design(config: Mapping[str, Any], size: Size, garment: Size, device: st
 
     name = f"two UNets {size[0]}x{size[1]} + {garment[0]}x{garment[1]}"
     return Design(name, dual, unet, lambda batch: run(batch, batch), lambda batch: run(2 * batch, batch))
+
+
+@dataclass
+class _Read:
+    """Keys and values of given rows: kept while they run, read while a target does. No row is masked, all are one
+    example's, so that it works on the meta device too, where :class:`omfa.rows.Recall` can't look at its masks."""
+
+    layers: dict[str, list[tuple[Tensor, Tensor]]]
+    keeps: bool
+
+    def join(self, layer: str, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
+        """See :class:`omfa.rows.Crossing`."""
+        if self.keeps:
+            self.layers.setdefault(layer, []).append((keys, values))
+            return keys, values, None
+        given = [[rearrange(x, "r h l d -> 1 h (r l) d") for x in pair] for pair in self.layers[layer]]
+        return torch.cat([keys, *(k for k, _ in given)], 2), torch.cat([values, *(v for _, v in given)], 2), None
+
+
+@dataclass(frozen=True)
+class RowsDesign:
+    """One UNet over rows of an example: ``given`` runs once a picture, ``target`` every step, which reads what is
+    given, and with guidance ``alone``, which does not."""
+
+    given: Callable[[], None]
+    target: Callable[[], Tensor]
+    alone: Callable[[], Tensor]
+
+
+def rows_design(config: Mapping[str, Any], person: Size, garments: int, face: Size, device: str = "meta") -> RowsDesign:
+    """A try-on in rows: a person of that size, so many garments of the same, a face; see :mod:`omfa.rows`."""
+    unet = cross_rows(build_unet(config, device)).eval()
+    layers: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    @torch.no_grad()
+    def run(batch: int, size: Size, read: _Read | None) -> Tensor:
+        crossing = None if read is None else {"rows": read}
+        return unet(**arguments(unet, batch, size), cross_attention_kwargs=crossing, return_dict=False)[0]
+
+    def given() -> None:
+        layers.clear()
+        run(garments, person, _Read(layers, True))
+        run(1, face, _Read(layers, True))
+
+    return RowsDesign(given, lambda: run(1, person, _Read(layers, False)), lambda: run(1, person, None))
 
 
 def flops(run: Callable[[], object]) -> int:

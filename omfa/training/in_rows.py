@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,54 @@ from torch import Tensor
 from omfa import partial_diffusion as pd
 from omfa.conditioning import Layout, choose
 from omfa.network import Network
-from omfa.rows import Recall, RowGuide
+from omfa.rows import Recall, RowGuide, Rows
+from omfa.sampling import Predict
+
+
+class DrawnRows(NamedTuple):
+    """Target rows, all of them again for every draw of the noise, and what the network predicts of them.
+
+    ``draw`` (K T,) is each row's draw. ``predict`` sees what is given, of dropped examples nothing; ``without`` sees
+    nothing of any.
+    """
+
+    rows: Rows
+    draw: Tensor
+    predict: Predict
+    without: Predict
+
+
+def drawn_rows(
+    network: Network, guide: RowGuide, layouts: Sequence[Layout], draws: int, unconditional: Tensor
+) -> DrawnRows:
+    """Given rows run here, once for all draws; gradients flow into them.
+
+    Args:
+        network: the pipeline.
+        guide: all rows of the batch.
+        layouts: of the examples.
+        draws: K.
+        unconditional: (B,) bool, examples that see nothing that is given.
+    """
+    targets = guide.targets
+    rows, owner = targets.repeated(draws), targets.owner.repeat(draws)
+    draw = torch.arange(draws, device=owner.device).repeat_interleave(len(targets.owner))
+    nothing = network.rows_without_anything(targets, layouts).repeated(draws).guide
+    dropped, group = unconditional.to(owner.device)[owner], owner + len(layouts) * draw
+    seen = replace(rows, guide=choose(dropped, nothing, rows.guide))
+    recall = Recall(network.remember(guide.given), torch.where(dropped, -1, owner), group)
+    return DrawnRows(
+        seen,
+        draw,
+        lambda z, t: network.predict(z, t, seen.guide, recall),
+        lambda z, t: network.predict(z, t, nothing, Recall([], owner, group)),
+    )
+
+
+def of_examples(losses: Tensor, owner: Tensor) -> Tensor:
+    """The mean over each example's rows: (rows,) to (B,)."""
+    sums = losses.new_zeros(int(owner.max()) + 1).index_add(0, owner, losses)
+    return sums / owner.bincount()
 
 
 def row_losses(
@@ -43,20 +91,11 @@ def row_losses(
         kind: what the network predicts.
         min_snr: gamma of min-SNR weights, or None.
     """
-    draws, targets = len(noise), guide.targets
-    rows, owner = targets.repeated(draws), targets.owner.repeat(draws)
-    draw = torch.arange(draws, device=owner.device).repeat_interleave(len(targets.owner))
-    nothing = network.rows_without_anything(targets, layouts).repeated(draws)
-    dropped = unconditional.to(owner.device)[owner]
-    seen = replace(rows, guide=choose(dropped, nothing.guide, rows.guide))
-    recall = Recall(network.remember(guide.given), torch.where(dropped, -1, owner), owner + len(layouts) * draw)
-
-    steps = t.to(owner.device)[owner, draw]
+    rows, draw, predict, _ = drawn_rows(network, guide, layouts, len(noise), unconditional)
+    steps = t.to(draw.device)[rows.owner, draw]
     alpha_bar = alphas_cumprod[steps]
-    clean, noise = z0.repeat(draws, 1, 1, 1), noise.flatten(0, 1)
-    z_t = pd.add_noise(clean, noise, alpha_bar, seen.guide.target)
-    prediction = network.predict(z_t, steps, seen.guide, recall)
+    clean, noise = z0.repeat(len(noise), 1, 1, 1), noise.flatten(0, 1)
+    z_t = pd.add_noise(clean, noise, alpha_bar, rows.guide.target)
     weight = None if min_snr is None else pd.min_snr_weight(alpha_bar, min_snr, kind)
-    losses = pd.loss(prediction, pd.training_goal(clean, noise, alpha_bar, kind), seen.guide.target, weight)
-    sums = losses.new_zeros(len(layouts)).index_add(0, owner, losses)
-    return sums / owner.bincount(minlength=len(layouts))
+    goal = pd.training_goal(clean, noise, alpha_bar, kind)
+    return of_examples(pd.loss(predict(z_t, steps), goal, rows.guide.target, weight), rows.owner)

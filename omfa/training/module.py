@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -24,12 +24,25 @@ from omfa.records.latents import Latents
 from omfa.records.prepared import Record, RecordError
 from omfa.records.shards import Source
 from omfa.records.stream import draw_noise
+from omfa.rows import Rows
 from omfa.training.examples import Batch
 from omfa.training.in_rows import row_losses
 from omfa.training.model_card import About, forget_origins
 from omfa.training.parts import Sampling, TrainedModule
 from omfa.training.rates import Rates
-from omfa.tuning import LATER, LORA, TUNED, Mismatch, Train, choose_trained, merge_lora, save_tuned
+from omfa.tuning import BUILT, LORA, TUNED, Mismatch, Train, choose_trained, merge_lora, save_tuned
+
+
+class Encoded(NamedTuple):
+    """A batch as latents: ``noise`` of every draw (K, B, C, h, w), ``latents`` of every slot (B, C, h, w).
+
+    ``planes`` of poses and ``drafts``: by slot, each example's (C, h, w) or None.
+    """
+
+    noise: Tensor
+    latents: dict[str, Tensor]
+    planes: dict[str, list[Tensor | None]]
+    drafts: dict[str, list[Tensor | None]]
 
 
 class OMFAModule(TrainedModule):
@@ -187,13 +200,17 @@ class OMFAModule(TrainedModule):
 
         Targets are samples of the VAE's posterior, given components its mode; each picture is encoded alone.
         """
-        canvas, channels = self.pipe.canvas, self.pipe.vae.config.latent_channels
-        draws = draw_noise(batch.generator, (2, channels, *canvas.size)).to(self.device)
-        latents = self._latents(batch, canvas.split(draws[:, 1]))
-        planes, drafts = self._drawn(batch)
-        guide = self.pipe.guide(batch.layout, latents, planes, self.device, drafts)
+        made = self.encode(batch)
+        guide = self.pipe.guide(batch.layout, made.latents, made.planes, self.device, made.drafts)
         guide = choose(torch.tensor(batch.unconditional), self.pipe.unconditional(guide), guide)
-        return canvas.join(latents), draws[:, 0], guide
+        return self.pipe.canvas.join(made.latents), made.noise[0], guide
+
+    def encode(self, batch: Batch) -> Encoded:
+        """All of a batch that no trained weight has touched yet."""
+        canvas, channels = self.pipe.canvas, self.pipe.vae.config.latent_channels
+        shape = (len(batch.t[0]) + 1, channels, *canvas.size)
+        *noise, last = draw_noise(batch.generator, shape).to(self.device).unbind(1)
+        return Encoded(torch.stack(noise), self._latents(batch, canvas.split(last)), *self._drawn(batch))
 
     @torch.no_grad()
     def _encoded(self, batch: Batch, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -231,21 +248,21 @@ class OMFAModule(TrainedModule):
 
     def _losses_in_rows(self, batch: Batch) -> Tensor:
         """The same in rows, the mean over several draws of the noise; see :func:`omfa.training.in_rows.row_losses`."""
-        canvas, steps = self.pipe.canvas, torch.tensor(batch.t)
-        shape = (steps.shape[1] + 1, self.pipe.vae.config.latent_channels, *canvas.size)
-        *draws, last = draw_noise(batch.generator, shape).to(self.device).unbind(1)
-        latents = self._latents(batch, canvas.split(last))
-        planes, drafts = self._drawn(batch)
-        guide = self.pipe.row_guide(batch.layout, latents, planes, self.device, drafts)
-        here = list(zip(guide.targets.owner.tolist(), guide.targets.slots, strict=True))
+        made = self.encode(batch)
+        guide = self.pipe.row_guide(batch.layout, made.latents, made.planes, self.device, made.drafts)
+        z0, noise = self.of_targets(guide.targets, made)
+        dropped, steps = torch.tensor(batch.unconditional), torch.tensor(batch.t)
+        how = (self.alphas_cumprod, self.kind, self.min_snr)
+        return row_losses(self.pipe, guide, batch.layout, z0, noise, steps, dropped, *how)
 
-        def of_targets(by_slot: Mapping[str, Tensor]) -> Tensor:
+    def of_targets(self, targets: Rows, made: Encoded) -> tuple[Tensor, Tensor]:
+        """Clean latents of target rows (T, C, h, w) and the draws of their noise (K, T, C, h, w)."""
+        here = list(zip(targets.owner.tolist(), targets.slots, strict=True))
+
+        def of(by_slot: Mapping[str, Tensor]) -> Tensor:
             return torch.stack([by_slot[slot][b] for b, slot in here])
 
-        noise = torch.stack([of_targets(canvas.split(draw)) for draw in draws])
-        dropped = torch.tensor(batch.unconditional)
-        how = (self.alphas_cumprod, self.kind, self.min_snr)
-        return row_losses(self.pipe, guide, batch.layout, of_targets(latents), noise, steps, dropped, *how)
+        return of(made.latents), torch.stack([of(self.pipe.canvas.split(draw)) for draw in made.noise])
 
     def save(self, folder: Path, whole: bool = False, dtype: torch.dtype | None = None) -> None:
         """Write what was trained; see :class:`omfa.training.parts.Saves`.
@@ -265,12 +282,15 @@ class OMFAModule(TrainedModule):
                 merge_lora(self.unet)
             pipe.save_pretrained(folder)
         else:
-            names = ("person_size", "garment_slots", *(name for name in LATER if name != "fingerprint"))
-            own = {name: pipe.config[name] for name in names}
-            save_tuned(self.unet, self.train_what, folder, {**pipe.origin, **own, "fingerprint": self.base})
+            save_tuned(self.unet, self.train_what, folder, self.told())
             if pipe.prompts is not None:
                 pipe.prompts.save_pretrained(folder / "prompts")
         forget_origins(folder)
+
+    def told(self) -> dict[str, Any]:
+        """What small files say of themselves: where they began, and how the pipeline around them is built."""
+        built = ("person_size", "garment_slots", *BUILT)
+        return {**self.pipe.origin, **{name: self.pipe.config[name] for name in built}, "fingerprint": self.base}
 
     def _cast(self, dtype: torch.dtype) -> None:
         self.to(dtype)

@@ -26,7 +26,19 @@ def test_the_table_of_this_machine(
     rows = {line[:54].strip(): float(line[54:64]) for line in lines}
     for name in ("matrix product, bfloat16", "loader, pictures", "loader, latents", "loader, latents of 768x1024"):
         assert rows[name] > 0
+    few = rows["a picture without its decoding: rows, 4 distilled"]
+    assert few == pytest.approx(
+        rows["rows: what is given, once"] + 4 * rows["a step of the target, unguided"], rel=0.01
+    )
     assert {"canvas 16x44: training step, batch 2", "two UNets 16x12 + 16x24: training step, batch 2"} <= rows.keys()
+
+
+def test_the_table_of_few_steps() -> None:
+    lines = [line.split() for line in bench.counted_few_steps(TINY, (16, 12))][1:]
+    of = {" ".join(words[:-3]) + words[-3]: (int(words[-2]), float(words[-1])) for words in lines}
+    assert len(of) == 18
+    assert [of[f"{n}, two garments, distilled4"][0] for n in ("canvas", "rows", "two UNets")] == [4, 5, 8]
+    assert [of[f"{n}, two garments, guided50"][0] for n in ("canvas", "rows", "two UNets")] == [100, 101, 150]
 
 
 @pytest.mark.slow

@@ -74,6 +74,18 @@ def test_operations_of_two_unets_by_hand() -> None:
     assert 2.8 < one.training / one.forward < 3  # the input takes no gradient
 
 
+def test_operations_of_rows_by_hand() -> None:
+    """A target is one forward pass, and products of its N queries with the M keys and values it reads besides."""
+    rows, face = costs.rows_design(TINY, SIZE, 2, (8, 8)), 4 * 4
+    one, small = (costs.count_flops(canvas_design(TINY, size)).forward for size in (SIZE, (8, 8)))
+    n = SIZE[0] // 2 * SIZE[1] // 2
+    assert flops(rows.given) == 2 * one + small and flops(rows.alone) == one
+    assert flops(rows.target) == one + 4 * 2 * 2 * n * (2 * n + face) * 32
+    here = costs.rows_design(TINY, SIZE, 2, (8, 8), "cpu")
+    here.given()
+    assert here.target().shape == (1, 4, *SIZE)
+
+
 def tiny(train: str, mixed: bool) -> UNet2DConditionModel:
     torch.manual_seed(0)
     unet = build_unet(TINY, "cpu")
