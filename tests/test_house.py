@@ -20,7 +20,20 @@ FLOORS = (
     *("files", "bodies"),
     *("components", "canvas", "commands", "colours", "images", "records"),
     *("weights", "backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps", "composer"),
-    *("evaluation", "sampling", "network", "request", "drafting", "tasks", "pipeline", "compact", "sdxl", "judged"),
+    *(
+        "evaluation",
+        "sampling",
+        "network",
+        "request",
+        "drafting",
+        "tasks",
+        "pipeline",
+        "orders",
+        "compact",
+        "sdxl",
+        "judged",
+    ),
+    "batches",
     *("bench", "training", "baselines"),
 )
 DOORS = ("__main__", "fit", "encode", "export", "predict", "evaluate", "yardsticks", "demo", "bench.__main__", "app")
