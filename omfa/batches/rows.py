@@ -103,7 +103,8 @@ def read_rows(batch: Batch) -> Iterator[Row]:
             for stem in stems(*words):
                 if taken.setdefault(stem.casefold(), number) != number:
                     raise ValueError(f"row {taken[stem.casefold()]} makes {stem}.png already; give another name")
-            told = [said, batch.model, state, batch.steps, batch.guidance, batch.seed, _looks(said, batch.jobs.parent)]
+            own = {"steps": batch.steps, "guidance": batch.guidance, "seed": batch.seed}
+            told = [own | said, batch.model, state, _looks(said, batch.jobs.parent)]
             digest = hashlib.sha256(json.dumps(told, sort_keys=True, ensure_ascii=True).encode())
             yield Row(number, name, said, None, digest.hexdigest()[:32])
         except ValueError as e:
