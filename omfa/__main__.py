@@ -25,7 +25,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from omfa.batches import rows as batch_rows
-from omfa.batches.engines import ENGINES
+from omfa.batches.engines import ENGINES, Loader
 from omfa.batches.rows import Batch
 from omfa.batches.running import FAILURES, run
-from omfa.commands import DEVICES, Parser, count, find_device, worker_device
+from omfa.commands import DEVICES, Parser, count, find_device
 from omfa.components import Category
 from omfa.files import check_writable
 from omfa.images import ImageError, contact_sheet, read_image, save_whole
@@ -49,7 +48,6 @@ from omfa.orders import (
     Pose,
     check_seed,
     hand_estimator,
-    lazy_estimator,
     read_pose,
 )
 from omfa.pipeline import OMFAPipeline
@@ -232,7 +230,8 @@ def make(call: argparse.Namespace) -> int:
     try:
         orders = call.prepare(call, problems)
         _check(call, orders, problems)
-        pipe = load(call.model, call.dtype, find_device(call.device))
+        device = find_device(call.device)
+        pipe = OMFAPipeline.from_pretrained(call.model, dtype=DTYPES[call.dtype]).to(device)
         hand_estimator(pipe, _estimator, any(order.needs_estimator for order in orders))
         check_writable(call.out, "-o")
     except (ValueError, OSError) as e:
@@ -265,6 +264,8 @@ def make(call: argparse.Namespace) -> int:
 def batch(call: argparse.Namespace) -> int:
     """The command for many rows."""
 
+    from data_prep.poses.photo import photo_estimator  # itself, not a function of this file: processes are handed it
+
     def tell(line: str) -> None:
         tqdm.write(f"batch: {line}", file=sys.stderr)
 
@@ -274,7 +275,7 @@ def batch(call: argparse.Namespace) -> int:
         OMFAPipeline.sampler_defaults(call.model)  # a model that is not there is refused at once
         processes = call.processes or (torch.cuda.device_count() if device == "cuda" else 1)
         job = Batch(call.jobs, call.out, call.model, call.steps, call.guidance, call.seed, processes, call.engine)
-        tally = run(job, partial(load_for_worker, call.model, call.dtype, device), tell)
+        tally = run(job, Loader(call.model, DTYPES[call.dtype], device, photo_estimator), tell)
     except (ValueError, OSError) as e:
         return _tell("batch", [str(e)], 2)
     except KeyboardInterrupt:
@@ -283,20 +284,6 @@ def batch(call: argparse.Namespace) -> int:
     failed = f", {tally.failed} failed (reasons in {call.out / FAILURES})" if tally.failed else ""
     print(f"{tally.made} rows made{before}{failed}")
     return tally.exit_code
-
-
-def load(model: str, dtype: str, device: str) -> OMFAPipeline:
-    """The pipeline on its device; errors as of ``from_pretrained``."""
-    return OMFAPipeline.from_pretrained(model, dtype=DTYPES[dtype]).to(device)
-
-
-def load_for_worker(model: str, dtype: str, device: str, worker: int) -> OMFAPipeline:
-    """The pipeline of one of several processes, with an estimator for the rows that need one."""
-    diffusers_logging.disable_progress_bar()
-    warnings.simplefilter("ignore")  # what a row lacks is in its reason
-    pipe = load(model, dtype, worker_device(device, worker))
-    pipe.pose_estimator = lazy_estimator(_estimator)
-    return pipe
 
 
 def _tell(command: str, problems: Sequence[str], code: int) -> int:

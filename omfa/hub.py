@@ -12,7 +12,10 @@ import yaml
 CARD, LOADER = "README.md", "pipeline.py"  # diffusers looks for a folder's own pipeline under this name
 TASK = "image-to-image"
 TAGS = ("virtual-try-on", "virtual-try-off", TASK)
-_LOADER_TEXT = '''"""DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True) finds its class here."""
+_LOADER_TEXT = '''"""For plain diffusers:
+
+DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)
+"""
 
 from omfa.pipeline import OMFAPipeline  # pip install omfa
 

@@ -25,7 +25,6 @@ from typing import Any
 from omfa.commands import DEVICES, Parser, count, find_device
 from omfa.files import read_text, sole
 
-MOST_BYTES = 20 * 2**20  # of an upload
 KEPT = ".lock"
 
 
@@ -109,8 +108,7 @@ def serve(call: argparse.Namespace, device: str, allowed: list[tuple[str, str]] 
     """
     os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}  # before gradio is imported
     try:
-        import gradio
-        from starlette.middleware import Middleware
+        import gradio  # noqa: F401
 
         if call.mcp:
             import mcp  # noqa: F401
@@ -118,8 +116,7 @@ def serve(call: argparse.Namespace, device: str, allowed: list[tuple[str, str]] 
         raise ValueError(f"the page needs {e.name}: pip install 'omfa[app]'") from None
     from diffusers.utils import logging as diffusers_logging
 
-    from omfa.app.guard import Guard
-    from omfa.app.page import CSS, EXAMPLES, build
+    from omfa.app.page import opened
     from omfa.app.studio import Studio
     from omfa.orders import lazy_estimator
     from omfa.pipeline import OMFAPipeline
@@ -127,17 +124,9 @@ def serve(call: argparse.Namespace, device: str, allowed: list[tuple[str, str]] 
     diffusers_logging.disable_progress_bar()
     pipe = OMFAPipeline.from_pretrained(call.model).to(device)
     pipe.pose_estimator = lazy_estimator(_estimator)
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    options: dict[str, Any] = {"theme": gradio.themes.Default(**fonts), "css": CSS, "footer_links": ["api"]}
-    page = build(Studio(pipe), folder)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    page = opened(Studio(pipe), folder, call.host, call.port, allowed, call.mcp)
     try:
-        page.launch(
-            server_name=call.host, server_port=call.port, auth=allowed, mcp_server=call.mcp, max_file_size=MOST_BYTES,
-            allowed_paths=[str(EXAMPLES)], app_kwargs={"middleware": [Middleware(Guard, folder=folder)]},
-            share=False, ssr_mode=False, pwa=False, quiet=True, show_error=False, enable_monitoring=False,
-            prevent_thread_lock=True, **options,
-        )  # fmt: skip
         print(f"open http://{call.host}:{call.port} (Ctrl-C stops it)", flush=True)
         if call.host not in ("127.0.0.1", "localhost", "::1") and not allowed:
             print("omfa.app: anybody who reaches this address can use it; --auth FILE asks for names", file=sys.stderr)

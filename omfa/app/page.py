@@ -12,7 +12,9 @@ from uuid import uuid4
 import gradio as gr
 from gradio import processing_utils
 from PIL import Image
+from starlette.middleware import Middleware
 
+from omfa.app.guard import Guard
 from omfa.app.studio import Stopped, Studio
 from omfa.bodies.named_poses import NAMED_POSES
 from omfa.bodies.parameters import BodyParameters
@@ -21,16 +23,17 @@ from omfa.images import read_image, save_whole
 from omfa.orders import KEEPS, Order, Pose, PoseOf, named_pose
 
 EXAMPLES = Path(__file__).parent / "examples"
+MOST_BYTES = 20 * 2**20  # of an upload
 OWN_POSE = "as in the photo"
 MOST_STEPS, MOST_VIEWS, WAITING = 200, 24, 64
-CSS = "footer {opacity: .6} .gradio-container {max-width: 1180px !important; margin: auto}"
+CSS = "footer {opacity: .6} .gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto}"
 PARTS = {"Tops": "upper", "Trousers and skirts": "lower", "Dresses": "dress"}
 
 log = logging.getLogger("omfa.app")
 
 
 def fetch_nothing() -> None:
-    """Inputs are uploaded: where gradio would fetch an address that somebody gives for a picture, it says so instead."""
+    """Inputs are uploaded: where gradio would fetch an address that somebody gives, it says so instead."""
 
     async def refuse(*_: Any, **__: Any) -> str:
         raise gr.Error("Pictures are uploaded here, not fetched from an address.", print_exception=False)
@@ -270,6 +273,32 @@ class Handlers:
 # ---------------------------------------------------------------------------------------------------- the layout
 
 
+def opened(
+    studio: Studio, folder: Path, host: str, port: int, allowed: list[tuple[str, str]] | None = None, mcp: bool = False
+) -> gr.Blocks:
+    """The page, served at an address until it is closed.
+
+    Args:
+        studio: what makes the pictures.
+        folder: for uploads and results; gradio's own (``GRADIO_TEMP_DIR``).
+        host, port: where it listens.
+        allowed: names and passwords; None lets everybody in.
+        mcp: also as tools.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    page = build(studio, folder)
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    page.launch(
+        server_name=host, server_port=port, auth=allowed, mcp_server=mcp, max_file_size=MOST_BYTES,
+        allowed_paths=[str(EXAMPLES)], app_kwargs={"middleware": [Middleware(Guard, folder=folder)]}, theme=theme,
+        css=CSS, footer_links=["api"], share=False, ssr_mode=False, pwa=False, quiet=True, show_error=False,
+        enable_monitoring=False, prevent_thread_lock=True,
+    )  # fmt: skip
+    return page
+
+
 def build(studio: Studio, folder: Path, title: str = "OMFA") -> gr.Blocks:
     """The page.
 
@@ -295,8 +324,8 @@ def build(studio: Studio, folder: Path, title: str = "OMFA") -> gr.Blocks:
         with gr.Tab("Take off"), gr.Row():
             with gr.Column():
                 photo, parts = picture_input("Photo of a dressed person"), _categories(["upper"])
-                inputs = [photo, parts, *_advanced()]
                 _examples([photo], [["man"], ["woman"]], example)
+                inputs = [photo, parts, *_advanced()]
             _button("Take off", does.take_off, inputs, does)
         with gr.Tab("Transfer"), gr.Row():
             with gr.Column():
@@ -306,17 +335,17 @@ def build(studio: Studio, folder: Path, title: str = "OMFA") -> gr.Blocks:
                         picture_input("Who shall", min_width=150),
                     )
                 parts = _categories(["upper"])
-                inputs = [source, photo, parts, *_poses(photo=True), *_advanced(keep=True)]
                 _examples([source, photo], [["woman", "man"]], example)
+                inputs = [source, photo, parts, *_poses(photo=True), *_advanced(keep=True)]
             _button("Transfer", does.transfer, inputs, does)
         with gr.Tab("Turn around"), gr.Row():
             with gr.Column():
                 photo = picture_input("Photo of the person")
+                _examples([photo], [["man"]], example)
+                views = gr.Slider(1, MOST_VIEWS, 6, step=1, label="Views")
                 with gr.Accordion("In other clothes", open=False):
                     worn = _garments()
-                views = gr.Slider(1, MOST_VIEWS, 6, step=1, label="Views")
                 inputs = [photo, *worn, views, *_poses(), *_advanced()]
-                _examples([photo], [["man"]], example)
             _button("Turn around", does.turn_around, inputs, does)
         page.unload(does.stop)
     return page.queue(max_size=WAITING, default_concurrency_limit=1)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,16 +17,46 @@ from itertools import islice
 from typing import Any
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 
 from omfa.batches.rows import Batch, Row, order_of
+from omfa.commands import worker_device
 from omfa.files import whole
+from omfa.orders import lazy_estimator
 from omfa.pipeline import OMFAPipeline
+from omfa.tasks import PoseEstimator
 
 ENGINES = ("local", "ray")
 AHEAD = 2  # rows handed out per process: enough to keep it busy
 
 Load = Callable[[int], OMFAPipeline]
 """The pipeline of a process, by the process's number; can be pickled."""
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A ``Load``.
+
+    Args:
+        model: what the pipeline is loaded from.
+        dtype: of its weights.
+        device: "cpu", "cuda" (each process takes the next) or "mps".
+        estimator: makes the pose estimator, for the rows that need one.
+    """
+
+    model: str
+    dtype: torch.dtype
+    device: str
+    estimator: Callable[[], PoseEstimator]
+
+    def __call__(self, worker: int) -> OMFAPipeline:
+        """Load it; errors as of ``from_pretrained``."""
+        diffusers_logging.disable_progress_bar()
+        warnings.simplefilter("ignore")  # what a row lacks is in its reason
+        pipe = OMFAPipeline.from_pretrained(self.model, dtype=self.dtype).to(worker_device(self.device, worker))
+        pipe.set_progress_bar_config(disable=True)
+        pipe.pose_estimator = lazy_estimator(self.estimator)
+        return pipe
 
 
 @dataclass(frozen=True)
@@ -61,7 +92,6 @@ class Maker:
             return Made(row, reason=row.problem)
         if self.pipe is None:
             self.pipe = self.load(self.worker)
-            self.pipe.set_progress_bar_config(disable=True)
         batch, said = self.batch, row.said
         options = {
             "num_inference_steps": said.get("steps", batch.steps),
