@@ -391,10 +391,12 @@ def _button(label: str, does: Callable[..., Any], inputs: list[Any], handlers: H
     with gr.Column():
         with gr.Row():
             go, stop = gr.Button(label, variant="primary"), gr.Button("Stop", variant="stop", min_width=80, scale=0)
-        how: dict[str, Any] = {"format": "png", "columns": 2, "height": 460, "object_fit": "contain", "preview": True}
-        shown = gr.Gallery(label="Result", buttons=["download", "fullscreen"], interactive=False, **how)
+        how: dict[str, Any] = {"format": "png", "columns": 2, "height": 460, "object_fit": "contain"}
+        shown = gr.Gallery(label="Result", buttons=["download", "download_all", "fullscreen"], interactive=False, **how)
         notes = gr.Markdown()
         made = go.click(
             does, inputs, [shown, notes], api_name=does.__name__, concurrency_id="model", concurrency_limit=1
         )
+        # one picture large, with its download, not a grid of them
+        made.success(lambda: gr.Gallery(selected_index=0), None, shown, queue=False, api_visibility="private")
         stop.click(handlers.stop, None, None, cancels=[made], queue=False, api_visibility="private")

@@ -114,12 +114,12 @@ def data_fingerprint(data: dict[str, Any]) -> str:
 
 
 def data_names(data: dict[str, Any]) -> list[str]:
-    """What the records say that they come from; empty where they are not at hand."""
+    """What made the records (a data set's name, or the wardrobe); empty where they are not at hand."""
     try:
         records = open_records(data["folder"]).records(data.get("split"))
     except (RecordError, OSError, KeyError):
         return []
-    return sorted({str(r.provenance["source"]) for r in records if r.provenance.get("source")})
+    return sorted({str(r.provenance["stage"]) for r in records if r.provenance.get("stage")})
 
 
 def last_losses(run: Path, step: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The page: named endpoints that make the command line's pictures, one line for all that is wrong, nothing left over."""
+"""The page: named endpoints that make the command line's pictures, a line for all that is wrong, nothing left over."""
 
 from __future__ import annotations
 
