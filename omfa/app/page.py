@@ -26,7 +26,10 @@ EXAMPLES = Path(__file__).parent / "examples"
 MOST_BYTES = 20 * 2**20  # of an upload
 OWN_POSE = "as in the photo"
 MOST_STEPS, MOST_VIEWS, WAITING = 200, 24, 64
-CSS = "footer {opacity: .6} .gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto}"
+CSS = (
+    "footer {opacity: .6} .gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto} "
+    "@media (max-width: 480px) {button[role=tab] {padding: 0 6px !important}}"  # four in a phone's width
+)
 PARTS = {"Tops": "upper", "Trousers and skirts": "lower", "Dresses": "dress"}
 
 log = logging.getLogger("omfa.app")
