@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import snapshot_download
 
 CARD, LOADER = "README.md", "pipeline.py"  # diffusers looks for a folder's own pipeline under this name
+_FETCHING = ("cache_dir", "token", "revision", "force_download", "local_files_only")
 TASK = "image-to-image"
 TAGS = ("virtual-try-on", "virtual-try-off", TASK)
 _LOADER_TEXT = '''"""For plain diffusers:
@@ -72,6 +74,17 @@ def plain_card(name: str) -> str:
 def write_loader(folder: Path) -> None:
     """The file by which plain diffusers loads a folder."""
     (folder / LOADER).write_text(_LOADER_TEXT, encoding="utf-8")
+
+
+def fetched(name: str, options: dict[str, Any]) -> str:
+    """The local copy of a model on a hub, fetched whole: diffusers' own fetching knows no classes beside its own.
+
+    Args:
+        name: hub id.
+        options: of ``from_pretrained``; what concerns the fetching is taken out.
+    """
+    known = {k: options.pop(k) for k in _FETCHING if k in options}
+    return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md", "*.txt", "*.model"], **known)
 
 
 def cure_for(error: BaseException, name: str) -> str:

@@ -33,7 +33,7 @@ from omfa.conditioning import (
     SlotTokens,
 )
 from omfa.drafting import composed, composed_size, draw, known_pictures
-from omfa.hub import CARD, cure_for, plain_card, write_loader
+from omfa.hub import CARD, cure_for, fetched, plain_card, write_loader
 from omfa.images import OutputType
 from omfa.network import Network
 from omfa.partial_diffusion import check_scheduler
@@ -177,9 +177,10 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         kwargs.setdefault("use_safetensors", True)
         where = cls._where(pretrained_model_name_or_path)
         try:
-            pipe = super().from_pretrained(where, **kwargs)
+            folder = where if Path(where).exists() else fetched(where, kwargs)
+            pipe = super().from_pretrained(folder, **kwargs)
             check_parts(pipe.components, where)
-            card = Path(where, CARD)
+            card = Path(folder, CARD)
             pipe.card = card.read_text(encoding="utf-8") if card.is_file() else None
             return pipe
         except Exception as e:  # loaders raise almost anything
