@@ -37,6 +37,9 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.split("?")[0].strip("/")
         if "gated" in path:
             return self.answer(403, X_Error_Code="GatedRepo", X_Error_Message="Access is restricted.")
+        if path.startswith("api/models/owner/model/tree/") and self.files:
+            tree = [{"type": "file", "path": n, "size": len(d), "oid": SHA} for n, d in self.files.items()]
+            return self.answer(200, json.dumps(tree).encode(), Content_Type="application/json")
         if path.startswith("api/models/owner/model") and self.files:
             siblings = [{"rfilename": name} for name in self.files]
             about = {"id": "owner/model", "modelId": "owner/model", "sha": SHA, "siblings": siblings, "tags": []}

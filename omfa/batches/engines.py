@@ -24,7 +24,6 @@ from omfa.commands import worker_device
 from omfa.files import whole
 from omfa.orders import lazy_estimator
 from omfa.pipeline import OMFAPipeline
-from omfa.tasks import PoseEstimator
 
 ENGINES = ("local", "ray")
 AHEAD = 2  # rows handed out per process: enough to keep it busy
@@ -47,7 +46,7 @@ class Loader:
     model: str
     dtype: torch.dtype
     device: str
-    estimator: Callable[[], PoseEstimator]
+    estimator: Callable[[], Any]
 
     def __call__(self, worker: int) -> OMFAPipeline:
         """Load it; errors as of ``from_pretrained``."""
