@@ -6,8 +6,12 @@ export CUDA_MODULE_LOADING := LAZY
 # mediapipe pins versions that nothing else can live with, so its own pins are passed over
 POSE_TOOLS := $(PY) -m pip install -q 'protobuf>=6,<7' absl-py attrs flatbuffers matplotlib && \
 	$(PY) -m pip install -q --no-deps mediapipe==0.10.21
+# gradio says pillow<13 and works with 13: it is installed with what it needs, that pin passed over
+APP_TOOLS := $(PY) -m pip install -q -c constraints.txt brotli fastapi httpx groovy orjson pandas pydub python-multipart \
+	pytz semantic-version starlette tomlkit uvicorn mcp && \
+	$(PY) -m pip install -q -c constraints.txt --no-deps gradio gradio-client hf-gradio safehttpx
 
-.PHONY: help setup pose-tools demo test lint fit compact bench clean
+.PHONY: help setup pose-tools demo test lint app fit compact bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -20,6 +24,7 @@ setup: .venv/.ready ## create .venv with everything pinned
 	$(PY) -m pip install -q --upgrade pip setuptools wheel
 	$(PY) -m pip install -q -c constraints.txt torch
 	$(PY) -m pip install -q -c constraints.txt -e '.[dev]'
+	$(APP_TOOLS)
 	$(POSE_TOOLS) || echo 'photos go without a body for now: try "make pose-tools" again'
 	touch $@
 
@@ -40,6 +45,9 @@ data/demo/metadata.jsonl: | setup
 
 bench: data/demo/metadata.jsonl ## what loading, training and sampling cost on this machine
 	$(PY) -m omfa.bench --records data/demo
+
+app: setup ## the page in a browser: make app ARGS="--port 7860"
+	$(PY) -m omfa.app $(ARGS)
 
 fit: setup ## train: make fit ARGS="--config lightning_configs/tiny.yaml"
 	$(PY) -m omfa.fit $(ARGS)

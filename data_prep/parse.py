@@ -14,6 +14,7 @@ import torch
 
 from data_prep.records import as_line, carry, record_items
 from data_prep.run import Outcome, add_source, existing_folder, run_stage, write_image
+from omfa.commands import find_device
 from omfa.images import read_image
 from omfa.records.labels import SCHEMES, read_labels, to_parts
 from omfa.records.prepared import Maps, Record, resolve
@@ -116,11 +117,11 @@ def main(args: argparse.Namespace) -> Outcome:
     if args.schp is not None:
         from data_prep import schp
 
-        parser = Schp(args.schp.resolve(), args.device)
-        schp.load(parser.checkpoint, args.device)  # a wrong file is told before the first record
+        parser = Schp(args.schp.resolve(), find_device(args.device))
+        schp.load(parser.checkpoint, parser.device)  # a wrong file is told before the first record
     elif args.model is not None:
-        parser = Segmenter(args.model, args.device)
-        _load_segmenter(args.model, args.device)
+        parser = Segmenter(args.model, find_device(args.device))
+        _load_segmenter(args.model, parser.device)
     elif args.scheme is None:
         raise ValueError(f"--maps needs --scheme: one of {', '.join(SCHEMES)}")
     else:

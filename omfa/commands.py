@@ -66,6 +66,16 @@ def count(text: str) -> int:
     return int(text)
 
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def worker_device(name: str, worker: int) -> str:
+    """The device of one of several processes: of several CUDA devices each takes the next."""
+    import torch
+
+    return f"cuda:{worker % torch.cuda.device_count()}" if name == "cuda" else name
+
+
 def find_device(name: str) -> str:
     """A device that is there: "cpu", "cuda", "cuda:1", "mps"; for "auto" the first of cuda, mps, cpu.
 

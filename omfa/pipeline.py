@@ -31,6 +31,7 @@ from omfa.conditioning import (
     SlotTokens,
 )
 from omfa.drafting import composed, composed_size, draw, known_pictures
+from omfa.hub import CARD, cure_for, fetched, plain_card, write_loader
 from omfa.images import OutputType
 from omfa.network import Network
 from omfa.partial_diffusion import check_scheduler
@@ -158,6 +159,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         self.canvas = _canvas(vae, unet, person_size, garment_slots)
         self.pose_estimator: PoseEstimator | None = None
         self._interrupt = False
+        self.card: str | None = None  # of the folder it was loaded from
         self.vae_is_new = False  # made from nothing, so that it is nowhere else
         self.origin: dict[str, str | None] = {"base": None, "vae": None}  # hub ids of what training began with
         self.texts = TextEncoders(
@@ -176,13 +178,26 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         kwargs.setdefault("use_safetensors", True)
         where = cls._where(pretrained_model_name_or_path)
         try:
-            pipe = super().from_pretrained(where, **kwargs)
+            folder = where if Path(where).exists() else fetched(where, kwargs)
+            pipe = super().from_pretrained(folder, **kwargs)
             check_parts(pipe.components, where)
+            card = Path(folder, CARD)
+            pipe.card = card.read_text(encoding="utf-8") if card.is_file() else None
             return pipe
         except Exception as e:  # loaders raise almost anything
             first = next(iter(str(e).splitlines()), "")
-            cure = "export or fetch it again" if Path(where).exists() else "check name and network, or give a folder"
-            raise ValueError(f"{where!r} can't be loaded ({type(e).__name__}: {first}); {cure}") from e
+            raise ValueError(f"{where!r} can't be loaded ({type(e).__name__}: {first}); {cure_for(e, where)}") from e
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write a folder that :meth:`from_pretrained` reads; and so does plain diffusers, by ``custom_pipeline``."""
+        super().save_pretrained(str(save_directory), **kwargs)
+        write_loader(Path(save_directory))
+
+    def _upload_folder(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """The last step of diffusers' ``push_to_hub``: with this model's card instead of a general one."""
+        write_loader(Path(working_dir))
+        (Path(working_dir) / CARD).write_text(self.card or plain_card(repo_id), encoding="utf-8")
+        return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
 
     @staticmethod
     def _where(model: str | Path) -> str:

@@ -18,9 +18,22 @@ MOST_LINES = 450  # of the tests' files too
 # The house from the ground up. A file imports from floors below its own; inside one floor, from what stands left of it.
 FLOORS = (
     *("files", "bodies"),
-    *("components", "canvas", "commands", "colours", "images", "sheets", "records"),
+    *("components", "canvas", "commands", "colours", "images", "sheets", "hub", "records"),
     *("weights", "backbone", "partial_diffusion", "conditioning", "prompts", "tuning", "rows", "few_steps", "composer"),
-    *("evaluation", "sampling", "network", "request", "drafting", "tasks", "pipeline", "compact", "sdxl", "judged"),
+    *(
+        "evaluation",
+        "sampling",
+        "network",
+        "request",
+        "drafting",
+        "tasks",
+        "pipeline",
+        "orders",
+        "compact",
+        "sdxl",
+        "judged",
+    ),
+    "batches",
     *("bench", "training", "baselines"),
 )
 DOORS = (

@@ -225,7 +225,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_picture(
 def test_the_examples_of_the_help_are_calls_that_parse() -> None:
     text = (door.__doc__ or "").replace("\\\n", " ")
     examples = [shlex.split(line) for line in re.findall(r"python -m omfa (.*)", text)]
-    assert {e[0] for e in examples} == {"try-off", "try-on", "transfer", "turntable"}
+    assert {e[0] for e in examples} == {"try-off", "try-on", "transfer", "turntable", "batch"}
     for words in examples:
         assert door.parser().parse_args(words).out.parts[0] == "outputs"
 

@@ -36,6 +36,7 @@ from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import turned
 from omfa.bodies.pose_render import Style, render_pose_map
 from omfa.bodies.surface import resized
+from omfa.commands import find_device
 from omfa.images import read_image
 from omfa.records.prepared import METADATA, PoseRef, Record, resolve
 
@@ -206,7 +207,7 @@ def make_estimator(args: argparse.Namespace) -> Estimator:
             hmr2.read_boxes(args.boxes)
         else:
             require()
-        return hmr2.Hmr2(args.checkpoint, args.boxes, args.body, args.device)
+        return hmr2.Hmr2(args.checkpoint, args.boxes, args.body, find_device(args.device))
     require()
     return FromLandmarks(args.body)
 

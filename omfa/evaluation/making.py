@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from omfa.commands import worker_device
 from omfa.components import TaskKind
 from omfa.evaluation.pairs import ALL, Item, Selection
 from omfa.evaluation.predictions import (
@@ -113,9 +114,7 @@ def work(job: Job, rank: int = 0, quiet: bool = False) -> None:
         (job.out / f"{item.key}.png").unlink(missing_ok=True)
     if not missing:
         return
-    device = job.device
-    if device == "cuda":
-        device = f"cuda:{rank % torch.cuda.device_count()}"
+    device = worker_device(job.device, rank)
     if job.processes > 1 and device == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.processes))
     model = load_system(job.class_path, job.weights, device)

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from omfa.evaluation.report import markdown
 from omfa.evaluation.results import RESULTS, Results
+from omfa.hub import front_matter
 from omfa.records.prepared import RecordError
 from omfa.records.shards import open_records
 
@@ -63,7 +64,16 @@ def write_card(run: Path, folder: Path, step: int, about: About) -> Path:
 
 def _sections(run: Path, config: dict[str, Any], step: int, about: About) -> Iterator[str]:
     model = config["model"]["init_args"]
-    yield f"---\nlibrary_name: diffusers\ntags: [{', '.join(about.tags)}]\n---\n# {about.title}"
+    base = [value for key in WEIGHTS_FROM if (value := public(model.get(key), key)) and HUB_ID.fullmatch(str(value))]
+    head: dict[str, Any] = {
+        "base_model": base[0] if base else None,
+        "datasets": data_names(config["data"]["init_args"]),
+    }
+    if (run / EVALUATION / RESULTS).is_file():
+        results = Results(run / EVALUATION)
+        head["results"] = {n: row["value"] for n, row in results.summary["metrics"].items() if row["value"] is not None}
+        head["measured_on"] = f"{len(results.lines)} pictures, {data_fingerprint(config['data']['init_args'])}"
+    yield f"{front_matter(about.title, about.tags, **head)}# {about.title}"
     yield about.what
     yield about.use
     devices = config["trainer"]
@@ -101,6 +111,15 @@ def data_fingerprint(data: dict[str, Any]) -> str:
         return "not at hand when this was written"
     digest = hashlib.sha256("\n".join(sorted(r.to_json() for r in records)).encode()).hexdigest()
     return f"{len(records)} of split {data.get('split')}, fingerprint {digest[:16]}"
+
+
+def data_names(data: dict[str, Any]) -> list[str]:
+    """What made the records (a data set's name, or the wardrobe); empty where they are not at hand."""
+    try:
+        records = open_records(data["folder"]).records(data.get("split"))
+    except (RecordError, OSError, KeyError):
+        return []
+    return sorted({str(r.provenance["stage"]) for r in records if r.provenance.get("stage")})
 
 
 def last_losses(run: Path, step: int) -> dict[str, float]:

@@ -1,0 +1,216 @@
+"""Orders: what a person asks for, as plain values; the command line, batches, the page and the nodes share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from omfa.bodies.body import load_body
+from omfa.bodies.named_poses import NAMED_POSES
+from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.placing import place
+from omfa.components import Category
+from omfa.images import ENOUGH, read_image
+from omfa.pipeline import OMFAPipeline
+from omfa.tasks import Estimate, PoseEstimator
+
+TaskName = Literal["try-off", "try-on", "transfer", "turntable"]
+TASKS: tuple[TaskName, ...] = ("try-off", "try-on", "transfer", "turntable")
+KEEPS = ("auto", "photo", "others", "nothing")
+MOST_VIEWS = 360  # whole degrees name the pictures
+
+
+class PoseOf:
+    """The pose of somebody in a photo, still to be estimated."""
+
+    def __init__(self, picture: Image.Image) -> None:
+        self.picture = picture
+
+
+Pose = BodyParameters | Image.Image | PoseOf | None
+"""Body parameters, a pose map, a photo of somebody in that pose, or the portrait's own."""
+
+
+def read_pose(text: str) -> BodyParameters | PoseOf:
+    """The pose that a word or a file says: a name of ``NAMED_POSES``, an ``.npz``, or a photo of somebody in it.
+
+    Raises:
+        ValueError: no such name or file, or one that can't be read.
+    """
+    if text in NAMED_POSES:
+        return named_pose(text)
+    return BodyParameters.load(Path(text)) if text.endswith(".npz") else PoseOf(read_image(text, enough=ENOUGH))
+
+
+def named_pose(name: str, size: tuple[int, int] = (1024, 768), yaw: float = 0.0) -> BodyParameters:
+    """A pose by its name, stood before a camera.
+
+    Args:
+        name: of ``NAMED_POSES``.
+        size: (H, W) of the picture.
+        yaw: degrees to the person's own left.
+
+    Raises:
+        ValueError: no such name.
+    """
+    if name not in NAMED_POSES:
+        raise ValueError(f"{name!r} is no named pose; choose from {', '.join(NAMED_POSES)}")
+    return place(load_body(), NAMED_POSES[name], image_size=size, yaw=yaw)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One picture, or set of pictures, to make.
+
+    Args:
+        task: one of ``TASKS``.
+        name: what its files begin with.
+        photo: try-off: who wears the garments; else who shall wear them. A try-on may go without.
+        source: transfer alone: who wears the garments.
+        garments: category to picture, to put on.
+        categories: to take off.
+        face: head crop; None takes the photo's.
+        face_pose: the body whose head it shows, where it is known.
+        pose: see ``Pose``.
+        keep: one of ``KEEPS``.
+        views: of a turntable.
+
+    Raises:
+        ValueError: what can never be made.
+    """
+
+    task: TaskName
+    name: str
+    photo: Image.Image | None = None
+    source: Image.Image | None = None
+    garments: Mapping[str, Image.Image] = field(default_factory=dict)
+    categories: tuple[str, ...] = (Category.UPPER.value,)
+    face: Image.Image | None = None
+    face_pose: BodyParameters | None = None
+    pose: Pose = None
+    keep: str = "auto"
+    views: int = 8
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task {self.task!r} must be one of {', '.join(TASKS)}")
+        if self.keep not in KEEPS:
+            raise ValueError(f"keep {self.keep!r} must be one of {', '.join(KEEPS)}")
+        if unknown := [c for c in (*self.garments, *self.categories) if c not in set(Category)]:
+            raise ValueError(f"{unknown[0]!r} is no garment; choose from {', '.join(Category)}")
+        if self.task == "try-on" and not self.garments and self.photo is None:
+            raise ValueError("people are always dressed: give a garment like upper=PICTURE, or a photo, or both")
+        if self.photo is None and self.task != "try-on":
+            raise ValueError(f"a {self.task} needs a photo")
+        if self.task == "transfer" and self.source is None:
+            raise ValueError("a transfer needs a source, the photo of who wears the garments")
+        if self.task in ("try-off", "transfer") and not self.categories:
+            raise ValueError(f"a {self.task} needs a category to take off: {', '.join(Category)}")
+        if not 1 <= self.views <= MOST_VIEWS:
+            raise ValueError(f"views {self.views} must be from 1 to {MOST_VIEWS}")
+
+    @property
+    def stems(self) -> list[str]:
+        """Names of the pictures it makes, without suffix."""
+        return stems(self.task, self.name, self.categories, self.views)
+
+    @property
+    def given(self) -> list[Image.Image]:
+        """Its pictures, for a contact sheet."""
+        pose = self.pose.picture if isinstance(self.pose, PoseOf) else self.pose
+        several = (self.source, self.photo, *self.garments.values(), self.face, pose)
+        return [p for p in several if isinstance(p, Image.Image)]
+
+    @property
+    def needs_estimator(self) -> bool:
+        """Whether pose or face is to be taken from a photo."""
+        if self.task == "try-off":
+            return False  # merely better with one
+        return isinstance(self.pose, PoseOf) or (self.photo is not None and (self.face is None or self.pose is None))
+
+    def make(self, pipe: OMFAPipeline, **options: Any) -> dict[str, Image.Image]:
+        """Pictures by file name without suffix.
+
+        Args:
+            pipe: with a ``pose_estimator``, where one is needed.
+            options: of the pipeline's general call.
+
+        Raises:
+            ValueError: what the pipeline or the estimator says.
+        """
+        if self.task == "try-off":
+            made = pipe.try_off(_given(self.photo), self.categories, self._pose(pipe), **options)
+            pictures = [made.garments[category][0] for category in self.categories]
+            return dict(zip(self.stems, pictures, strict=True))
+        keep: Any = None if self.keep == "nothing" else self.keep
+        if self.face is not None and self.face_pose is not None:
+            options["face_pose"] = self.face_pose
+        if self.task == "turntable":
+            keep = None if keep is None else "others"  # new pictures, all of them
+            pose: Any = self._pose(pipe)
+            made = pipe.turntable(self.photo, self.garments, pose, self.face, self.views, keep=keep, **options)
+            return dict(zip(self.stems, made.images, strict=True))
+        if self.task == "try-on":
+            made = pipe.try_on(self.photo, self.garments, self._pose(pipe), self.face, keep, **options)
+        else:
+            source, photo = _given(self.source), _given(self.photo)
+            made = pipe.transfer(source, photo, self.categories, self._pose(pipe), self.face, keep, **options)
+        return {self.name: made.person[0]}
+
+    def _pose(self, pipe: OMFAPipeline) -> Any:
+        if not isinstance(self.pose, PoseOf):
+            return self.pose
+        if pipe.pose_estimator is None:
+            raise ValueError("a pose can't be taken from a photo without an estimator; give a named pose, or an .npz")
+        return pipe.pose_estimator(self.pose.picture).params
+
+
+def lazy_estimator(make: Callable[[], PoseEstimator]) -> PoseEstimator:
+    """A pose estimator that is made at its first use; where its tools are missing, each use says the cure."""
+    made: list[PoseEstimator] = []
+
+    def estimate(photo: Image.Image) -> Estimate:
+        if not made:
+            made.append(make())
+        return made[0](photo)
+
+    return estimate
+
+
+def stems(task: str, name: str, categories: Sequence[str], views: int) -> list[str]:
+    """Names, without suffix, of the pictures that an order of these values makes."""
+    if task == "try-off":
+        return [f"{name}_{category}" for category in categories]
+    if task == "turntable":
+        return [f"{name}_{round(360 * i / views):03d}" for i in range(views)]
+    return [name]
+
+
+def _given(picture: Image.Image | None) -> Image.Image:
+    assert picture is not None  # checked when it was built
+    return picture
+
+
+def hand_estimator(pipe: OMFAPipeline, make: Callable[[], PoseEstimator], needed: bool) -> None:
+    """Give a pipeline its pose estimator, where it is needed or makes pictures better.
+
+    Raises:
+        ValueError: it is needed and its tools are missing; says the cure.
+    """
+    if needed:
+        pipe.pose_estimator = make()
+    elif pipe.config.draft == "surface":
+        with suppress(ValueError):
+            pipe.pose_estimator = make()
+
+
+def check_seed(seed: int, name: str = "seed") -> int:
+    """The seed; ValueError for one that no generator takes."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"{name} {seed} must be from 0 to 2^63 - 1")
+    return seed
