@@ -20,6 +20,7 @@ from omfa.training.distill import Distillation
 from omfa.training.ema import EMA, lent
 from omfa.training.examples import ExampleOptions, Geometry, RecordsDataset, collate
 from omfa.training.zero import trained
+from omfa.tuning import merge_lora
 from tests.conftest import SIZE, UNET, VAE, make_compact
 from tests.test_recipes import recipe, tiny
 from tests.test_sdxl import silent
@@ -236,7 +237,8 @@ def test_recipes_of_few_steps_train_and_their_models_load(
     theirs.load_lora_weights(run / "model")
     theirs.fuse_lora(components=["unet"])
     theirs.unload_lora_weights()
-    ours = merged.unet.state_dict()
+    merge_lora(whole.unet)  # not that of a whole export, whose frozen weights were rounded for the run
+    ours = whole.unet.state_dict()
     changed = [k for k, v in theirs.unet.state_dict().items() if not torch.equal(v, start[k])]
     assert changed and all("attn" in k for k in changed)
-    assert all(torch.allclose(theirs.unet.state_dict()[k], ours[k], atol=1e-5) for k in ours if "conv_in" not in k)
+    assert all(torch.allclose(theirs.unet.state_dict()[k], ours[k], atol=1e-6) for k in ours if "conv_in" not in k)
