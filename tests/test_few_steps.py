@@ -204,7 +204,7 @@ def moments(x: Tensor) -> np.ndarray:
 def test_four_learned_steps_give_the_teachers_fifty(ladder: Ladder, scale: float) -> None:
     """With guidance only by phases: noised anew, as one phase is sampled, a guided path is no longer its own."""
     torch.manual_seed(0)
-    by_teacher, batch, steps, rate = scheduler(**ZERO_SNR), 256, 300, 1e-2
+    by_teacher, batch, steps, rate = scheduler(**ZERO_SNR), 256, 1500, 1e-2
     ours, student = Course(ladder, by_teacher.alphas_cumprod, V), Toy(by_teacher.alphas_cumprod, scale)
     average, target = copy.deepcopy(student), torch.ones(batch, 1, 1, 1, dtype=torch.bool)
     optimizer = torch.optim.Adam(student.net.parameters(), rate)
