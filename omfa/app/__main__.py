@@ -125,7 +125,8 @@ def serve(call: argparse.Namespace, device: str, allowed: list[tuple[str, str]] 
     pipe = OMFAPipeline.from_pretrained(call.model).to(device)
     pipe.pose_estimator = lazy_estimator(_estimator)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    page = opened(Studio(pipe), folder, call.host, call.port, allowed, call.mcp)
+    studio = Studio(pipe)
+    page = opened(studio, folder, call.host, call.port, allowed, call.mcp)
     try:
         print(f"open http://{call.host}:{call.port} (Ctrl-C stops it)", flush=True)
         if call.host not in ("127.0.0.1", "localhost", "::1") and not allowed:
@@ -134,6 +135,7 @@ def serve(call: argparse.Namespace, device: str, allowed: list[tuple[str, str]] 
     except KeyboardInterrupt:
         pass
     finally:
+        studio.close()
         page.close(verbose=False)
     return 0
 

@@ -45,7 +45,12 @@ class Studio:
 
     def __init__(self, pipe: OMFAPipeline) -> None:
         self.pipe, self.estimator, self._lock = pipe, pipe.pose_estimator, threading.Lock()
+        self._closed = threading.Event()
         pipe.set_progress_bar_config(disable=True)
+
+    def close(self) -> None:
+        """Call off whatever is being made or waits, at its next step, and make nothing more."""
+        self._closed.set()
 
     def make(
         self,
@@ -74,7 +79,7 @@ class Studio:
         rounds = 0
 
         def go_on() -> None:
-            if stop is not None and stop.is_set():
+            if self._closed.is_set() or (stop is not None and stop.is_set()):
                 raise Stopped
 
         def after(pipe: Any, i: int, t: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:

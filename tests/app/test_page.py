@@ -200,6 +200,14 @@ def test_steps_are_told_and_an_order_is_stopped(studio: Studio) -> None:
         studio.make(order(), stop=stop)
 
 
+def test_a_studio_that_is_closed_makes_no_more() -> None:
+    ending = Studio(make_compact())
+    with pytest.raises(Stopped):
+        ending.make(order(), steps=50, watch=lambda *_: ending.close())
+    with pytest.raises(Stopped):
+        ending.make(order(), steps=1)
+
+
 def test_one_order_at_a_time(studio: Studio) -> None:
     inside: list[int] = []
 
