@@ -64,8 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     if out is not None and out in (getattr(args, "images", None), getattr(args, "records", None)):
         parser.error("--out must be another folder than the input")
     try:
-        with nullcontext() if out is None else sole(out):
-            if out is not None:
+        begun = (
+            out is not None and out.is_dir()
+        )  # a wrong call makes no folder; the runner's journal keeps a new one alone
+        with sole(out) if begun else nullcontext():
+            if begun:
                 clear_parts(out)
             outcome = module.main(args)
     except (ValueError, OSError) as e:

@@ -341,7 +341,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     for what_, value, unit in measure(OMFAModule(pipe), records, call.batch, call.steps, call.repeats):
-        print(f"{what_:54}{value:10.3g} {unit}", flush=True)
+        print(f"{what_:72}{value:10.3g} {unit}", flush=True)
     return 0
 
 

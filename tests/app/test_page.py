@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -25,7 +26,6 @@ from omfa.app.studio import Stopped, Studio, cut_off
 from omfa.bodies.body import load_body
 from omfa.bodies.named_poses import NAMED_POSES
 from omfa.bodies.placing import place
-from omfa.files import sole
 from omfa.orders import Order, named_pose
 from omfa.tasks import Estimate
 from tests.conftest import make_compact
@@ -123,7 +123,7 @@ def refusal(client: Any, **values: Any) -> str:
 
 
 def test_whatever_is_wrong_is_said_in_one_line(client: Any, tmp_path: Path) -> None:
-    files = {n: p for n, p in hostile(tmp_path).items() if p.is_file() and p.stat().st_size}
+    files = {n: p for n, p in hostile(tmp_path).items() if os.path.isfile(p) and p.stat().st_size}
     assert len(files) > 10
     for name, path in files.items():
         said = refusal(client, photo=file(path))
@@ -272,11 +272,21 @@ def test_what_a_kill_left_is_removed_and_a_second_page_kept_out(
         (base / "7002" / "deep").mkdir(parents=True)
         (base / "7002" / "deep" / "photo.png").write_bytes(b"left by a kill")
         (folder / "mine.png").write_bytes(b"in use")
-        with sole(base / "7003") as _, door.own_folder(7002) as other:
-            (base / "7003" / "theirs.png").write_bytes(b"of a page at work")
-            assert list(other.rglob("*.png")) == []
-        assert (folder / "mine.png").exists() and oct(base.stat().st_mode)[-3:] == "700"
+        assert oct(base.stat().st_mode)[-3:] == "700"
     assert not list(folder.rglob("*.png"))
+    holds = "import sys\nfrom pathlib import Path\nfrom omfa.files import sole\n"
+    holds += "with sole(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", holds, str(base / "7003")], stdin=-1, stdout=-1, text=True) as page:
+        assert page.stdin is not None and page.stdout is not None and page.stdout.readline() == "held\n"
+        (base / "7003" / "theirs.png").write_bytes(b"of a page at work")
+        with door.own_folder(7002) as other:
+            assert list(other.rglob("*.png")) == [] and (base / "7003" / "theirs.png").exists()
+        with pytest.raises(ValueError, match="--port"), door.own_folder(7003):
+            pass
+        page.stdin.close()
+        page.wait()
+    with door.own_folder(7002):
+        assert not (base / "7003" / "theirs.png").exists()
 
 
 @pytest.mark.parametrize(

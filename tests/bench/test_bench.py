@@ -23,7 +23,7 @@ def test_the_table_of_this_machine(
     call = ["--records", str(records), "--model", str(tmp_path), "--batch", "2", "--steps", "1", "--repeats", "1"]
     assert bench.main(call) == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = {line[:54].strip(): float(line[54:64]) for line in lines}
+    rows = {line[:72].strip(): float(line[72:82]) for line in lines}
     for name in ("matrix product, bfloat16", "loader, pictures", "loader, latents", "loader, latents of 768x1024"):
         assert rows[name] > 0
     few = rows["a picture without its decoding: rows, 4 distilled"]
