@@ -64,12 +64,10 @@ def main(argv: list[str] | None = None) -> int:
     if out is not None and out in (getattr(args, "images", None), getattr(args, "records", None)):
         parser.error("--out must be another folder than the input")
     try:
-        begun = (
-            out is not None and out.is_dir()
-        )  # a wrong call makes no folder; the runner's journal keeps a new one alone
-        with sole(out) if begun else nullcontext():
-            if begun:
-                clear_parts(out)
+        begun = out if out is not None and out.is_dir() else None  # a wrong call makes no folder
+        with nullcontext() if begun is None else sole(begun):
+            if begun is not None:
+                clear_parts(begun)
             outcome = module.main(args)
     except (ValueError, OSError) as e:
         print(f"{parser.prog}: {' '.join(str(e).split())}", file=sys.stderr)
