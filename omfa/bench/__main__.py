@@ -141,9 +141,9 @@ def beside(config: Mapping[str, Any], canvas: Canvas, batch: int, repeats: int) 
     yield "rows: what is given, once", once, "s"
     yield "  a step of the target, unguided", step, "s"
     for name, seconds in guided.items():
-        yield f"a picture without its decoding: {name}, 20 guided", 20 * seconds, "s"
+        yield f"20 guided steps: {name}", 20 * seconds, "s"
     for steps in (8, 4):
-        yield f"a picture without its decoding: rows, {steps} distilled", once + steps * step, "s"
+        yield f"{steps} distilled steps: rows, what is given and all", once + steps * step, "s"
 
 
 def measure(module: OMFAModule, data: RecordsDataset, batch: int, steps: int, repeats: int) -> Iterator[Row]:
