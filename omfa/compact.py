@@ -28,6 +28,7 @@ def compact_pipeline(
     default_guidance: float = GUIDANCE,
     join: str = "canvas",
     draft: str = "none",
+    draft_added: bool = False,
     pose_style: str = "parts_blend",
     portraits: bool = False,
 ) -> OMFAPipeline:
@@ -42,8 +43,8 @@ def compact_pipeline(
         person_size: (height, width) in pixels.
         garment_slots: 1 or 2.
         token_dim: width of a new model's slot token.
-        unconditional_on, default_steps, default_guidance, join, draft, pose_style, portraits: see
-            :class:`OMFAPipeline`. A model that is trained at few ``timesteps``
+        unconditional_on, default_steps, default_guidance, join, draft, draft_added, pose_style, portraits:
+            see :class:`OMFAPipeline`. A model that is trained at few ``timesteps``
             (:class:`omfa.training.examples.RecordsDataset`) is to be sampled in as few steps.
 
     Raises:
@@ -83,6 +84,7 @@ def compact_pipeline(
         "default_guidance": default_guidance,
         "join": join,
         "draft": draft,
+        "draft_added": draft_added,
         "pose_style": pose_style,
         "portraits": portraits,
     }
