@@ -27,7 +27,7 @@ from data_prep.run import Outcome, add_source, run_stage, write_image
 from omfa.bodies.parameters import BodyParameters
 from omfa.components import Category
 from omfa.images import read_image
-from omfa.records.labels import ARMS, CLOTHES, Part, read_parts
+from omfa.records.labels import ARMS, PARTS_OF, Part, read_parts
 from omfa.records.prepared import GarmentRef, Record, iter_records, resolve
 
 HIDDEN = 128  # grey of what can't be seen: neither cloth nor the white ground
@@ -66,7 +66,7 @@ class Cutout:
 
 def worn(parts: np.ndarray) -> list[Category]:
     """Categories that a part map shows: a dress, or upper and lower, whichever covers more."""
-    area = {category: float(np.isin(parts, of).mean()) for category, of in CLOTHES.items()}
+    area = {category: float(np.isin(parts, of).mean()) for category, of in PARTS_OF.items()}
     seen = [category for category in Category if area[category] >= MIN_AREA]
     if Category.DRESS in seen and area[Category.DRESS] >= area[Category.UPPER] + area[Category.LOWER]:
         return [Category.DRESS]
@@ -84,7 +84,7 @@ def cut_out(rgb: np.ndarray, parts: np.ndarray, category: Category) -> Cutout | 
     Returns:
         The cut-out, cropped with a margin of 4 %; None where less than ``MIN_AREA`` of the picture shows it.
     """
-    mask = _without_specks(np.isin(parts, (*CLOTHES[category], *((Part.BELT,) if category in _BELTED else ()))))
+    mask = _without_specks(np.isin(parts, (*PARTS_OF[category], *((Part.BELT,) if category in _BELTED else ()))))
     if mask.mean() < MIN_AREA:
         return None
     holes = _hidden(parts, mask, category)
@@ -120,7 +120,7 @@ def _hidden(parts: np.ndarray, mask: np.ndarray, category: Category) -> np.ndarr
     for directions, of in _HIDES.items():
         holes |= np.isin(parts, of) & (around >= directions)
     if category == Category.LOWER:  # a coat hangs over trousers, never the other way round; a mere hem is thin
-        over = (np.isin(parts, CLOTHES[Category.UPPER]) & (around >= 4)).astype(np.uint8)
+        over = (np.isin(parts, PARTS_OF[Category.UPPER]) & (around >= 4)).astype(np.uint8)
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (len(parts) // 25 | 1, len(parts) // 25 | 1))
         holes |= cv2.morphologyEx(over, cv2.MORPH_OPEN, kernel) > 0
     return holes & ~mask

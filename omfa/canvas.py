@@ -104,7 +104,8 @@ class Canvas:
             )
         if len(worn) > self.garments:
             raise ValueError(
-                f"{len(worn)} garments for {self.garments} garment slot(s): this model takes {self.garments}"
+                f"{len(worn)} garments for {self.garments} garment slot(s): this model takes {self.garments}; one in "
+                "rows (join: rows) takes any number"
             )
         if self.garments == 1:
             return {c: "garment_1" for c in worn}

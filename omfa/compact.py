@@ -31,6 +31,7 @@ def compact_pipeline(
     draft_added: bool = False,
     pose_style: str = "parts_blend",
     portraits: bool = False,
+    accessories: Sequence[str] = (),
 ) -> OMFAPipeline:
     """A new compact model: slot tokens, v-prediction, zero terminal SNR.
 
@@ -43,8 +44,8 @@ def compact_pipeline(
         person_size: (height, width) in pixels.
         garment_slots: 1 or 2.
         token_dim: width of a new model's slot token.
-        unconditional_on, default_steps, default_guidance, join, draft, draft_added, pose_style, portraits:
-            see :class:`OMFAPipeline`. A model that is trained at few ``timesteps``
+        unconditional_on, default_steps, default_guidance, join, draft, draft_added, pose_style, portraits,
+            accessories: see :class:`OMFAPipeline`. A model that is trained at few ``timesteps``
             (:class:`omfa.training.examples.RecordsDataset`) is to be sampled in as few steps.
 
     Raises:
@@ -55,11 +56,12 @@ def compact_pipeline(
             _check_sizes(name, arguments)
     codec = read_part(AutoencoderKL, _folder(vae)) if isinstance(vae, str) else AutoencoderKL(**vae)
     channels = codec.config.latent_channels
-    kinds = (*KINDS, PORTRAIT) if portraits else KINDS
+    kinds = (*KINDS, *([PORTRAIT] if portraits else []), *(f"garment:{a}" for a in accessories))
     if isinstance(unet, str):
         network = read_part(UNet2DConditionModel, _folder(f"{unet}/unet"))
         tokens = read_part(SlotTokens, _folder(f"{unet}/slot_tokens"))
-        tokens = tokens if len(tokens.kinds) >= len(kinds) else tokens.widened(kinds)
+        if new := [kind for kind in kinds if kind not in tokens.kinds]:
+            tokens = tokens.widened((*tokens.kinds, *new))
     else:
         network = UNet2DConditionModel(
             **unet,
@@ -87,6 +89,7 @@ def compact_pipeline(
         "draft_added": draft_added,
         "pose_style": pose_style,
         "portraits": portraits,
+        "accessories": list(accessories),
     }
     pipe = OMFAPipeline(codec, network, scheduler, tokens, **sizes)
     pipe.vae_is_new = not isinstance(vae, str)

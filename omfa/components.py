@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,6 +22,22 @@ class Category(StrEnum):
     UPPER = "upper"
     LOWER = "lower"
     DRESS = "dress"
+    SHOES = "shoes"
+    BAG = "bag"
+    HAT = "hat"
+
+
+CLOTHES = (Category.UPPER, Category.LOWER, Category.DRESS)  # what nobody is without, and what every model knows
+ACCESSORIES = (Category.SHOES, Category.BAG, Category.HAT)  # what comes beside them, where a model has learned it
+
+
+def clash(worn: Sequence[Category]) -> str | None:
+    """Why nobody can wear these at once, and what would work; None: they can."""
+    if worn.count(Category.DRESS) > 1:
+        return "two dresses can't be worn at once: give one, and what goes over it as upper"
+    if Category.DRESS in worn and Category.LOWER in worn:
+        return "a dress takes the place of a lower garment: give one of the two, and what goes over a dress as upper"
+    return None
 
 
 class State(StrEnum):

@@ -26,10 +26,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omfa.components import Category
+from omfa.components import CLOTHES
 
 LAYERS = ("own", "draft", "photo")
-KINDS = ("person", *(c.value for c in Category))  # what the target is
+KINDS = ("person", *(c.value for c in CLOTHES))  # what the target is
 PATCH = 4  # pixels a side that the network takes for one place
 SPREADS = (1, 4, 16)  # places a side over which kept pixels are averaged; and over the whole picture
 _INPUTS = 3 + 1 + 3 + 3 + 1 + 3 + 1  # channels of Given

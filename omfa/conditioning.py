@@ -20,17 +20,20 @@ from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor
 
-from omfa.canvas import FACE, PORTRAIT, Canvas
-from omfa.components import Category, State, TaskKind
+from omfa.canvas import FACE, PERSON, PORTRAIT, Canvas
+from omfa.components import CLOTHES, Category, State, TaskKind
 
 CELLS = (4, 3)  # rows, columns
-KINDS = ("person", *(f"garment:{c}" for c in Category), "face")
+KINDS = ("person", *(f"garment:{c}" for c in CLOTHES), "face")
 PerExample = Mapping[str, Sequence[Tensor | None]]
 """Slot name to one (C, h, w) of each example, None where it has none."""
 GARMENT_WORDS = {
     Category.UPPER: "an upper-body garment",
     Category.LOWER: "a lower-body garment",
     Category.DRESS: "a dress",
+    Category.SHOES: "a pair of shoes",
+    Category.BAG: "a bag",
+    Category.HAT: "a hat",
 }
 
 
@@ -56,6 +59,10 @@ class Layout:
         """Names of the slots in that state."""
         return {name for name, s in self.states.items() if s is state}
 
+    def worn(self) -> dict[Category, list[str]]:
+        """Each category's slots, from inside to outside."""
+        return {c: [n for n, of in self.categories.items() if of == c] for c in dict.fromkeys(self.categories.values())}
+
     def without(self, slots: Collection[str], prompt: bool = False) -> Layout:
         """The layout with some given slots absent and, if ``prompt``, without its prompt."""
         states = {n: s for n, s in self.states.items() if n not in slots or s is State.TARGET}
@@ -63,10 +70,10 @@ class Layout:
         return replace(self, states=states, categories=categories, prompted=self.prompted and not prompt)
 
     def prompt(self) -> str:
-        """The phrase for the text encoders: task, categories, caption. Empty for the null prompt."""
+        """The phrase for the text encoders: task, each category once, caption. Empty for the null prompt."""
         if not self.prompted:
             return ""
-        worn = " and ".join(GARMENT_WORDS[c] for c in sorted(self.categories.values(), key=list(Category).index))
+        worn = " and ".join(GARMENT_WORDS[c] for c in sorted(set(self.categories.values()), key=list(Category).index))
         phrase = {
             TaskKind.TRY_ON: f"try-on: a photo of a person wearing {worn or 'clothes'}",
             TaskKind.TRY_OFF: f"try-off: a shop picture of {worn or 'a garment'}",
@@ -266,7 +273,7 @@ class Drops:
                 raise ValueError(f"drop probability {name}={getattr(self, name)} must be in [0, 1]")
 
     def draw(self, layout: Layout, generator: torch.Generator) -> Kept:
-        """One draw. The number of random numbers taken depends on nothing but the class."""
+        """One draw. The number of random numbers taken depends on nothing but the number of garments above two."""
         order = ["person", "garment_1", "garment_2", "face"]
         u = torch.rand(len(order) + 3, generator=generator, dtype=torch.float64).tolist()
         dropped = {slot for slot, x in zip(order, u, strict=False) if x < self.each}
@@ -274,6 +281,9 @@ class Drops:
         v = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
         if v[0] < self.each:
             dropped.add(PORTRAIT)
+        more = [slot for slot in layout.categories if slot not in order]
+        w = torch.rand(len(more), generator=generator, dtype=torch.float64).tolist()
+        dropped |= {slot for slot, x in zip(more, w, strict=True) if x < self.each}
         # A draft shows what it was made of: it goes where any of that does.
         whole = layout.slots(State.GIVEN).isdisjoint(dropped - {FACE})
         keep_draft = whole and keep_pose and v[1] >= self.draft
@@ -287,8 +297,8 @@ class SlotTokens(ModelMixin, ConfigMixin):
 
     Args:
         dim: width of a token, the UNet's ``cross_attention_dim``.
-        kinds: what there are tokens for, two each (target, given); :data:`KINDS`, and :data:`PORTRAIT` for a model that
-            changes photos.
+        kinds: what there are tokens for, two each (target, given); :data:`KINDS`, then :data:`PORTRAIT` for a model
+            that changes photos, and "garment:shoes" and the like for accessories.
     """
 
     _ABSENT = ("person", "garment", "face")
@@ -301,7 +311,7 @@ class SlotTokens(ModelMixin, ConfigMixin):
         torch.nn.init.normal_(self.table.weight, std=0.5)
 
     def widened(self, kinds: Sequence[str]) -> SlotTokens:
-        """The same tokens and new ones for further kinds, which begin as the person's.
+        """The same tokens and new ones for further kinds; a garment's begin as an upper one's, others as the person's.
 
         Args:
             kinds: beginning with the old ones.
@@ -310,7 +320,9 @@ class SlotTokens(ModelMixin, ConfigMixin):
         new, old, ours = SlotTokens(self.config.dim, list(kinds)), 1 + 2 * len(self.kinds), self.table.weight.data
         table = new.table.weight.data
         table[:old], table[-len(self._ABSENT) :] = ours[:old], ours[old:]
-        table[old : -len(self._ABSENT)] = ours[1:3].repeat(len(kinds) - len(self.kinds), 1)
+        for at, kind in enumerate(kinds[len(self.kinds) :]):
+            like = 1 + 2 * self.kinds.index(KINDS[1] if kind.startswith("garment:") else PERSON)
+            table[old + 2 * at : old + 2 * at + 2] = ours[like : like + 2]
         return new
 
     def rows(self, canvas: Canvas, layouts: Sequence[Layout]) -> Tensor:

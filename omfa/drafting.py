@@ -20,8 +20,8 @@ from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.predicted_standing import garment_standing, standing_off
 from omfa.bodies.surface import Draft, NoDraft, off_paper
 from omfa.canvas import FACE, PERSON, PORTRAIT
-from omfa.components import Category, State
-from omfa.composer import Composer
+from omfa.components import ACCESSORIES, Category, State
+from omfa.composer import KINDS, Composer
 from omfa.composer import given as given_layers
 from omfa.records.drawn import INSIDE_OUT, as_map
 from omfa.request import Request
@@ -62,7 +62,8 @@ def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
     drawn = Drawn({s: [] for s in (PERSON, *order)}, {s: [] for s, state in states.items() if state is State.TARGET})
     for i in range(request.batch):
         params = _person(request, i, size)
-        given = {slot: _garment(request, slot, i, size, body) for slot in order if states[slot] is State.GIVEN}
+        read = {slot: _garment(request, slot, i, size, body) for slot in order if states[slot] is State.GIVEN}
+        given = {slot: shown for slot, shown in read.items() if shown is not None}
         drawn.bodies[PERSON].append(params)
         for slot in order:
             drawn.bodies[slot].append(given[slot].params if slot in given else None)
@@ -75,8 +76,11 @@ def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
                 elif params is not None and states.get(PERSON) is State.GIVEN:
                     photo = _fit(request.given[PERSON][i], size, "edge")[0]
                     stand = _wanted(request, slot, i, size)
+                    category = request.layout.categories[slot]
+                    if stand is None and category in ACCESSORIES:
+                        raise NoDraft(f"nothing predicts how a body stands in a picture of {category}: give its body")
                     if stand is None:
-                        stand = standing_off(photo, params, request.layout.categories[slot].value, size, body)
+                        stand = standing_off(photo, params, category.value, size, body)
                     made = draft_garment(body, stand, Shown(photo, params), wall=True)
                     drawn.bodies[slot][i] = stand
                     shows = coverage(made, body, stand)
@@ -109,10 +113,13 @@ def composed(
         body: everybody's.
 
     Returns:
-        B pictures (3, H, W) in [-1, 1]; one without a draft is (3, h, w), as it was decoded.
+        B pictures (3, H, W) in [-1, 1]; one without a draft, or of an accessory, which no composer has learned, is
+        (3, h, w), as it was decoded.
     """
-    drawn, kind = draw(request, size, body), str(request.layout.categories.get(slot, PERSON))
-    made = list(decoded)
+    made, kind = list(decoded), str(request.layout.categories.get(slot, PERSON))
+    if kind not in KINDS:
+        return made
+    drawn = draw(request, size, body)
     for i, draft in enumerate(drawn.drafts[slot]):
         if draft is None:
             continue
@@ -149,13 +156,15 @@ def _person(request: Request, i: int, size: tuple[int, int]) -> BodyParameters |
     return None if params is None else _laid(params, images.fitted_box(params.image_size, size), size)
 
 
-def _garment(request: Request, slot: str, i: int, size: tuple[int, int], body: Body) -> Shown:
-    """A given garment, fitted, with the body that stands in it."""
+def _garment(request: Request, slot: str, i: int, size: tuple[int, int], body: Body) -> Shown | None:
+    """A given garment, fitted, with the body that stands in it; None for an accessory whose body is not known."""
     picture, box = _fit(request.given[slot][i], size, "white")
     category: Category = request.layout.categories[slot]
-    known = request.stands.get(slot)
+    known = _known(request, slot, i)
     if known is not None:
-        return Shown(picture, _laid(known[i], box, size))
+        return Shown(picture, _laid(known, box, size))
+    if category in ACCESSORIES:  # a wrong draft is worse than none
+        return None
     plain = images.pixels_to_tensor(np.asarray(request.given[slot][i]))
     stand = garment_standing(plain, category.value, (box.height, box.width), body)
     return Shown(picture, _laid(stand, box, size))
@@ -163,15 +172,19 @@ def _garment(request: Request, slot: str, i: int, size: tuple[int, int], body: B
 
 def _wanted(request: Request, slot: str, i: int, size: tuple[int, int]) -> BodyParameters | None:
     """The body that shall stand in a picture to be made, where the caller says so."""
-    known = request.stands.get(slot)
-    return None if known is None else _laid(known[i], images.fitted_box(known[i].image_size, size), size)
+    known = _known(request, slot, i)
+    return None if known is None else _laid(known, images.fitted_box(known.image_size, size), size)
+
+
+def _known(request: Request, slot: str, i: int) -> BodyParameters | None:
+    """What the caller says of the body in a picture."""
+    return request.stands[slot][i] if slot in request.stands else None
 
 
 def _face(request: Request, i: int) -> Shown | None:
     """The head crop, with the body it was cut from; None where either is not known."""
-    if FACE not in request.stands:
-        return None
-    return Shown(images.pixels_to_tensor(np.asarray(request.given[FACE][i])), request.stands[FACE][i])
+    known = _known(request, FACE, i)
+    return None if known is None else Shown(images.pixels_to_tensor(np.asarray(request.given[FACE][i])), known)
 
 
 def _laid(params: BodyParameters, box: images.Box, size: tuple[int, int]) -> BodyParameters:

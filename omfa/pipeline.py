@@ -25,11 +25,9 @@ from omfa import images
 from omfa.backbone import canvas_multiple, decode, encode, input_channels, vae_factor
 from omfa.bodies.body import load_body
 from omfa.canvas import PERSON, PORTRAIT, Canvas
-from omfa.components import State
+from omfa.components import ACCESSORIES, State
 from omfa.composer import Composer
-from omfa.conditioning import (
-    SlotTokens,
-)
+from omfa.conditioning import SlotTokens
 from omfa.drafting import composed, composed_size, draw, known_pictures
 from omfa.hub import CARD, cure_for, fetched, plain_card, write_loader
 from omfa.images import OutputType
@@ -37,10 +35,10 @@ from omfa.network import Network
 from omfa.partial_diffusion import check_scheduler
 from omfa.prompts import Prompts, TextEncoders
 from omfa.records.latents import DRAFTS
-from omfa.request import Bodies, Pictures, Pose, Request, check_sampler, read_request
-from omfa.rows import cross_rows
+from omfa.request import Bodies, Pictures, Pose, Request, Worn, check_sampler, read_request
+from omfa.rows import cross_rows, row_size
 from omfa.sampling import GUIDANCE, STEPS, denoise
-from omfa.tasks import OMFAPipelineOutput, PoseEstimator, Tasks
+from omfa.tasks import OMFAPipelineOutput, PoseEstimator, Tasks, as_garments
 from omfa.tuning import TUNED
 from omfa.weights import check_parts, not_finite
 
@@ -73,6 +71,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             added to it. The latents a small network would first have to learn to copy are then there from the start.
         pose_style: of the pose maps it reads: "parts_blend", or "surface", given garments' maps as well.
         portraits: whether it has learned to change the clothes in a photo (PORTRAIT), in rows alone.
+        accessories: what it has learned beside clothes: some of "shoes", "bag", "hat", in rows alone.
         distilled: whether it was distilled to few steps (:mod:`omfa.few_steps`) and so takes no guidance.
 
     Raises:
@@ -108,6 +107,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         pose_style: str = "parts_blend",
         portraits: bool = False,
         distilled: bool = False,
+        accessories: list | tuple = (),
     ) -> None:
         super().__init__()
         if unconditional_on not in ("canvas", "targets"):
@@ -122,6 +122,10 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             raise ValueError("draft_added needs drafts: give draft='surface'")
         if portraits and (join != "rows" or (slot_tokens is not None and PORTRAIT not in slot_tokens.kinds)):
             raise ValueError("portraits need join: rows and, in a compact model, slot tokens of a portrait")
+        if accessories and (join != "rows" or not set(accessories) <= {*ACCESSORIES}):
+            raise ValueError(f"accessories {list(accessories)} must be of {', '.join(ACCESSORIES)}, and need join: rows")
+        if slot_tokens is not None and not {f"garment:{a}" for a in accessories} <= {*slot_tokens.kinds}:
+            raise ValueError(f"accessories {list(accessories)} need slot tokens: widen them (SlotTokens.widened)")
         if unet.config.in_channels != input_channels(vae.config.latent_channels):
             raise ValueError(
                 f"the UNet takes {unet.config.in_channels} channels, a canvas of {vae.config.latent_channels}-channel "
@@ -158,6 +162,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             pose_style=pose_style,
             portraits=portraits,
             distilled=distilled,
+            accessories=[str(a) for a in accessories],
         )
         if join == "rows":
             cross_rows(unet)
@@ -235,7 +240,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         self,
         targets: Collection[str],
         person: Pictures | None = None,
-        garments: Mapping[str, Pictures] | None = None,
+        garments: Mapping[str, Worn] | None = None,
         face: Pictures | None = None,
         pose: Pose | Sequence[Pose] | None = None,
         caption: str | None = None,
@@ -255,18 +260,23 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
     ) -> OMFAPipelineOutput:
         """Generate the targets from whatever is given.
 
-        Every picture may be one or a list of B; one is used for the whole batch.
+        Every picture may be one or a list of B; one is used for the whole batch. Models in rows wear any number of
+        garments of a category, from inside to outside: {"upper": [shirt, jacket], "shoes": boots}. A list of n is a
+        batch's where all else (person, portrait, face, poses, generators, lists of lists) makes a batch of n, else it
+        is worn at once. Lists of lists say it themselves: [[shirt, jacket]] for all, [[shirt, jacket], [top, coat]]
+        for a batch of two.
 
         Args:
-            targets: what to generate: "person" and/or categories ("upper", "lower", "dress").
+            targets: what to generate: "person" and/or categories ("upper", "lower", "dress", accessories).
             person: photo of a dressed person, to take garments from.
-            garments: category to garment picture, to put on.
+            garments: category to garment picture or pictures, to put on. Over a dress goes an upper garment, in rows.
             face: head crop of the person to generate.
             pose: pose map aligned with the person picture, or :class:`BodyParameters` (or their ``.npz``) to render.
             caption: a few words for a text-conditioned model's prompt.
             portrait: photo to change the clothes in, of a model that knows portraits; ``pose`` is then its own.
             garment_poses: category to how a body would stand in the garment's picture, given or to be made, for a model
-                with drafts; predicted where it is not said.
+                with drafts, in the shape of ``garments``; predicted of clothes where it is not said (or None in a list
+                of lists), while accessories are then in no draft.
             face_pose: the body whose head ``face`` shows, before that picture's camera, for a model with drafts; the
                 face is in no draft without it.
             num_inference_steps: steps of the scheduler; None takes the model's ``default_steps``.
@@ -308,7 +318,10 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             raise ValueError("this model has not learned to change photos: give face= and pose=, no portrait=")
         style = self.config.pose_style
         request = read_request(
-            self.canvas, targets, person, garments, face, pose, caption, portrait, garment_poses, face_pose, style
+            *(self.canvas, targets, person, garments, face, pose, caption, portrait, garment_poses, face_pose, style),
+            join=self.config.join,
+            accessories=self.config.accessories,
+            seeds=len(generator) if isinstance(generator, list) else 1,
         )
         if isinstance(generator, list) and len(generator) != request.batch:
             raise ValueError(f"{len(generator)} generators for {request.batch} pictures; give one, or one per picture")
@@ -375,8 +388,8 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         factor = self.vae_scale_factor
 
         def pixels(slot: str, pictures: list[Image.Image]) -> Tensor:
-            place = self.canvas[PERSON if slot == PORTRAIT else slot]
-            size = (place.height * factor, place.width * factor)
+            height, width = row_size(self.canvas, slot)
+            size = (height * factor, width * factor)
             fill: images.Fill = "white" if slot.startswith("garment") else "edge"
             fitted = [images.fit_picture(p, size, fill) for p in pictures]
             return torch.stack([f[0] for f in fitted]).to(device)
@@ -420,9 +433,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
                     pixels = pixels[images.fitted_box((pose.height, pose.width), pixels.shape[:2]).window]
                 made[slot].append(Image.fromarray(pixels))
         pictures = request.given | made
-        garments = {
-            str(c): images.as_output(pictures[slot], output_type) for slot, c in request.layout.categories.items()
-        }
+        garments = {str(c): as_garments(pictures, slots, output_type) for c, slots in request.layout.worn().items()}
         person = images.as_output(pictures[PERSON], output_type) if PERSON in pictures else None
         first = person if PERSON in made else next(garments[str(request.layout.categories[s])] for s in made)
         return OMFAPipelineOutput(images=first, person=person, garments=garments)

@@ -21,17 +21,17 @@ from diffusers.configuration_utils import register_to_config
 from safetensors import safe_open
 from torch import Tensor
 
-from omfa.components import Category, TaskKind
+from omfa.components import CLOTHES, Category, TaskKind, clash
 from omfa.conditioning import Layout
 
 KEPT_PHRASES = 256  # in memory, and in a file of phrases with captions
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def phrases(worn: Iterable[Category] = tuple(Category), caption: str | None = None) -> list[str]:
+def phrases(worn: Iterable[Category] = CLOTHES, caption: str | None = None) -> list[str]:
     """Every phrase that layouts of some of these garments can compose, dropped garments included."""
     worn = sorted(set(worn), key=list(Category).index)
-    some = [c for n in range(3) for c in combinations(worn, n) if n < 2 or Category.DRESS not in c]
+    some = [c for n in range(len(worn) + 1) for c in combinations(worn, n) if clash(c) is None]
     layouts = [
         Layout(kind, {}, {f"garment_{i}": category for i, category in enumerate(c)}, caption)
         for kind in TaskKind

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
@@ -18,13 +19,15 @@ from omfa.bodies.body import load_body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import Style, render_pose_map
 from omfa.canvas import FACE, PERSON, PORTRAIT, Canvas
-from omfa.components import Category, Component, State, Task
+from omfa.components import CLOTHES, Category, Component, State, Task, clash
 from omfa.conditioning import Layout
 from omfa.images import Picture
 
 Pictures = Picture | Sequence[Picture]
+Worn = Pictures | Sequence[Sequence[Picture]]
+"""A garment, several of one category, or lists of those of each picture of a batch; see :func:`dressed`."""
 Pose = Picture | BodyParameters
-Bodies = BodyParameters | Sequence[BodyParameters]
+Bodies = BodyParameters | Sequence[BodyParameters] | Sequence[Sequence[BodyParameters | None]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Request:
         pose: B pose maps, or none.
         params: B body parameters behind them, None for a map that was given as a picture; or none.
         stands: slot of a garment or the face to B bodies that stand in its pictures, given or to be made, as far as
-            they are known.
+            they are known; None where not.
     """
 
     layout: Layout
@@ -46,14 +49,14 @@ class Request:
     given: dict[str, list[Image.Image]]
     pose: list[Image.Image]
     params: list[BodyParameters | None]
-    stands: dict[str, list[BodyParameters]]
+    stands: dict[str, list[BodyParameters | None]]
 
 
 def read_request(
     canvas: Canvas,
     targets: Collection[str],
     person: Pictures | None,
-    garments: Mapping[str, Pictures] | None,
+    garments: Mapping[str, Worn] | None,
     face: Pictures | None,
     pose: Pose | Sequence[Pose] | None,
     caption: str | None,
@@ -61,6 +64,9 @@ def read_request(
     garment_poses: Mapping[str, Bodies] | None = None,
     face_pose: Bodies | None = None,
     style: Style = "parts_blend",
+    join: str = "canvas",
+    accessories: Collection[str] = (),
+    seeds: int = 1,
 ) -> Request:
     """The request behind a call, everything checked and every picture read.
 
@@ -69,6 +75,8 @@ def read_request(
         targets, person, garments, face, pose, caption, portrait, garment_poses, face_pose: as
             :class:`omfa.pipeline.OMFAPipeline` is called.
         style: of pose maps that are rendered.
+        join, accessories: of the model.
+        seeds: how many generators there are, one for each picture of a batch.
 
     Raises:
         ValueError: a call that asks for the impossible, or a picture that can't be used.
@@ -90,9 +98,26 @@ def read_request(
         )
     if PERSON not in wanted and person is None:
         raise ValueError("try-off needs person=, the photo to take the garment from")
-    places = canvas.place([*new, *worn])
-    states = {places[c]: State.TARGET for c in new} | {places[c]: State.GIVEN for c in worn}
-    pictures: dict[str, list[Any]] = {places[c]: images.as_list(g) for c, g in worn.items()}
+    if never := [c for c in (*new, *worn) if c not in (*CLOTHES, *accessories)]:
+        knows = ", ".join((*CLOTHES, *accessories))
+        raise ValueError(
+            f"this model has not learned {never[0]}: leave it out (it knows {knows}), or take a model in rows that was "
+            f"trained with accessories: [{never[0]}]"
+        )
+    if PERSON in wanted and portrait is None and not {*new, *worn} & {*CLOTHES}:
+        raise ValueError(
+            f"people are always dressed, and nobody in {', '.join([*worn, *new])} alone: give an upper, a lower or a "
+            "dress too, or the portrait to change"
+        )
+    poses = [pose] if isinstance(pose, BodyParameters) else images.as_list(cast(Any, pose))
+    others = (person, face, portrait)
+    layers = dressed(worn, max(seeds, len(poses), *(len(images.as_list(p)) for p in others)), join)
+    places = _places(canvas, new, {c: len(g[0]) for c, g in layers.items()}, join)
+    states = {slot: State.TARGET for c in new for slot in places[c]}
+    states |= {slot: State.GIVEN for c in worn for slot in places[c]}
+    pictures: dict[str, list[Any]] = {
+        slot: [several[k] for several in layers[c]] for c in worn for k, slot in enumerate(places[c])
+    }
     if portrait is not None and wanted != [PERSON]:
         raise ValueError(f"portrait= is the photo to change the clothes in, with targets=['person']; got {wanted}")
     for slot, value in ((PERSON, person), (FACE, face), (PORTRAIT, portrait)):
@@ -100,7 +125,6 @@ def read_request(
             states[slot], pictures[slot] = State.GIVEN, images.as_list(value)
     if PERSON in wanted:
         states[PERSON] = State.TARGET
-    poses = [pose] if isinstance(pose, BodyParameters) else images.as_list(cast(Any, pose))
     batch = max([len(p) for p in pictures.values()] + [len(poses), 1])
     for name, several in [*pictures.items(), ("pose", poses)]:
         if not several and not (name == "pose" and pose is None):
@@ -108,7 +132,7 @@ def read_request(
         if len(several) not in (0, 1, batch):
             raise ValueError(f"{len(several)} pictures for {name} in a batch of {batch}; give 1 or {batch}")
     kinds = {Component.PERSON if t == PERSON else Component.GARMENT for t in wanted}
-    categories = {places[c]: c for c in [*new, *worn]}
+    categories = {slot: c for c in [*new, *worn] for slot in places[c]}
     read = {slot: [images.read_image(p, slot, images.ENOUGH) for p in several] for slot, several in pictures.items()}
     known = [_parameters(p) for p in poses]
     maps = [pose_picture(p if k is None else k, style) for p, k in zip(poses, known, strict=True)]
@@ -123,22 +147,83 @@ def read_request(
 
 
 def _stands(
-    garment_poses: Any, face_pose: Any, pictures: Collection[str], places: Mapping[Category, str], batch: int
-) -> dict[str, list[BodyParameters]]:
+    garment_poses: Any, face_pose: Any, pictures: Collection[str], places: Mapping[Category, list[str]], batch: int
+) -> dict[str, list[BodyParameters | None]]:
     """Bodies in pictures of garments and the face: slot to B."""
-    known = {f"garment_poses[{c!r}]": (places.get(c, ""), p) for c, p in (garment_poses or {}).items()}
+    known = {f"garment_poses[{c!r}]": (places.get(c, []), p) for c, p in (garment_poses or {}).items()}
     if face_pose is not None:
-        known["face_pose"] = (FACE if FACE in pictures else "", face_pose)
-    stands = {}
-    for name, (slot, value) in known.items():
-        several = list(value) if isinstance(value, Sequence) else [value]
-        if not slot or len(several) not in (1, batch) or not all(isinstance(p, BodyParameters) for p in several):
+        known["face_pose"] = ([FACE] if FACE in pictures else [], face_pose)
+    stands: dict[str, list[BodyParameters | None]] = {}
+    for name, (slots, value) in known.items():
+        several: list[Any] = list(value) if isinstance(value, Sequence) else [value]
+        if not any(isinstance(p, list | tuple) for p in several):  # of one garment they are a batch's
+            several = [[p] for p in several] if len(slots) == 1 else [several]
+        shaped = len(several) in (1, batch) and all(isinstance(p, list | tuple) for p in several)
+        if not slots or not shaped or not all(len(p) == len(slots) and _all_bodies(p, len(slots)) for p in several):
             there = ", ".join([*places, *([FACE] if FACE in pictures else [])])
+            of_each = "" if len(slots) < 2 else f", each a list of {len(slots)}"
             raise ValueError(
-                f"{name} must be BodyParameters, 1 or {batch} of them, for what this call is about ({there or 'none'})"
+                f"{name} must be BodyParameters, 1 or {batch} of them{of_each}, for what this call is about "
+                f"({there or 'none'})"
             )
-        stands[slot] = several * (batch // len(several))
+        for k, slot in enumerate(slots):
+            stands[slot] = [p[k] for p in several] * (batch // len(several))
     return stands
+
+
+def _all_bodies(several: Sequence[Any], layers: int) -> bool:
+    """Whether they are body parameters; of several layers some may be unknown (None)."""
+    return all(isinstance(p, BodyParameters) or (p is None and layers > 1) for p in several)
+
+
+def dressed(garments: Mapping[Category, Any], batch: int = 1, join: str = "rows") -> dict[Category, list[list[Any]]]:
+    """Category to one list, or one for each picture of a batch, of what is worn of it, from inside to outside.
+
+    Args:
+        garments: category to a picture, several, or lists of pictures, which say it themselves.
+        batch: of all else that is given. Several pictures are a batch's if there are as many of each, or on a canvas;
+            else they are worn at once.
+        join: of the model.
+
+    Raises:
+        ValueError: nothing in a list, lists of different lengths, or more than one at once on a canvas.
+    """
+    lists = {c: isinstance(g, list | tuple) and any(isinstance(p, list | tuple) for p in g) for c, g in garments.items()}
+    batch = max([batch, *(len(garments[c]) for c, nested in lists.items() if nested)])
+    layers: dict[Category, list[list[Any]]] = {}
+    for category, g in garments.items():
+        several = images.as_list(g)
+        if not several:
+            raise ValueError(f"an empty list for {category}; give a picture, or leave it out")
+        if not lists[category]:
+            at_once = join == "rows" and isinstance(g, list | tuple) and 1 < len(several) != batch
+            layers[category] = [several] if at_once else [[p] for p in several]
+            continue
+        if not all(isinstance(p, list | tuple) for p in several) or len({len(p) for p in several}) > 1 or not several[0]:
+            raise ValueError(
+                f"garments[{category.value!r}] must be lists of as many pictures each, like [[shirt, jacket]] for all "
+                "or one such list for each picture of the batch"
+            )
+        if join != "rows" and len(several[0]) > 1:
+            raise ValueError(
+                f"{len(several[0])} of {category} at once: a canvas has a slot for one; give one, or take a model in "
+                "rows (join: rows), which wears any number"
+            )
+        layers[category] = [list(p) for p in several]
+    return layers
+
+
+def _places(
+    canvas: Canvas, new: Sequence[Category], worn: Mapping[Category, int], join: str
+) -> dict[Category, list[str]]:
+    """Each category's slots, from inside to outside: the canvas's, or in rows as many as there are garments."""
+    if join != "rows":
+        return {c: [slot] for c, slot in canvas.place([*new, *worn]).items()}
+    numbers = dict.fromkeys(new, 1) | dict(worn)
+    if problem := clash([c for c, n in numbers.items() for _ in range(n)]):
+        raise ValueError(problem)
+    names = (f"garment_{i}" for i in count(1))
+    return {c: [next(names) for _ in range(numbers[c])] for c in Category if c in numbers}
 
 
 def check_sampler(steps: Any, scale: Any, eta: Any, generator: Any) -> None:
@@ -157,7 +242,7 @@ def worn_garments(garments: Any) -> dict[str, Any]:
     """Category to picture, of what was given as garments."""
     if not isinstance(garments, Mapping | None) or set(garments or ()) - set(Category):
         got = ", ".join(map(repr, garments)) if isinstance(garments, Mapping) else type(garments).__name__
-        raise ValueError(f"garments must map 'upper', 'lower' or 'dress' to a picture; got {got}")
+        raise ValueError(f"garments must map {', '.join(map(repr, map(str, Category)))} to a picture; got {got}")
     return {str(c): g for c, g in (garments or {}).items()}
 
 

@@ -26,7 +26,7 @@ from einops import rearrange
 from torch import Tensor
 
 from omfa.canvas import FACE, PERSON, Canvas, code_plane
-from omfa.components import Category, State
+from omfa.components import ACCESSORIES, Category, State
 from omfa.conditioning import CELLS, Guide, Layout, PerExample
 
 Pair = tuple[Tensor, Tensor]
@@ -202,16 +202,21 @@ def row_size(canvas: Canvas, slot: str) -> tuple[int, int]:
 
 
 def kind_slot(canvas: Canvas, layout: Layout, slot: str) -> str:
-    """The canvas's slot for what a row holds, whose code and place in :func:`omfa.conditioning.look` the row takes."""
+    """The canvas's slot for what a row holds, whose code and place in :func:`omfa.conditioning.look` the row takes.
+
+    Accessories have none on a canvas; theirs are named as they are.
+    """
     if slot in layout.categories:
-        return "garment_2" if layout.categories[slot] is Category.LOWER and canvas.garments > 1 else "garment_1"
+        category = layout.categories[slot]
+        if category in ACCESSORIES:
+            return category.value
+        return "garment_2" if category is Category.LOWER and canvas.garments > 1 else "garment_1"
     return FACE if slot == FACE else PERSON
 
 
 def layer_of(layout: Layout, slot: str) -> int:
     """How many garments of the same category are worn under this one."""
-    same = [s for s, c in layout.categories.items() if c == layout.categories.get(slot)]
-    return same.index(slot) if slot in same else 0
+    return layout.worn()[layout.categories[slot]].index(slot) if slot in layout.categories else 0
 
 
 def row_code(canvas: Canvas, layout: Layout, slot: str, channels: int) -> Tensor:
@@ -219,9 +224,13 @@ def row_code(canvas: Canvas, layout: Layout, slot: str, channels: int) -> Tensor
     kind, (height, width) = kind_slot(canvas, layout, slot), row_size(canvas, slot)
     if kind == PERSON:
         return torch.zeros(channels, height, width)
-    names = [s.name for s in canvas.slots]
-    turn = (names.index(kind) + layer_of(layout, slot) / 4) / len(names)
-    return code_plane(turn, height, width, channels)
+    names, layer = [s.name for s in canvas.slots], layer_of(layout, slot)
+    above = layer / (layer + 3)  # less than 1, however many are worn
+    if kind in names:
+        turn = names.index(kind) + above
+    else:  # between the face and a full turn
+        turn = len(names) - 1 + (1 + [*ACCESSORIES].index(Category(kind)) + above) / (len(ACCESSORIES) + 1)
+    return code_plane(turn / len(names), height, width, channels)
 
 
 Words = Callable[[Sequence[tuple[int, str]]], tuple[Tensor, Tensor | None]]

@@ -45,6 +45,7 @@ def sdxl_pipeline(
     draft_added: bool = False,
     pose_style: str = "parts_blend",
     portraits: bool = False,
+    accessories: Sequence[str] = (),
 ) -> OMFAPipeline:
     """SDXL (4 channels) or SDXL-inpainting (9) widened for the canvas, as the start of training.
 
@@ -61,7 +62,8 @@ def sdxl_pipeline(
         person_size: (height, width) in pixels.
         garment_slots: 1 (the paper's) or 2.
         variant: "fp16" to read the half-precision files.
-        unconditional_on, join, draft, draft_added, pose_style, portraits: see :class:`omfa.pipeline.OMFAPipeline`.
+        unconditional_on, join, draft, draft_added, pose_style, portraits, accessories: see
+            :class:`omfa.pipeline.OMFAPipeline`.
 
     Raises:
         ValueError: weights that are not there; says how to get them.
@@ -79,6 +81,7 @@ def sdxl_pipeline(
         "draft_added": draft_added,
         "pose_style": pose_style,
         "portraits": portraits,
+        "accessories": list(accessories),
     }
     pipe = OMFAPipeline(codec, widen_unet(unet), scheduler, **parts, **sizes)
     pipe.origin = {"base": _hub_id(base), "vae": _hub_id(vae)}

@@ -19,7 +19,7 @@ from omfa.bodies.placing import turned
 from omfa.canvas import Canvas
 from omfa.components import Category
 from omfa.images import Picture
-from omfa.request import Pictures, Pose, worn_garments
+from omfa.request import Pictures, Pose, Worn, dressed, worn_garments
 
 
 class Estimate(NamedTuple):
@@ -47,7 +47,8 @@ class OMFAPipelineOutput(BaseOutput):
             ``latent`` the whole canvas (B, C, h, w), or all target rows (B times targets, C, h, w), example by
             example.
         person: the person pictures, generated or the caller's own; None where there is none.
-        garments: category to garment pictures, generated or the caller's own.
+        garments: category to garment pictures, generated or the caller's own; where several of one are worn, a list of
+            B lists.
     """
 
     images: Any
@@ -74,7 +75,7 @@ class Tasks:
 
         Args:
             person: photo of a dressed person, or B of them.
-            categories: which garments: "upper", "lower", "dress", or several.
+            categories: which garments: "upper", "lower", "dress", "shoes", ..., or several.
             pose: the photo's body, for a model with drafts; None: what the pipeline's ``pose_estimator`` finds, if it
                 has one. Not needed.
             options: of the general call.
@@ -87,7 +88,7 @@ class Tasks:
     def try_on(
         self,
         portrait: Pictures | None = None,
-        garments: Mapping[str, Pictures] | None = None,
+        garments: Mapping[str, Worn] | None = None,
         pose: Pose | Sequence[Pose] | None = None,
         face: Pictures | None = None,
         keep: Keep = "auto",
@@ -97,7 +98,8 @@ class Tasks:
 
         Args:
             portrait: photo of the person, or B of them; None to go by ``face`` and ``pose`` alone.
-            garments: category to garment picture; none keeps what the portrait wears.
+            garments: category to garment picture or pictures, as in the general call; none keeps what the portrait
+                wears.
             pose: pose map or body parameters to take; None takes the portrait's.
             face: head crop; None takes the portrait's.
             keep: "photo" changes these garments in the portrait and nothing else, in its own pose; "others" makes a new
@@ -128,7 +130,8 @@ class Tasks:
             if left:
                 several = options.get("generator")
                 batch = len(several) if isinstance(several, list | tuple) else 1
-                worn |= self.try_off(_repeated(portrait, batch), left, **_shared(options)).garments
+                taken = self.try_off(_repeated(portrait, batch), left, **_shared(options)).garments
+                worn |= {c: [[p] for p in pictures] for c, pictures in taken.items()}
         return self(targets=["person"], garments=worn, face=face, pose=pose, **options)
 
     def transfer(
@@ -152,13 +155,14 @@ class Tasks:
             source_pose: the body in ``source``, as in :meth:`try_off`.
         """
         batch = max(len(images.as_list(source)), len(images.as_list(target)))
-        taken = self.try_off(_repeated(source, batch), categories, source_pose, **_shared(options)).garments
+        made = self.try_off(_repeated(source, batch), categories, source_pose, **_shared(options)).garments
+        taken = {c: [[p] for p in pictures] for c, pictures in made.items()}
         return self.try_on(_repeated(target, batch), taken, pose=pose, face=face, keep=keep, **options)
 
     def turntable(
         self,
         portrait: Picture | None = None,
-        garments: Mapping[str, Picture] | None = None,
+        garments: Mapping[str, Worn] | None = None,
         pose: BodyParameters | str | os.PathLike[str] | None = None,
         face: Picture | None = None,
         views: int = 8,
@@ -170,7 +174,7 @@ class Tasks:
 
         Args:
             portrait: photo of the person, or None to go by ``face`` and ``pose``.
-            garments: category to garment picture; none keeps what the portrait wears.
+            garments: category to garment picture, or to all that are worn at once; none keeps what the portrait wears.
             pose: body parameters (or their ``.npz``) to turn; None estimates the portrait's. A flat pose map can't be
                 turned.
             face: head crop; None takes the portrait's.
@@ -184,7 +188,8 @@ class Tasks:
         """
         if views < 1:
             raise ValueError(f"views={views} must be 1 or more")
-        worn = worn_garments(garments)
+        given = {Category(c): g for c, g in worn_garments(garments).items() if g is not None}
+        worn: dict[str, Any] = {c.value: g for c, g in dressed(given, join=self.config.join).items()}
         if any(len(images.as_list(p)) > 1 for p in (portrait, face, *worn.values())):
             raise ValueError("a turntable shows one person: give one picture of each, and call again for the next")
         if generator is not None and not isinstance(generator, torch.Generator):
@@ -200,9 +205,8 @@ class Tasks:
         if not isinstance(pose, BodyParameters):
             raise ValueError("a turntable needs body parameters to turn: give pose=BodyParameters.load('pose.npz')")
         if portrait is not None and keep == "others" and self._left_open(worn):
-            worn |= self.try_off(
-                portrait, self._left_open(worn), **_shared(options | {"generator": generator})
-            ).garments
+            taken = self.try_off(portrait, self._left_open(worn), **_shared(options | {"generator": generator}))
+            worn |= {c: [[p] for p in pictures] for c, pictures in taken.garments.items()}
         poses = [turned(pose, 360.0 * i / views) for i in range(views)]
         seed = int(
             torch.randint(2**62, (1,), generator=generator, device=None if generator is None else generator.device)
@@ -237,9 +241,10 @@ class Tasks:
 
     def _left_open(self, worn: Mapping[str, Any]) -> list[str]:
         """Categories to take from the portrait so that the person is dressed from head to foot."""
-        if Category.DRESS in worn or len(worn) >= self.canvas.garments:
+        if Category.DRESS in worn or (self.config.join != "rows" and len(worn) >= self.canvas.garments):
             return []
-        return [c.value for c in (Category.UPPER, Category.LOWER) if c.value not in worn][: self.canvas.garments]
+        left = [c.value for c in (Category.UPPER, Category.LOWER) if c.value not in worn]
+        return left if self.config.join == "rows" else left[: self.canvas.garments]
 
     def _estimate(self, portrait: Picture) -> Estimate:
         if self.pose_estimator is None:
@@ -248,6 +253,19 @@ class Tasks:
                 "BodyParameters) and face= (a head crop), or set pipe.pose_estimator (the command line does)"
             )
         return self.pose_estimator(images.read_image(portrait, "portrait"))
+
+
+def as_garments(pictures: Mapping[str, list[Image.Image]], slots: Sequence[str], kind: images.OutputType) -> Any:
+    """What an output says of a category: pictures as the caller wants them, or B lists of those worn at once.
+
+    Args:
+        pictures: slot to B.
+        slots: of the category, from inside to outside.
+        kind: as the caller wants them.
+    """
+    if len(slots) == 1:
+        return images.as_output(pictures[slots[0]], kind)
+    return [images.as_output(list(worn), kind) for worn in zip(*(pictures[s] for s in slots), strict=True)]
 
 
 def _repeated(pictures: Pictures, batch: int) -> Pictures:

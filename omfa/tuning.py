@@ -32,7 +32,7 @@ TUNED, LORA, ATTENTION, CONV_IN = (
 )
 BUILT = {  # how a pipeline is built beyond its canvas, and what that was before tuned.json said it
     "unconditional_on": "canvas", "join": "canvas", "draft": "none", "draft_added": False, "pose_style": "parts_blend",
-    "portraits": False
+    "portraits": False, "accessories": []
 }  # fmt: skip
 LATER = {**BUILT, "fingerprint": None, "few_steps": None}
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")

@@ -283,7 +283,7 @@ def test_one_source_for_several_portraits(compact: OMFAPipeline) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ({"targets": ["upper"], "person": "P", "garments": {"hat": "G"}}, "'hat'"),
+        ({"targets": ["upper"], "person": "P", "garments": {"tie": "G"}}, "'tie'"),
         ({"targets": ["upper"], "person": "P", "garments": ["G"]}, "must map"),
         ({"targets": ["upper"], "person": []}, "empty list"),
         ({"targets": None, "person": "P"}, "targets"),
@@ -298,7 +298,7 @@ def test_one_source_for_several_portraits(compact: OMFAPipeline) -> None:
         ({"targets": ["person"], "face": "FACE"}, "always dressed"),
         ({"targets": ["upper"]}, "needs person="),
         ({"targets": []}, "targets"),
-        ({"targets": ["hat"], "person": "P"}, "targets"),
+        ({"targets": ["tie"], "person": "P"}, "targets"),
         ({"targets": ["face"], "person": "P"}, "targets"),
         ({"targets": ["person"], "person": "P", "garments": {"upper": "G"}}, "at once"),
         ({"targets": ["upper"], "person": "P", "garments": {"upper": "G"}}, "at once"),

@@ -43,7 +43,7 @@ from omfa.components import Category, TaskKind
 from omfa.evaluation.pairs import Item
 from omfa.images import read_image
 from omfa.records.keypoints import read_keypoints
-from omfa.records.labels import ARMS, CLOTHES, HEAD, LEGS, read_labels, read_parts
+from omfa.records.labels import ARMS, PARTS_OF, HEAD, LEGS, read_labels, read_parts
 from omfa.records.prepared import GarmentRef, Record, RecordError, record_files, resolve
 
 PREDICTIONS = "predictions.json"
@@ -327,7 +327,7 @@ def repainted(parts: np.ndarray, categories: set[Category]) -> np.ndarray:
         (H, W) bool.
     """
     both = set(Category) if Category.DRESS in categories else categories
-    found = [of for c in both for of in CLOTHES[c]] + list(CLOTHES[Category.DRESS])
+    found = [of for c in both for of in PARTS_OF[c]] + list(PARTS_OF[Category.DRESS])
     found += [*ARMS] if Category.UPPER in both else []
     found += [*LEGS] if Category.LOWER in both else []
     rim = 2 * (len(parts) // 40) + 1

@@ -36,7 +36,9 @@ from omfa.records.prepared import GarmentRef, Record, RecordError, record_files
 from omfa.records.shards import Source
 
 GIVEN = 0.5  # how wrong a given garment's body is taken to be, as a share of a chosen one's error
-INSIDE_OUT = (Category.LOWER, Category.DRESS, Category.UPPER)  # what is worn over what
+INSIDE_OUT = (  # what is worn over what
+    *(Category.SHOES, Category.LOWER, Category.DRESS, Category.UPPER, Category.BAG, Category.HAT),
+)
 
 
 def drawn_files(record: Record) -> dict[str, str]:

@@ -67,7 +67,7 @@ class Label(IntEnum):
 
 
 # ------------------------------------------------------------------------------------------------ what belongs together
-CLOTHES: dict[Category, tuple[Part, ...]] = {
+PARTS_OF: dict[Category, tuple[Part, ...]] = {
     Category.UPPER: (Part.UPPER, Part.OUTER),
     Category.LOWER: (Part.PANTS, Part.SKIRT),
     Category.DRESS: (Part.DRESS, Part.JUMPSUIT),
@@ -89,7 +89,7 @@ def _limbs(*names: str) -> tuple[int, ...]:
 
 # The maps that evaluation measures in, in this order (a later one takes the place of an earlier): area to its values.
 AREAS: dict[str, dict[str, tuple[int, ...]]] = {
-    "parts": {"person": tuple(p for p in Part if p != Part.BACKGROUND)} | {c.value: of for c, of in CLOTHES.items()},
+    "parts": {"person": tuple(p for p in Part if p != Part.BACKGROUND)} | {c.value: of for c, of in PARTS_OF.items()},
     "labels": {"person": PERSON} | {c.value: (of,) for c, of in LABEL_OF.items()},
     "limbs": {"forearms": _limbs("forearm"), "shins": _limbs("shin")},
 }

@@ -17,7 +17,7 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.check import validate
 from omfa.components import Category
-from omfa.records.labels import ATR, CIHP, CLOTHES, DEEPFASHION, LIP, Part, read_labels, read_parts, table, to_parts
+from omfa.records.labels import ATR, CIHP, PARTS_OF, DEEPFASHION, LIP, Part, read_labels, read_parts, table, to_parts
 from omfa.records.prepared import Record, read_records
 from tests.samples import sample
 
@@ -320,7 +320,7 @@ def test_vocabulary() -> None:
     assert table(["Upper-clothes", "Left_shoe", "Right arm"]).tolist() == [Part.UPPER, Part.SHOES, Part.RIGHT_ARM]
     with pytest.raises(ValueError, match="tail"):
         table(["hair", "tail"])
-    worn = [part for parts in CLOTHES.values() for part in parts]
+    worn = [part for parts in PARTS_OF.values() for part in parts]
     assert len(set(worn)) == len(worn) == 6
 
 
