@@ -8,7 +8,8 @@ training still draws a fresh sample of every target) in float16: a file a record
 ``--data.init_args.latents data/latents``. With ``--base`` the phrases of SDXL's prompts are kept too (5 MB; with
 ``--captions`` every record's own as well, 1 to 3 MB a record): train with ``text: data/vitonhd_latents`` in the
 pipeline's arguments, and neither encoder is loaded. ``--draft surface`` keeps what a pipeline of ``draft: surface`` is
-given besides: surface maps and drafts, from the records' body parameters. Each file carries a hash of what it was made
+given besides: surface maps and drafts, from the records' body parameters; ``--join rows`` (and ``--accessories``) say
+what garments it is given. Each file carries a hash of what it was made
 from: what is there and matches is not encoded again, so a killed call goes on, and after records have changed the same
 call brings the latents up to date. Files without a hash, of older versions, train as they are, but are encoded again
 here. Exit code 0: all well; 1: some records failed, each named; 2: the call was wrong.
@@ -32,6 +33,7 @@ from omfa.backbone import fingerprint, posterior, vae_factor
 from omfa.bodies.body import load_body
 from omfa.canvas import FACE, PERSON, Canvas
 from omfa.commands import Parser, count, find_device
+from omfa.components import ACCESSORIES, CLOTHES, Category
 from omfa.files import clear_parts, sole, unwritable, write_json
 from omfa.images import ImageError
 from omfa.prompts import KEPT_PHRASES, PromptFiles, Prompts, TextEncoders, phrases, save_whole
@@ -40,6 +42,7 @@ from omfa.records.latents import DRAFTS, Hashes, encoded_file, read_encoding, wr
 from omfa.records.prepared import Record, RecordError, record_pictures
 from omfa.records.shards import Source, open_records
 from omfa.records.stream import read_fitted
+from omfa.records.worn import wearable
 from omfa.sdxl import BASE, CAPTIONS, PROMPTS, load_prompts, load_vae, text_encoders
 
 
@@ -79,14 +82,17 @@ def encode_records(
     return encoded
 
 
-def begin(out: Path, vae: str, size: Sequence[int], draft: str = "none") -> None:
+def begin(
+    out: Path, vae: str, size: Sequence[int], draft: str = "none", join: str = "canvas", accessories: Sequence[str] = ()
+) -> None:
     """Write down what the latents are of, or refuse a folder that holds others.
 
     Raises:
         RecordError: another VAE or another size made the latents in ``out``.
         Unwritable: nothing can be written there.
     """
-    wanted = {"person_size": [int(n) for n in size], "vae": vae, "draft": draft}
+    wanted: dict[str, Any] = {"person_size": [int(n) for n in size], "vae": vae, "draft": draft}
+    wanted |= {"join": join, "accessories": list(accessories)}
     path = out / "encoding.json"
     if path.exists():
         if (found := read_encoding(out)) != wanted:
@@ -95,14 +101,22 @@ def begin(out: Path, vae: str, size: Sequence[int], draft: str = "none") -> None
     write_json(path, wanted, indent=2)
 
 
-def encode_prompts(out: Path, parts: Mapping[str, Any], captioned: Sequence[Record], device: str) -> int:
-    """Keep every phrase of the canvas, and those of some records with their captions; returns how many are there.
+def encode_prompts(
+    out: Path,
+    parts: Mapping[str, Any],
+    captioned: Sequence[Record],
+    device: str,
+    join: str = "canvas",
+    accessories: Sequence[str] = (),
+) -> int:
+    """Keep every phrase of a model, and those of some records with their captions; returns how many are there.
 
     Args:
         out: folder for the latents.
         parts: of :func:`omfa.sdxl.text_encoders`.
         captioned: records whose captions are wanted.
         device: where to encode.
+        join, accessories: of the model.
 
     Raises:
         RecordError: other encoders made the phrases in ``out``.
@@ -110,15 +124,20 @@ def encode_prompts(out: Path, parts: Mapping[str, Any], captioned: Sequence[Reco
     encoders = [parts[name].to(device).eval() for name in ("text_encoder", "text_encoder_2")]
     texts = TextEncoders([parts["tokenizer"], parts["tokenizer_2"]], encoders)
     mark, captions = fingerprint(*encoders), PromptFiles(out / CAPTIONS)
+    plain = phrases((*CLOTHES, *map(Category, accessories)))
     if not (out / PROMPTS).exists():
-        save_whole(Prompts.of(phrases(), texts, mark, device), out / PROMPTS)
-    if {load_prompts(out).config.encoders, *captions.encoders} != {mark}:
+        save_whole(Prompts.of(plain, texts, mark, device), out / PROMPTS)
+    kept = load_prompts(out)
+    if {kept.config.encoders, *captions.encoders} != {mark}:
         raise RecordError(f"{out} holds phrases of other text encoders: give another --out")
-    wanted = (p for r in captioned if r.caption for p in phrases([g.category for g in r.garments], r.caption))
+    wanted = [p for p in plain if p not in kept]  # by an older version, or for a model of fewer accessories
+    for record in captioned:
+        worn = [g.category for g in wearable(record, join, accessories).values()]
+        wanted += phrases(worn, record.caption) if record.caption else []
     todo = [p for p in dict.fromkeys(wanted) if p not in captions.where]
     for at in tqdm(range(0, len(todo), KEPT_PHRASES), unit="file of phrases", disable=None):
         captions.add(Prompts.of(todo[at : at + KEPT_PHRASES], texts, mark, device))
-    return len(phrases()) + len(captions.where)
+    return len(kept.config.phrases) + len(captions.where)
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -140,6 +159,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", required=True, type=size_of, help="of a person picture, HxW: the model's person_size")
     parser.add_argument("--out", required=True, type=Path, help="folder for the latents")
     parser.add_argument("--draft", choices=DRAFTS, default="none", help="surface: drafts and surface maps, too")
+    parser.add_argument("--join", choices=("canvas", "rows"), default="canvas", help="of the model (default canvas)")
+    learns = "what the model learns beside clothes, in rows: phrases and drafts with them, too"
+    parser.add_argument("--accessories", nargs="+", choices=[*ACCESSORIES], default=[], help=learns)
     parser.add_argument("--split", help="only records of this split")
     parser.add_argument("--batch", type=count, default=8, help="records at once; what they share is encoded once")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
@@ -147,6 +169,9 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if call.vae is None and call.base is None:
             raise ValueError("give --vae, or --base for SDXL")
+        if call.accessories and call.join != "rows":
+            raise ValueError("--accessories are for models in rows: give --join rows, too")
+        model = {"join": call.join, "accessories": [str(a) for a in call.accessories]}
         device = find_device(call.device)
         if call.base is None and not Path(call.vae, "config.json").is_file() and not _may_be_hub_id(call.vae):
             raise ValueError(f"--vae {call.vae!r} holds no VAE (no config.json): give a folder or hub id that does")
@@ -160,13 +185,13 @@ def main(args: Sequence[str] | None = None) -> int:
         if not records:
             which = "" if call.split is None else f" of split {call.split!r}"
             raise ValueError(f"{call.records} holds no records{which}: there is nothing to encode")
-        drawer = Drawer(source, call.size, load_body()) if call.draft == "surface" else None
+        drawer = Drawer(source, call.size, load_body(), **model) if call.draft == "surface" else None
         with sole(call.out):
             clear_parts(call.out)
-            begin(call.out, fingerprint(vae), call.size, call.draft)
+            begin(call.out, fingerprint(vae), call.size, call.draft, **model)
             if call.base is not None:
                 encoders = text_encoders(call.base, call.variant)
-                kept = encode_prompts(call.out, encoders, records if call.captions else (), device)
+                kept = encode_prompts(call.out, encoders, records if call.captions else (), device, **model)
                 print(f"{kept} phrases kept in {call.out}")
             failed = encode_all(vae, source, records, canvas, call.out, call.batch, device, drawer)
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from omfa.components import CLOTHES, Category, TaskKind, clash
 from omfa.conditioning import Layout
+from omfa.records.prepared import RecordError
 
 KEPT_PHRASES = 256  # in memory, and in a file of phrases with captions
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -38,6 +39,20 @@ def phrases(worn: Iterable[Category] = CLOTHES, caption: str | None = None) -> l
         for c in some
     ]
     return list(dict.fromkeys(layout.prompt() for layout in layouts))
+
+
+def check_captions(asked: Mapping[str, Sequence[str]], texts: TextEncoders) -> None:
+    """Every phrase that is asked for, by record id, is kept, or can be encoded.
+
+    Raises:
+        RecordError: some are not, and can't.
+    """
+    lacking = [] if texts.loaded else [r for r, several in asked.items() if not all(map(texts.keeps, several))]
+    if lacking:
+        raise RecordError(
+            f"the captions of {len(lacking)} of {len(asked)} records, the first one {lacking[0]!r}, are not encoded "
+            "ahead: run python -m omfa.encode again with --captions, or set data.init_args.captions false"
+        )
 
 
 class Kept(Protocol):

@@ -2,12 +2,12 @@
 
 Names in what :meth:`Drawer.pictures` returns, as far as the record has the bodies they need:
 
-    surface_map       of the person
-    <category>_map    of the body that stands in the garment's picture, where the garment is given
-    <category>_stand  of the body that is chosen for the shop picture, where that is to be made (try-off)
-    <category>_draft  of the garment, from the person picture, in that body
-    person_draft      of the person, from all garments and the face
-    portrait_draft    the portrait with the garments that it lacks laid over it
+    surface_map      of the person
+    <garment>_map    of the body that stands in the garment's picture, where the garment is given
+    <garment>_stand  of the body that is chosen for the shop picture, where that is to be made (try-off)
+    <garment>_draft  of the garment, from the person picture, in that body; not of what is worn under its like
+    person_draft     of the person, from all garments that the model can be given and the face
+    portrait_draft   the portrait with the garments that it lacks laid over it
 
 Legend: ``H W`` pixels.
 """
@@ -15,7 +15,7 @@ Legend: ``H W`` pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -31,9 +31,10 @@ from omfa.bodies.drafts import Shown, draft_garment, draft_person, fitted, nudge
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.standing import standing
 from omfa.bodies.surface import NoDraft, surface_map
-from omfa.components import Category
-from omfa.records.prepared import GarmentRef, Record, RecordError, record_files
+from omfa.components import ACCESSORIES, Category
+from omfa.records.prepared import GarmentRef, Record, RecordError, garment_roles, record_files
 from omfa.records.shards import Source
+from omfa.records.worn import wearable
 
 GIVEN = 0.5  # how wrong a given garment's body is taken to be, as a share of a chosen one's error
 INSIDE_OUT = (  # what is worn over what
@@ -46,7 +47,7 @@ def drawn_files(record: Record) -> dict[str, str]:
     roles = (
         "pose_params",
         "face_pose",
-        *(f"{g.category}_{what}" for g in record.garments for what in ("pose", "mask")),
+        *(f"{role}_{what}" for role in garment_roles(record) for what in ("pose", "mask")),
     )
     files = record_files(record)
     return {role: files[role] for role in roles if role in files}
@@ -62,10 +63,18 @@ class Drawer:
         source: of the records.
         size: (H, W) that person and garments are fitted to.
         body: the one whose surface all share; parameters of another draw nothing.
+        join, accessories: of the model, whose garments alone are drawn.
     """
 
-    def __init__(self, source: Source, size: tuple[int, int], body: Body) -> None:
-        self.source, self.size, self.body = source, size, body
+    def __init__(
+        self,
+        source: Source,
+        size: tuple[int, int],
+        body: Body,
+        join: str = "canvas",
+        accessories: Collection[str] = (),
+    ) -> None:
+        self.source, self.size, self.body, self.join, self.accessories = source, size, body, join, accessories
         self._garment = lru_cache(16)(self._drawn_garment)
 
     def pictures(self, record: Record) -> dict[str, Tensor]:
@@ -81,21 +90,24 @@ class Drawer:
         if params is not None:
             with suppress(NoDraft):
                 drawn["surface_map"] = as_map(body, params)
-        shown: dict[Category, Shown] = {}
-        for garment in sorted(record.garments, key=lambda g: INSIDE_OUT.index(g.category)):
-            category, own = garment.category, self._garment(garment)
-            shown[category], drawn[f"{category}_map"] = own.shown, own.shown_map
-            if params is not None:
+        shown, worn = dict[str, Shown](), wearable(record, self.join, self.accessories)
+        for role, garment in sorted(worn.items(), key=lambda item: INSIDE_OUT.index(item[1].category)):
+            if garment.pose is None and garment.category in ACCESSORIES:
+                continue  # nobody knows its body, and no category of them has one
+            own = self._garment(garment)
+            shown[role], drawn[f"{role}_map"] = own.shown, own.shown_map
+            if params is not None and role in set(Category):
                 with suppress(NoDraft):
                     made = draft_garment(body, own.chosen, Shown(person, params), wall=True)
-                    drawn |= {f"{category}_draft": made.picture, f"{category}_stand": own.chosen_map}
+                    drawn |= {f"{role}_draft": made.picture, f"{role}_stand": own.chosen_map}
         if params is not None and shown:
             with suppress(NoDraft):
                 face = self._face(files)
                 drawn["person_draft"] = draft_person(body, params, self.size, list(shown.values()), face=face).picture
                 if record.portrait is not None:
                     portrait, _ = _read(self.source, record.portrait.path, self.size, "edge")
-                    new = [s for c, s in shown.items() if c in (record.portrait.changed or tuple(shown))]
+                    changed = record.portrait.changed or tuple(Category)
+                    new = [s for role, s in shown.items() if worn[role].category in changed]
                     drawn["portrait_draft"] = draft_person(body, params, self.size, new, portrait).picture
         return drawn
 

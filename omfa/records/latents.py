@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from omfa.files import read_text, whole
 from omfa.records.drawn import drawn_files
 from omfa.records.prepared import Record, RecordError, record_pictures
 from omfa.records.shards import Source
+from omfa.records.worn import wearable
 
 DRAFTS = ("none", "surface")
 MADE_FROM = "made_from"  # in the metadata of a file of latents
@@ -41,7 +42,8 @@ def lacks(path: Path, record: Record) -> list[str]:
 
 
 def read_encoding(folder: Path) -> dict[str, Any]:
-    """What ``omfa.encode`` wrote about a folder of latents: ``person_size``, ``vae`` (a fingerprint), ``draft``.
+    """What ``omfa.encode`` wrote about a folder of latents: ``person_size``, ``vae`` (a fingerprint), ``draft``, and the
+    ``join`` and ``accessories`` of the model that drafts are for.
 
     Raises:
         RecordError: no such folder, or it was made by something else.
@@ -50,7 +52,8 @@ def read_encoding(folder: Path) -> dict[str, Any]:
     try:
         made = json.loads(read_text(path))
         size = [int(n) for n in made["person_size"]]
-        return {"person_size": size, "vae": str(made["vae"]), "draft": str(made.get("draft", "none"))}
+        drawn = {"draft": str(made.get("draft", "none")), "join": str(made.get("join", "canvas"))}
+        return {"person_size": size, "vae": str(made["vae"]), **drawn, "accessories": list(made.get("accessories", []))}
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise RecordError(f"{path}: no latents of omfa.encode ({type(e).__name__}: {e})") from None
 
@@ -69,9 +72,18 @@ class Latents:
         self.folder = Path(folder)
         made = read_encoding(self.folder)
         self.person_size, self.vae, self.draft = made["person_size"], made["vae"], made["draft"]
+        self.join, self.accessories = made["join"], made["accessories"]
 
-    def check(self, records: Sequence[Record], size: Sequence[int], draft: str = "none") -> None:
-        """Refuse latents of person pictures of another size than (height, width), or that lack pictures or drafts.
+    def check(
+        self,
+        records: Sequence[Record],
+        size: Sequence[int],
+        draft: str = "none",
+        join: str = "canvas",
+        accessories: Collection[str] = (),
+    ) -> None:
+        """Refuse latents of person pictures of another size than (height, width), or that lack pictures or drafts, or
+        whose drafts show other garments than a model of that ``join`` is given.
 
         Raises:
             RecordError: they don't fit, and how to make those that do.
@@ -83,6 +95,12 @@ class Latents:
             )
         if draft not in ("none", self.draft):
             raise RecordError(f"{self.folder} holds no drafts: run the same python -m omfa.encode with --draft {draft}")
+        others = [r.id for r in records if [*wearable(r, join, accessories)] != [*wearable(r, self.join, self.accessories)]]
+        if draft != "none" and others:
+            raise RecordError(
+                f"{self.folder} holds drafts of other garments than this model is given, the first one of {others[0]!r}: "
+                f"encode them anew with --join {join}{' --accessories ' * bool(accessories)}{' '.join(accessories)}"
+            )
         lacking = {r.id: names for r in records if (names := lacks(encoded_file(self.folder, r.id), r))}
         if lacking:
             first, names = next(iter(lacking.items()))

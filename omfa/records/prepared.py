@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from omfa.components import Category
+from omfa.components import Category, clash
 from omfa.files import text_lines
 
 METADATA = "metadata.jsonl"
@@ -222,7 +223,8 @@ class Record:
         outfit_id: same person in the same clothes, same id (the pose may differ).
         file_name: the person picture.
         face: a head crop, or None.
-        garments: what the person wears, as pictures; at most one of each category; a dress excludes the others.
+        garments: what the person wears, as pictures; several of a category from inside to outside; a dress excludes
+            lower garments and other dresses.
         pose: pose map and body parameters, or None.
         portrait: the photo to be changed, or None.
         maps: label pictures of the person picture, or None.
@@ -262,10 +264,10 @@ class Record:
         check_path(self.file_name)
         object.__setattr__(self, "garments", tuple(self.garments))
         worn = [g.category for g in self.garments]
-        if len(set(worn)) != len(worn):
-            raise RecordError(f"garments {worn} hold a category twice; give at most one picture of each")
-        if Category.DRESS in worn and len(worn) > 1:
-            raise RecordError(f"garments {worn}: a dress takes the place of upper and lower; give it alone")
+        if len({g.path for g in self.garments}) != len(worn):
+            raise RecordError(f"garments {worn} hold a picture twice; give each garment once")
+        if problem := clash(worn):
+            raise RecordError(f"garments {worn}: {problem}")
         if not isinstance(self.provenance, dict) or not isinstance(self.caption, str | None):
             raise RecordError(f"caption {self.caption!r} must be a text and provenance {self.provenance!r} an object")
         if self.portrait is not None and (self.portrait.path == self.file_name or self.portrait.source_id == self.id):
@@ -390,10 +392,20 @@ def read_records(folder: str | Path, split: str | None = None) -> list[Record]:
     return records
 
 
+def garment_roles(record: Record) -> dict[str, GarmentRef]:
+    """Role to garment, from inside to outside: the outermost of a category is called as that, what is under it upper_2
+    and so on."""
+    found, above = list[tuple[str, GarmentRef]](), Counter[Category]()
+    for g in reversed(record.garments):
+        above[g.category] += 1
+        found.append((g.category.value if above[g.category] == 1 else f"{g.category}_{above[g.category]}", g))
+    return dict(reversed(found))
+
+
 def record_pictures(record: Record) -> dict[str, str]:
     """The photographs and drawings a record names, which a VAE can encode: role to relative path.
 
-    Roles: person, face, pose_map, portrait, and each garment's category.
+    Roles: person, face, pose_map, portrait, and those of :func:`garment_roles`.
     """
     files = {"person": record.file_name}
     if record.face is not None:
@@ -402,20 +414,20 @@ def record_pictures(record: Record) -> dict[str, str]:
         files["pose_map"] = record.pose.map
     if record.portrait is not None:
         files["portrait"] = record.portrait.path
-    return files | {g.category.value: g.path for g in record.garments}
+    return files | {role: g.path for role, g in garment_roles(record).items()}
 
 
 def record_files(record: Record) -> dict[str, str]:
     """All files a record names: role to relative path.
 
-    Roles: those of :func:`record_pictures`, pose_params, face_pose, <category>_pose, <category>_mask, keypoints, and
-    the maps: parts, labels, limbs, inpaint.
+    Roles: those of :func:`record_pictures`, pose_params, face_pose, <garment>_pose, <garment>_mask, keypoints, and the
+    maps: parts, labels, limbs, inpaint.
     """
     files: dict[str, str | None] = dict(record_pictures(record))
     files["pose_params"] = None if record.pose is None else record.pose.params
     files["face_pose"] = None if record.face is None else record.face.pose
-    for garment in record.garments:
-        files |= {f"{garment.category}_pose": garment.pose, f"{garment.category}_mask": garment.mask}
+    for role, garment in garment_roles(record).items():
+        files |= {f"{role}_pose": garment.pose, f"{role}_mask": garment.mask}
     files["keypoints"] = None if record.keypoints is None else record.keypoints.path
     files |= vars(record.maps or Maps())
     return {role: path for role, path in files.items() if path is not None}

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from omfa import images
-from omfa.components import Category
-from omfa.records.prepared import Record, record_files
+from omfa.records.prepared import Record, garment_roles, record_files
 from omfa.records.shards import Source
 
 
@@ -70,5 +69,5 @@ class Stream(Sampler[tuple[int, int]]):
 def read_fitted(source: Source, record: Record, name: str, size: Sequence[int]) -> Tensor:
     """A picture of :func:`omfa.records.prepared.record_files` fitted to ``size``: (3, *size). Garments padded white."""
     path = record_files(record)[name]
-    fill: images.Fill = "white" if name in set(Category) else "edge"
+    fill: images.Fill = "white" if name in garment_roles(record) else "edge"
     return images.fit_pixels(images.decode_pixels(source.read(path), source.where(path)), size, fill)[0]

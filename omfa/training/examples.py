@@ -17,14 +17,15 @@ from torch.utils.data import default_collate
 
 from omfa.bodies.body import load_body
 from omfa.canvas import FACE, PERSON, PORTRAIT, Canvas
-from omfa.components import JOINT, TRY_OFF, TRY_ON, Component, State, Task
+from omfa.components import JOINT, TRY_OFF, TRY_ON, Category, Component, State, Task
 from omfa.conditioning import Drops, Kept, Layout
 from omfa.pipeline import OMFAPipeline
-from omfa.prompts import TextEncoders, phrases
+from omfa.prompts import check_captions, phrases
 from omfa.records.drawn import Drawer
 from omfa.records.latents import Latents
-from omfa.records.prepared import Record, RecordError
+from omfa.records.prepared import GarmentRef, Record, RecordError
 from omfa.records.stream import read_fitted
+from omfa.records.worn import wearable
 from omfa.training.streaming import RecordExamples, StreamDataModule
 
 TRAIN_STEPS = 1000
@@ -130,7 +131,7 @@ class Geometry:
         canvas: the model's canvas.
         factor: pixels per latent on a side.
         channels: latent channels.
-        draft, pose_style, portraits: of the pipeline.
+        draft, pose_style, portraits, join, accessories: of the pipeline.
     """
 
     canvas: Canvas
@@ -139,11 +140,13 @@ class Geometry:
     draft: str = "none"
     pose_style: str = "parts_blend"
     portraits: bool = False
+    join: str = "canvas"
+    accessories: Sequence[str] = ()
 
     @classmethod
     def of(cls, pipe: OMFAPipeline) -> Geometry:
         """A pipeline's."""
-        taken = {name: pipe.config[name] for name in ("draft", "pose_style", "portraits")}
+        taken = {name: pipe.config[name] for name in ("draft", "pose_style", "portraits", "join", "accessories")}
         return cls(pipe.canvas, pipe.vae_scale_factor, pipe.vae.config.latent_channels, **taken)
 
 
@@ -214,12 +217,15 @@ class RecordsDataset(RecordExamples[Example]):
         self.geometry, self.drawer = geometry, None
         size = self.canvas.person[0] * self.factor, self.canvas.person[1] * self.factor
         if "surface" in (geometry.draft, geometry.pose_style):
-            self.drawer = Drawer(self.source, size, load_body())
+            self.drawer = Drawer(self.source, size, load_body(), geometry.join, geometry.accessories)
         if self.drawer is not None and self.options.jitter > 0:
             raise RecordError("a draft belongs to the person picture as it is and can't be jittered; give jitter=0")
         self.latents = None if self.options.latents is None else Latents(self.options.latents)
         if self.latents is not None:
-            self.latents.check(self.records, size, "none" if self.drawer is None else "surface")
+            kind = "none" if self.drawer is None else "surface"
+            self.latents.check(self.records, size, kind, geometry.join, geometry.accessories)
+        most = max((len(self.worn(r)) for r in self.records), default=0) if geometry.join == "rows" else 0
+        self.garment_slots = [f"garment_{i + 1}" for i in range(max(most, self.canvas.garments))]
 
     def collate(self, examples: list[Example]) -> Batch:
         """A batch."""
@@ -252,53 +258,78 @@ class RecordsDataset(RecordExamples[Example]):
         """What of :class:`omfa.records.drawn.Drawer` each plane and draft is; "" for none."""
         if self.drawer is None:
             return {}
-        garments = [s.name for s in self.canvas.slots if s.component is Component.GARMENT]
+        garments, roles = self.garment_slots, self._roles(record, layout)
         names = dict.fromkeys([*(f"{g}_map" for g in garments), *_drafts(garments)], "")
         off = layout.states.get(PERSON) is State.GIVEN and kept.pose
-        for slot, category in layout.categories.items():
+        for slot, role in roles.items():
             given = layout.states[slot] is State.GIVEN
             if self.geometry.pose_style == "surface" and (given or off):
-                names[f"{slot}_map"] = f"{category}_map" if given else f"{category}_stand"
+                names[f"{slot}_map"] = f"{role}_map" if given else f"{role}_stand"
             if off and not given and kept.draft:
-                names[f"{slot}_draft"] = f"{category}_draft"
-        worn = {c for slot, c in layout.categories.items() if layout.states[slot] is State.GIVEN}
+                names[f"{slot}_draft"] = f"{role}_draft"
+        worn = {role for slot, role in roles.items() if layout.states[slot] is State.GIVEN}
         if kept.draft and layout.states.get(PERSON) is State.TARGET:
             if PORTRAIT in layout.states:
                 names[f"{PERSON}_draft"] = "portrait_draft"
-            elif worn == {g.category for g in record.garments}:
+            elif worn == {*self.worn(record)}:
                 names[f"{PERSON}_draft"] = "person_draft"
         return names if self.geometry.draft == "surface" else names | dict.fromkeys(_drafts(garments), "")
 
     def layout(self, record: Record, generator: torch.Generator) -> Layout:
-        """Draw a task for a record: every garment it shows and its face take their slots.
+        """Draw a task for a record: every garment it shows that the model can be given and its face take their slots.
 
         With one garment slot, or half the time in try-off, one of several garments is drawn alone: taking off just the
-        trousers is a task too.
+        trousers is a task too. Of several garments of a category only the outermost is ever to be made.
         """
         task = self.options.tasks.draw(generator)
         u = torch.rand(2, generator=generator, dtype=torch.float64)
-        worn = [g.category for g in record.garments]
+        worn = self.worn(record)
         caption = record.caption if self.options.captions else None
-        changes = self.geometry.portraits and task == TRY_ON and record.portrait is not None
+        changed = None if record.portrait is None else (record.portrait.changed or tuple(Category))
+        new = [role for role, g in worn.items() if g.category in (changed or ())]
+        changes = self.geometry.portraits and task == TRY_ON and new
         if changes and float(torch.rand(1, generator=generator, dtype=torch.float64)) < self.options.portraits:
-            assert record.portrait is not None
-            new = [c for c in worn if c in (record.portrait.changed or worn)]
-            places = self.canvas.place(new)
+            places = self._slots(record, new)
             states = {PERSON: State.TARGET, PORTRAIT: State.GIVEN} | dict.fromkeys(places.values(), State.GIVEN)
-            return Layout(task.kind, states, {places[c]: c for c in new}, caption)
-        if self.canvas.garments == 1 or (task == TRY_OFF and u[0] < 0.5):
-            worn = [worn[int(u[1] * len(worn))]]
-        places = self.canvas.place(worn)
-        present = {PERSON: Component.PERSON} | {places[c]: Component.GARMENT for c in worn}
+            return Layout(task.kind, states, {places[r]: worn[r].category for r in new}, caption)
+        seen = [role for role in worn if task == TRY_ON or role in set(Category)]
+        one_slot = self.canvas.garments == 1 and self.geometry.join != "rows"
+        if one_slot or (task == TRY_OFF and u[0] < 0.5):
+            seen = [seen[int(u[1] * len(seen))]]
+        places = self._slots(record, seen)
+        present = {PERSON: Component.PERSON} | {places[r]: Component.GARMENT for r in seen}
         if record.face is not None and task != TRY_OFF:
             present[FACE] = Component.FACE
-        return Layout(task.kind, task.states(present), {places[c]: c for c in worn}, caption)
+        return Layout(task.kind, task.states(present), {places[r]: worn[r].category for r in seen}, caption)
+
+    def worn(self, record: Record) -> dict[str, GarmentRef]:
+        """The garments that the model can be given: see :func:`omfa.records.worn.wearable`."""
+        return wearable(record, self.geometry.join, self.geometry.accessories)
+
+    def _slots(self, record: Record, roles: Sequence[str]) -> dict[str, str]:
+        """Role to slot: the canvas's own; in rows, where a record keeps it, the first that is free."""
+        worn, slots = self.worn(record), dict[str, str]()
+        if self.geometry.join != "rows":
+            places = self.canvas.place([worn[role].category for role in roles])
+            return {role: places[worn[role].category] for role in roles}
+        for role, garment in worn.items():
+            lower = garment.category is Category.LOWER and self.canvas.garments > 1
+            order = ["garment_2" if lower else "garment_1", *self.garment_slots]
+            slots[role] = next(slot for slot in order if slot not in slots.values())
+        return {role: slots[role] for role in roles}
+
+    def _roles(self, record: Record, layout: Layout) -> dict[str, str]:
+        """Garment slot of a layout to what it holds: a role in :func:`omfa.records.prepared.record_files`."""
+        if self.geometry.join != "rows":
+            return {slot: str(c) for slot, c in layout.categories.items()}
+        roles = {slot: role for role, slot in self._slots(record, list(self.worn(record))).items()}
+        return {slot: roles[slot] for slot in layout.categories}
 
     def _pictures(
         self, record: Record, layout: Layout, with_pose: bool, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Pixels of every slot, and by name what is drawn: the pose map, drafts; person and pose moved together."""
-        names, pixels = self._names(layout), {}
+        names, pixels = self._names(record, layout), {}
         person = self.canvas.person[0] * self.factor, self.canvas.person[1] * self.factor
         for slot, (height, width) in self._sizes().items():
             size = height * self.factor, width * self.factor
@@ -318,7 +349,7 @@ class RecordsDataset(RecordExamples[Example]):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The same from latents encoded ahead: float16 posteriors (2C, h, w)."""
         assert self.latents is not None
-        names, empty = self._names(layout), torch.zeros(2 * self.channels, *self.canvas.person, dtype=torch.float16)
+        names, empty = self._names(record, layout), torch.zeros(2 * self.channels, *self.canvas.person, dtype=torch.float16)
         encoded = self.latents.of(record)
         pixels = {
             slot: encoded[names[slot]] if slot in layout.states else empty[:, :height, :width]
@@ -329,12 +360,12 @@ class RecordsDataset(RecordExamples[Example]):
     def _sizes(self) -> dict[str, tuple[int, int]]:
         """(height, width) in latents of what an example holds."""
         sizes = {slot.name: (slot.height, slot.width) for slot in self.canvas.slots}
+        sizes |= dict.fromkeys(self.garment_slots, self.canvas.person)
         return sizes | ({PORTRAIT: self.canvas.person} if self.geometry.portraits else {})
 
-    def _names(self, layout: Layout) -> dict[str, str]:
+    def _names(self, record: Record, layout: Layout) -> dict[str, str]:
         """Slot name to the name of its picture in :func:`omfa.records.prepared.record_files`."""
-        own = {slot: slot for slot in (PERSON, FACE, PORTRAIT)}
-        return own | {slot: str(c) for slot, c in layout.categories.items()}
+        return {slot: slot for slot in (PERSON, FACE, PORTRAIT)} | self._roles(record, layout)
 
 
 def _drafts(garments: Sequence[str]) -> list[str]:
@@ -404,22 +435,7 @@ class RecordsDataModule(StreamDataModule):
             raise RecordError(f"draws {self.options.draws} go with join: rows; on a canvas leave them at 1")
         data = RecordsDataset(self.folder, Geometry.of(pipe), self.options)
         if self.options.captions and pipe.slot_tokens is None:
-            check_captions(data.records, pipe.texts)
+            said = [r for r in data.records if r.caption]
+            asked = {r.id: phrases([g.category for g in data.worn(r).values()], r.caption) for r in said}
+            check_captions(asked, pipe.texts)
         return data
-
-
-def check_captions(records: Sequence[Record], texts: TextEncoders) -> None:
-    """Every phrase of every record is kept, or can be encoded.
-
-    Raises:
-        RecordError: some are not, and can't.
-    """
-    if texts.loaded:
-        return
-    worn = {r.id: [g.category for g in r.garments] for r in records}
-    lacking = [r.id for r in records if r.caption and not all(map(texts.keeps, phrases(worn[r.id], r.caption)))]
-    if lacking:
-        raise RecordError(
-            f"the captions of {len(lacking)} of {len(records)} records, the first one {lacking[0]!r}, are not encoded "
-            "ahead: run python -m omfa.encode again with --captions, or set data.init_args.captions false"
-        )

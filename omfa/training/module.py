@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from omfa import images
 from omfa import partial_diffusion as pd
 from omfa.backbone import fingerprint, latents_from, posterior
 from omfa.bodies.parameters import BodyParameters
-from omfa.canvas import PERSON, PORTRAIT
-from omfa.components import State
+from omfa.canvas import PERSON, PORTRAIT, Canvas
+from omfa.components import CLOTHES, Category, State
 from omfa.conditioning import Guide, choose
 from omfa.pipeline import OMFAPipeline
 from omfa.prompts import Prompts, phrases
@@ -24,6 +24,7 @@ from omfa.records.latents import Latents
 from omfa.records.prepared import Record, RecordError
 from omfa.records.shards import Source
 from omfa.records.stream import draw_noise
+from omfa.records.worn import wearable
 from omfa.rows import Rows
 from omfa.training.examples import Batch
 from omfa.training.in_rows import row_losses
@@ -36,6 +37,7 @@ from omfa.tuning import BUILT, LORA, TUNED, Mismatch, Train, choose_trained, mer
 class Encoded(NamedTuple):
     """A batch as latents: ``noise`` of every draw (K, B, C, h, w), ``latents`` of every slot (B, C, h, w).
 
+    In rows the noise of garments that a canvas has no slots for lies to the right of the canvas's.
     ``planes`` of poses and ``drafts``: by slot, each example's (C, h, w) or None.
     """
 
@@ -43,6 +45,19 @@ class Encoded(NamedTuple):
     latents: dict[str, Tensor]
     planes: dict[str, list[Tensor | None]]
     drafts: dict[str, list[Tensor | None]]
+
+
+def _beyond(canvas: Canvas, slots: Iterable[str]) -> list[str]:
+    """The slots, in rows, of garments that the canvas has none for."""
+    own = {slot.name for slot in canvas.slots}
+    return [slot for slot in slots if slot not in own and slot != PORTRAIT]
+
+
+def _split(canvas: Canvas, plane: Tensor, slots: Iterable[str]) -> dict[str, Tensor]:
+    """Views of a plane (..., h, w) by slot; see :class:`Encoded`."""
+    (height, width), left = canvas.person, canvas.size[1]
+    more = {s: plane[..., :height, left + i * width :][..., :width] for i, s in enumerate(_beyond(canvas, slots))}
+    return canvas.split(plane) | more
 
 
 class OMFAModule(TrainedModule):
@@ -208,9 +223,10 @@ class OMFAModule(TrainedModule):
     def encode(self, batch: Batch) -> Encoded:
         """All of a batch that no trained weight has touched yet."""
         canvas, channels = self.pipe.canvas, self.pipe.vae.config.latent_channels
-        shape = (len(batch.t[0]) + 1, channels, *canvas.size)
+        width = canvas.size[1] + canvas.person[1] * len(_beyond(canvas, batch.pixels))
+        shape = (len(batch.t[0]) + 1, channels, canvas.size[0], width)
         *noise, last = draw_noise(batch.generator, shape).to(self.device).unbind(1)
-        return Encoded(torch.stack(noise), self._latents(batch, canvas.split(last)), *self._drawn(batch))
+        return Encoded(torch.stack(noise), self._latents(batch, _split(canvas, last, batch.pixels)), *self._drawn(batch))
 
     @torch.no_grad()
     def _encoded(self, batch: Batch, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -262,7 +278,8 @@ class OMFAModule(TrainedModule):
         def of(by_slot: Mapping[str, Tensor]) -> Tensor:
             return torch.stack([by_slot[slot][b] for b, slot in here])
 
-        return of(made.latents), torch.stack([of(self.pipe.canvas.split(draw)) for draw in made.noise])
+        canvas = self.pipe.canvas
+        return of(made.latents), torch.stack([of(_split(canvas, draw, made.latents)) for draw in made.noise])
 
     def save(self, folder: Path, whole: bool = False, dtype: torch.dtype | None = None) -> None:
         """Write what was trained; see :class:`omfa.training.parts.Saves`.
@@ -275,7 +292,8 @@ class OMFAModule(TrainedModule):
         pipe = self.pipe
         if pipe.slot_tokens is None and pipe.prompts is None and pipe.texts.loaded:
             encoders = pipe.text_encoder, pipe.text_encoder_2
-            made = Prompts.of(phrases(), pipe.texts, fingerprint(*encoders), pipe.text_encoder.device)
+            known = phrases((*CLOTHES, *map(Category, pipe.config.accessories)))
+            made = Prompts.of(known, pipe.texts, fingerprint(*encoders), pipe.text_encoder.device)
             pipe.register_modules(prompts=made)
         if self.train_what == "all" or whole:
             if self.train_what == "lora":
@@ -333,24 +351,27 @@ class OMFAModule(TrainedModule):
         pipe = self.pipe
         pipe.vae.to(self.device)
         person = read(record.file_name)
-        worn = {g.category.value: read(g.path) for g in record.garments}
-        worn = dict(list(worn.items())[: pipe.canvas.garments])
+        taken = list(wearable(record, pipe.config.join, pipe.config.accessories).values())
+        taken = taken if pipe.config.join == "rows" else taken[: pipe.canvas.garments]
+        worn, bodies = defaultdict[str, list[Any]](list), defaultdict[str, list[Any]](list)
+        for garment in taken:
+            worn[garment.category.value].append(read(garment.path))
+            bodies[garment.category.value].append(self._body(source, garment.pose))
         pose = read(record.pose.map) if record.pose is not None and record.pose.map is not None else None
         body = self._body(source, None if record.pose is None else record.pose.params)
-        bodies = {g.category.value: self._body(source, g.pose) for g in record.garments}
-        stands = {c: p for c, p in bodies.items() if c in worn and p is not None}
+        stands = {c: [several] for c, several in bodies.items() if len(several) > 1 or several[0] is not None}
         face = None if record.face is None else read(record.face.path)
         head = None if record.face is None else self._body(source, record.face.pose)
         options: dict[str, Any] = {"num_inference_steps": how.steps, "guidance_scale": how.guidance}
         bodies_of: dict[str, Any] = {"garment_poses": stands, "face_pose": head}
         pipe.set_progress_bar_config(disable=True)
         seed = torch.Generator().manual_seed
-        on = pipe(["person"], None, worn, face, body or pose, generator=seed(how.seed), **bodies_of, **options)
+        on = pipe(["person"], None, {c: [w] for c, w in worn.items()}, face, body or pose, generator=seed(how.seed), **bodies_of, **options)
         off = pipe(list(worn), person, pose=body, generator=seed(how.seed), **options)
         pipe.set_progress_bar_config(disable=False)
         return [
-            [*worn.values(), *([pose] if pose is not None else []), on.person[0], person],
-            [person, *(p[0] for p in off.garments.values()), *worn.values()],
+            [*sum(worn.values(), []), *([pose] if pose is not None else []), on.person[0], person],
+            [person, *(p[0] for p in off.garments.values()), *(several[-1] for several in worn.values())],
         ]
 
     def _body(self, source: Source, path: str | None) -> BodyParameters | None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from omfa.records.prepared import Record, RecordError
 from omfa.records.shards import open_records
 from omfa.records.stream import Stream, seeded
+from omfa.records.worn import clothes
 
 E = TypeVar("E")  # one example
 MOST = 65536  # examples in a batch, and processes: beyond it is a slip of the keyboard
@@ -52,7 +53,7 @@ class RecordExamples(Dataset[E], Generic[E]):
 
     def __init__(self, folder: str | Path, split: str | None = "train", seed: int = 0) -> None:
         self.source, self.seed = open_records(folder), seed
-        self.records = [r for r in self.source.records(split) if r.garments]
+        self.records = [r for r in self.source.records(split) if clothes(r)]
         if not self.records:
             raise RecordError(f"{folder} holds no records of split {split!r} with garments; check metadata.jsonl")
 
