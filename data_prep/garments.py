@@ -25,7 +25,7 @@ import torch
 from data_prep.records import as_line, carry
 from data_prep.run import Outcome, add_source, run_stage, write_image
 from omfa.bodies.parameters import BodyParameters
-from omfa.components import Category
+from omfa.components import CLOTHES, Category
 from omfa.images import read_image
 from omfa.records.labels import ARMS, PARTS_OF, Part, read_parts
 from omfa.records.prepared import GarmentRef, Record, iter_records, resolve
@@ -67,7 +67,7 @@ class Cutout:
 def worn(parts: np.ndarray) -> list[Category]:
     """Categories that a part map shows: a dress, or upper and lower, whichever covers more."""
     area = {category: float(np.isin(parts, of).mean()) for category, of in PARTS_OF.items()}
-    seen = [category for category in Category if area[category] >= MIN_AREA]
+    seen = [category for category in CLOTHES if area[category] >= MIN_AREA]
     if Category.DRESS in seen and area[Category.DRESS] >= area[Category.UPPER] + area[Category.LOWER]:
         return [Category.DRESS]
     return [category for category in seen if category != Category.DRESS]
@@ -254,7 +254,7 @@ def _dress(
     record: Record, wears: list[Category] | None, candidates: dict[Category, list[_Candidate]], own: bool
 ) -> Record:
     """A record with its split's best cut-out of each garment that its picture shows and no shop picture gives."""
-    given = {g.category for g in record.garments}
+    given = {g.category for g in record.garments if g.category in CLOTHES}
     garments, hidden, used_own = list(record.garments), {}, False
     for category in candidates if wears is None else wears:
         clash = Category.DRESS in given or (category == Category.DRESS and given)

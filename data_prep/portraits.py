@@ -34,6 +34,7 @@ from omfa.evaluation.pairs import unpaired_donors
 from omfa.images import read_image
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import GarmentRef, PortraitRef, Record, iter_records, read_records, resolve
+from omfa.records.worn import clothes
 
 Array = NDArray[Any]
 
@@ -117,12 +118,12 @@ def other_garments(records: Sequence[Record]) -> dict[str, tuple[GarmentRef, ...
     """Record id to the garments of another person who wears the same categories; none where there is nobody else."""
     alike: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        alike.setdefault(tuple(sorted(g.category.value for g in record.garments)), []).append(record)
+        alike.setdefault(tuple(sorted(g.category.value for g in clothes(record))), []).append(record)
     by_id, donors = {r.id: r for r in records}, dict[str, str]()
     for several in alike.values():
         if len({r.person_id for r in several}) > 1:
             donors |= unpaired_donors(several)
-    return {r.id: by_id[donors[r.id]].garments if r.id in donors else () for r in records}
+    return {r.id: clothes(by_id[donors[r.id]]) if r.id in donors else () for r in records}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

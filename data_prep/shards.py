@@ -23,6 +23,7 @@ from omfa.records.prepared import (
     PortraitRef,
     PoseRef,
     Record,
+    garment_roles,
     iter_records,
     record_files,
     resolve,
@@ -58,15 +59,15 @@ def with_files(record: Record, paths: Mapping[str, str | None]) -> Record:
         RecordError: no person picture, or a path that leaves the folder.
     """
     get = paths.get
-    garments = [(g, get(g.category.value)) for g in record.garments]
+    garments = [(role, g, get(role)) for role, g in garment_roles(record).items()]
     pose, maps, face = record.pose, record.maps, _moved(record.face, get("face"))
     return replace(
         record,
         file_name=get("person") or "",
         face=face and replace(face, pose=get("face_pose")),
         garments=tuple(
-            replace(g, path=path, pose=get(f"{g.category}_pose"), mask=get(f"{g.category}_mask"))
-            for g, path in garments
+            replace(g, path=path, pose=get(f"{role}_pose"), mask=get(f"{role}_mask"))
+            for role, g, path in garments
             if path is not None
         ),
         pose=pose and PoseRef(get("pose_map"), get("pose_params")),

@@ -29,6 +29,7 @@ from omfa.files import sole
 from omfa.images import read_image
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import Record, read_records, record_pictures, resolve
+from omfa.records.worn import clothes
 from omfa.sheets import contact_sheet, save_whole
 from omfa.training.vae import packaged_photographs
 
@@ -52,7 +53,7 @@ class Person:
     def __init__(self, folder: Path, record: Record) -> None:
         pictures = {role: read_image(resolve(folder, path)) for role, path in record_pictures(record).items()}
         self.person, self.face, self.map = (pictures[n] for n in ("person", "face", "pose_map"))
-        self.garments = {g.category.value: pictures[g.category.value] for g in record.garments}
+        self.garments = {g.category.value: pictures[g.category.value] for g in clothes(record)}
         assert record.pose is not None and record.pose.params is not None
         self.params = BodyParameters.load(resolve(folder, record.pose.params))
         head = record.face and record.face.pose
@@ -71,7 +72,7 @@ def two_people(folder: Path) -> tuple[list[Person], list[Person]]:
     people: dict[str, list[Record]] = {}
     for record in read_records(folder):
         complete = record.face and record.pose and record.pose.map and record.pose.params
-        if complete and {g.category.value for g in record.garments} == {"upper", "lower"}:
+        if complete and {g.category.value for g in clothes(record)} == {"upper", "lower"}:
             people.setdefault(record.person_id, []).append(record)
     found = []
     for records in people.values():

@@ -92,7 +92,8 @@ def begin(
         Unwritable: nothing can be written there.
     """
     wanted: dict[str, Any] = {"person_size": [int(n) for n in size], "vae": vae, "draft": draft}
-    wanted |= {"join": join, "accessories": list(accessories)}
+    drawn = draft != "none"  # pictures are the same for all
+    wanted |= {"join": join if drawn else "canvas", "accessories": list(accessories) if drawn else []}
     path = out / "encoding.json"
     if path.exists():
         if (found := read_encoding(out)) != wanted:

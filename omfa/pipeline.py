@@ -123,7 +123,9 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         if portraits and (join != "rows" or (slot_tokens is not None and PORTRAIT not in slot_tokens.kinds)):
             raise ValueError("portraits need join: rows and, in a compact model, slot tokens of a portrait")
         if accessories and (join != "rows" or not set(accessories) <= {*ACCESSORIES}):
-            raise ValueError(f"accessories {list(accessories)} must be of {', '.join(ACCESSORIES)}, and need join: rows")
+            raise ValueError(
+                f"accessories {list(accessories)} must be of {', '.join(ACCESSORIES)}, and need join: rows"
+            )
         if slot_tokens is not None and not {f"garment:{a}" for a in accessories} <= {*slot_tokens.kinds}:
             raise ValueError(f"accessories {list(accessories)} need slot tokens: widen them (SlotTokens.widened)")
         if unet.config.in_channels != input_channels(vae.config.latent_channels):

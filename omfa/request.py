@@ -188,7 +188,9 @@ def dressed(garments: Mapping[Category, Any], batch: int = 1, join: str = "rows"
     Raises:
         ValueError: nothing in a list, lists of different lengths, or more than one at once on a canvas.
     """
-    lists = {c: isinstance(g, list | tuple) and any(isinstance(p, list | tuple) for p in g) for c, g in garments.items()}
+    lists = {
+        c: isinstance(g, list | tuple) and any(isinstance(p, list | tuple) for p in g) for c, g in garments.items()
+    }
     batch = max([batch, *(len(garments[c]) for c, nested in lists.items() if nested)])
     layers: dict[Category, list[list[Any]]] = {}
     for category, g in garments.items():
@@ -199,7 +201,11 @@ def dressed(garments: Mapping[Category, Any], batch: int = 1, join: str = "rows"
             at_once = join == "rows" and isinstance(g, list | tuple) and 1 < len(several) != batch
             layers[category] = [several] if at_once else [[p] for p in several]
             continue
-        if not all(isinstance(p, list | tuple) for p in several) or len({len(p) for p in several}) > 1 or not several[0]:
+        if (
+            not all(isinstance(p, list | tuple) for p in several)
+            or len({len(p) for p in several}) > 1
+            or not several[0]
+        ):
             raise ValueError(
                 f"garments[{category.value!r}] must be lists of as many pictures each, like [[shirt, jacket]] for all "
                 "or one such list for each picture of the batch"

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from omfa.backbone import decode, encode
 from omfa.commands import Parser, count, find_device
-from omfa.components import Category, TaskKind
+from omfa.components import CLOTHES, Category, TaskKind
 from omfa.evaluation.making import VERSION, Job, run
 from omfa.evaluation.pairs import ALL, Item, Selection, make_items
 from omfa.evaluation.predictions import PREDICTIONS, weights_state
@@ -45,10 +45,11 @@ from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import METADATA, Record, RecordError, record_pictures
 from omfa.records.shards import Source, open_records
 from omfa.records.stream import read_fitted
+from omfa.records.worn import clothes
 
 THUMBNAIL = (32, 24)  # pixels; coarse enough that a shift of a hand's breadth does not matter
 CLASS_PATH = "omfa.judged.OMFAModel"
-GIVEN = ("face", "pose_map", *(c.value for c in Category))  # to a try-on, of what a record shows
+GIVEN = ("face", "pose_map", *(c.value for c in CLOTHES))  # to a try-on, of what a record shows
 COLUMNS = {
     TaskKind.TRY_OFF: ("psnr_garment", "ssim_rgb_valid_garment", "palette_error", "pattern_agreement"),
     TaskKind.TRY_ON: (
@@ -263,7 +264,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         find_protocol(call.protocol)
         source = open_records(call.train)
-        known = [r for r in source.records(call.split) if r.garments][: call.limit]
+        known = [r for r in source.records(call.split) if clothes(r)][: call.limit]
         if not known:
             raise ValueError(f"{call.train} holds no records of split {call.split!r} with garments; check --split")
         pipe = OMFAPipeline.from_pretrained(call.model)

@@ -30,6 +30,7 @@ from omfa.bodies.pose_render import person_mask
 from omfa.bodies.predicted_standing import KINDS, garment_standing
 from omfa.bodies.standing import Kind, standing
 from omfa.bodies.surface import off_paper, resized
+from omfa.components import ACCESSORIES
 from omfa.images import read_image
 from omfa.records.prepared import GarmentRef, Record, resolve
 
@@ -61,6 +62,9 @@ def pose_garments(item_id: str, record: Record, out: Path, *, source: Path, body
     wearer, garments, known, tiles = load_body(body), list[GarmentRef](), dict[str, str](), list[Array]()
     carry(record, source, out)
     for garment in record.garments:
+        if garment.category in ACCESSORIES:  # nothing predicts those
+            garments.append(garment)
+            continue
         kind = KINDS[KINDS.index(garment.category.value)]
         picture, params = np.asarray(read_image(resolve(source, garment.path))), None
         if garment.pose is not None:

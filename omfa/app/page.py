@@ -18,7 +18,7 @@ from omfa.app.guard import Guard
 from omfa.app.studio import Stopped, Studio
 from omfa.bodies.named_poses import NAMED_POSES
 from omfa.bodies.parameters import BodyParameters
-from omfa.components import Category
+from omfa.components import CLOTHES
 from omfa.images import ENOUGH, read_image
 from omfa.orders import KEEPS, Order, Pose, PoseOf, named_pose
 from omfa.sheets import save_whole
@@ -361,7 +361,7 @@ def _garments() -> list[gr.Image]:
 
 
 def _categories(value: list[str]) -> gr.CheckboxGroup:
-    choices = [(label, category) for label, category in PARTS.items() if category in set(Category)]
+    choices = [(label, category) for label, category in PARTS.items() if category in set(CLOTHES)]
     return gr.CheckboxGroup(choices, value=value, label="Which clothes")  # type: ignore[arg-type]
 
 

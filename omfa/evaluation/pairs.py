@@ -13,6 +13,7 @@ from pathlib import Path
 from omfa.components import Category, TaskKind
 from omfa.files import read_text
 from omfa.records.prepared import GarmentRef, Record
+from omfa.records.worn import clothes
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Item:
     @property
     def garment(self) -> GarmentRef | None:
         """The record's garment of ``category``."""
-        return next((g for g in self.record.garments if g.category == self.category), None)
+        return next((g for g in clothes(self.record) if g.category == self.category), None)
 
     @property
     def truth(self) -> str:
@@ -95,9 +96,9 @@ def make_items(
     if unknown:
         raise ValueError(f"predictions wear garments of {unknown[0]!r}, which is no record; give the right --records")
     if task == TaskKind.TRY_OFF:
-        items = [Item(r, g.category) for r in chosen for g in r.garments]
+        items = [Item(r, g.category) for r in chosen for g in clothes(r)]
     elif donors is None:
-        items = [Item(r) for r in chosen if r.garments]
+        items = [Item(r) for r in chosen if clothes(r)]
     else:
         items = [Item(r, donor=by_id[donors[r.id]]) for r in chosen if r.id in donors]
     return tuple(items[:limit])
@@ -113,7 +114,7 @@ def unpaired_donors(records: Sequence[Record], seed: int = 0) -> dict[str, str]:
     """
     outfits: dict[str, Record] = {}
     for record in records:
-        if record.garments:
+        if clothes(record):
             outfits.setdefault(record.outfit_id, record)
     names = sorted(outfits)
     random.Random(seed).shuffle(names)
@@ -139,7 +140,7 @@ def donors_from_file(path: Path, records: Sequence[Record]) -> tuple[dict[str, s
         ValueError: a line that is no pair, a person listed twice, a name of several records, or no pair of records.
     """
     ids, made_from = {r.id for r in records}, _ids_by_source(records)
-    dressed = {r.id for r in records if r.garments}
+    dressed = {r.id for r in records if clothes(r)}
     found: dict[str, str] = {}
     absent = []
     lines = read_text(path).splitlines()

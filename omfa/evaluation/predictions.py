@@ -39,12 +39,13 @@ import torch
 from PIL import Image
 
 from omfa.bodies.parameters import BodyParameters
-from omfa.components import Category, TaskKind
+from omfa.components import CLOTHES, Category, TaskKind
 from omfa.evaluation.pairs import Item
 from omfa.images import read_image
 from omfa.records.keypoints import read_keypoints
-from omfa.records.labels import ARMS, PARTS_OF, HEAD, LEGS, read_labels, read_parts
+from omfa.records.labels import ARMS, HEAD, LEGS, PARTS_OF, read_labels, read_parts
 from omfa.records.prepared import GarmentRef, Record, RecordError, record_files, resolve
+from omfa.records.worn import clothes
 
 PREDICTIONS = "predictions.json"
 
@@ -263,7 +264,7 @@ def _wears(item: Item) -> Record:
 
 def _worn(item: Item) -> tuple[GarmentRef, ...]:
     """The garments a try-on puts on; nothing for a try-off, whose answer they are."""
-    return () if item.category is not None else _wears(item).garments
+    return () if item.category is not None else clothes(_wears(item))
 
 
 def _read(records: Path, item: Item, name: Input, wishes: Wishes) -> Any:
@@ -308,7 +309,7 @@ def _read(records: Path, item: Item, name: Input, wishes: Wishes) -> Any:
         case Input.MASK:
             if "inpaint" in files:
                 return read_labels(at("inpaint")) > 127
-            return repainted(parts(), {*categories, *(g.category for g in item.record.garments)})
+            return repainted(parts(), {*categories, *(g.category for g in clothes(item.record))})
         case Input.CAPTION:
             return _wears(item).caption
 
@@ -326,7 +327,7 @@ def repainted(parts: np.ndarray, categories: set[Category]) -> np.ndarray:
     Returns:
         (H, W) bool.
     """
-    both = set(Category) if Category.DRESS in categories else categories
+    both = set(CLOTHES) if Category.DRESS in categories else categories
     found = [of for c in both for of in PARTS_OF[c]] + list(PARTS_OF[Category.DRESS])
     found += [*ARMS] if Category.UPPER in both else []
     found += [*LEGS] if Category.LOWER in both else []

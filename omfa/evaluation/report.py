@@ -26,6 +26,7 @@ from omfa.evaluation.results import Results, comparable, compare, formatted
 from omfa.evaluation.scoring import read_prediction
 from omfa.images import ImageError, read_image
 from omfa.records.prepared import Record, RecordError, read_records, resolve
+from omfa.records.worn import clothes
 
 COLOURS = ("#0b62a8", "#d1541b", "#2a8a4a", "#8a4fb0", "#b08900", "#c22f6b")
 THUMB = 320  # pixels high: sharp on a phone, small in the page
@@ -232,9 +233,9 @@ def pictures_of(record: Record, key: str, results: Sequence[Results], records: P
     if task == TaskKind.TRY_OFF:
         category = Category(key.rsplit(".", 1)[1])
         given.append(("person", _thumb_of(resolve(records, record.file_name))))
-        truth = _thumb_of(next(resolve(records, g.path) for g in record.garments if g.category == category))
+        truth = _thumb_of(next(resolve(records, g.path) for g in clothes(record) if g.category == category))
     else:
-        garments = donor["garments"] if donor else [[str(g.category), g.path] for g in record.garments]
+        garments = donor["garments"] if donor else [[str(g.category), g.path] for g in clothes(record)]
         given += [(c, _thumb_of(resolve(records, path))) for c, path in garments]
         if record.face is not None:
             given.append(("face", _thumb_of(resolve(records, record.face.path))))

@@ -31,6 +31,7 @@ from omfa.evaluation.results import HOW, RESULTS, RUN, VALUES, VERSION, read_jso
 from omfa.evaluation.scoring import SCORING, Scorer, label_files, needed_networks, prediction_files
 from omfa.files import whole, write_json
 from omfa.records.prepared import read_records
+from omfa.records.worn import clothes
 
 SPEED = ("seconds", "peak_memory_mb", "flops", "steps", "guidance", "seed", "device")
 CHUNK = 16  # predictions between two savings; small, so that a kill costs little
@@ -90,7 +91,7 @@ class Run:
         """What the scores of these items depend on, as a short hash: settings, weights, and the files' state."""
         files = []
         for item in items:
-            donors = [] if item.donor is None else [g.path for g in item.donor.garments]
+            donors = [] if item.donor is None else [g.path for g in clothes(item.donor)]
             read = [self.records / path for path in (item.truth, *label_files(item).values(), *donors)]
             for path in [*prediction_files(self.predictions, item.key), *read]:
                 stat = path.stat() if path.exists() else None
@@ -249,7 +250,7 @@ def _donor(item: Item) -> dict[str, Any] | None:
     """Whose garments an unpaired try-on wears, for the report."""
     if item.donor is None:
         return None
-    return {"record_id": item.donor.id, "garments": [[str(g.category), g.path] for g in item.donor.garments]}
+    return {"record_id": item.donor.id, "garments": [[str(g.category), g.path] for g in clothes(item.donor)]}
 
 
 def _read_chunk(work: Path, number: int) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from omfa.components import Category, TaskKind
+from omfa.components import CLOTHES, TaskKind
 from omfa.evaluation import metrics
 from omfa.evaluation.judges import pattern_kinds, person_outline
 from omfa.evaluation.metrics import inner, masked_mean
@@ -27,6 +27,7 @@ from omfa.evaluation.protocols import METRICS, PROTOCOLS, Filter, Pairing, Proto
 from omfa.images import SUFFIXES, ImageError, read_image
 from omfa.records.labels import AREAS
 from omfa.records.prepared import RecordError, resolve
+from omfa.records.worn import clothes
 
 SCORING = 2  # counts changes of what a number means; results of another count are made anew
 _FILTERS = {
@@ -114,7 +115,7 @@ class Scorer:
         if "ms_ssim" in self.wanted and min(y.shape[-2:]) >= metrics.MS_SSIM_SMALLEST:
             found["ms_ssim"] = metrics.ms_ssim(x, y)
         masks = self._masks(item, y)
-        worn = [m for c, m in masks.items() if c in set(Category)]
+        worn = [m for c, m in masks.items() if c in set(CLOTHES)]
         areas = {"person": masks["person"]} if "person" in masks else {}
         if worn:
             areas["garment"] = torch.stack(worn).amax(0)
@@ -174,7 +175,7 @@ class Scorer:
                     score.values[cosine] = float(torch.stack([F.cosine_similarity(mine, o) for o in others]).mean())
 
     def _given(self, item: Item) -> Iterator[Tensor]:
-        for garment in (item.donor or item.record).garments:
+        for garment in clothes(item.donor or item.record):
             yield self._tensor(read_image(resolve(self.records, garment.path)))
 
 

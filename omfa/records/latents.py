@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ def lacks(path: Path, record: Record) -> list[str]:
 
 
 def read_encoding(folder: Path) -> dict[str, Any]:
-    """What ``omfa.encode`` wrote about a folder of latents: ``person_size``, ``vae`` (a fingerprint), ``draft``, and the
-    ``join`` and ``accessories`` of the model that drafts are for.
+    """What ``omfa.encode`` wrote about a folder of latents: ``person_size``, ``vae`` (a fingerprint), ``draft``,
+    and ``join`` and ``accessories`` of the model that drafts are for.
 
     Raises:
         RecordError: no such folder, or it was made by something else.
@@ -95,11 +96,13 @@ class Latents:
             )
         if draft not in ("none", self.draft):
             raise RecordError(f"{self.folder} holds no drafts: run the same python -m omfa.encode with --draft {draft}")
-        others = [r.id for r in records if [*wearable(r, join, accessories)] != [*wearable(r, self.join, self.accessories)]]
+        drawn = partial(wearable, join=self.join, accessories=self.accessories)
+        others = [r.id for r in records if [*drawn(r)] != [*wearable(r, join, accessories)]]
         if draft != "none" and others:
+            how = " ".join([f"--join {join}", *(["--accessories", *accessories] if accessories else [])])
             raise RecordError(
-                f"{self.folder} holds drafts of other garments than this model is given, the first one of {others[0]!r}: "
-                f"encode them anew with --join {join}{' --accessories ' * bool(accessories)}{' '.join(accessories)}"
+                f"{self.folder} holds drafts of other garments than this model is given, the first one of "
+                f"{others[0]!r}: encode them anew with {how}"
             )
         lacking = {r.id: names for r in records if (names := lacks(encoded_file(self.folder, r.id), r))}
         if lacking:

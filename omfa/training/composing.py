@@ -24,6 +24,7 @@ from omfa.evaluation.metrics import psnr
 from omfa.images import enlarged, pixels_to_tensor
 from omfa.records.prepared import Record
 from omfa.records.stream import seeded
+from omfa.records.worn import clothes
 from omfa.training.decoded import Decoder
 from omfa.training.drafted import Array, Drafted, Drafter, drafted
 from omfa.training.model_card import About, forget_origins
@@ -112,7 +113,8 @@ class ComposerExamples(RecordExamples[ComposerExample]):
             task = "on" if u[1] < 0.5 else "keep"
         if task == "keep" and record.portrait is None:
             task = "on"
-        garment = record.garments[int(u[1] * len(record.garments))].category.value
+        worn = clothes(record)
+        garment = worn[int(u[1] * len(worn))].category.value
         target = {"off": garment, "on": "person", "keep": "portrait"}[task]
         name = f"{record.id}-{target}-{int(u[2] * self.nudges)}"
         made, picture = drafted(self.drafter, record, target, self.kept, rng_of(self.seed, name), name), None

@@ -15,6 +15,7 @@ from omfa.bodies.parameters import BodyParameters
 from omfa.images import read_image
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import Record, resolve
+from omfa.records.worn import clothes
 from omfa.sheets import save_whole
 from omfa.training.drafted import Drafter
 
@@ -48,7 +49,7 @@ class Decoder:
         params = drafter.params(record)
         given: dict[str, Any] = {"pose": params, "compose": False, "generator": torch.Generator().manual_seed(0)}
         if target not in ("person", "portrait"):
-            (garment,) = (g for g in record.garments if g.category == target)
+            (garment,) = (g for g in clothes(record) if g.category == target)
             _, stand = drafter.framed(record, garment, rng)
             given |= {"person": resolve(folder, record.file_name), "garment_poses": {target: stand}}
             return self.pipe([target], **given).images[0]

@@ -27,6 +27,7 @@ from omfa.images import ImageError, read_trusted
 from omfa.records.drawn import INSIDE_OUT
 from omfa.records.labels import PERSON
 from omfa.records.prepared import GarmentRef, Record, RecordError, resolve
+from omfa.records.worn import clothes
 
 Array = NDArray[Any]
 SCALE = (-0.25, 0.1)  # logarithms between which a shop picture is framed anew
@@ -136,7 +137,7 @@ class Drafter:
     ) -> list[tuple[GarmentRef, BodyParameters]]:
         """The garments that are put on, for a portrait those that it lacks, and the bodies in their pictures."""
         changed = record.portrait.changed if onto_portrait and record.portrait else None
-        new = [g for g in record.garments if not changed or g.category in changed]
+        new = [g for g in clothes(record) if not changed or g.category in changed]
         return [(g, nudged(self._params(g.pose, record), rng, ERROR)) for g in new]
 
     def framed(self, record: Record, garment: GarmentRef, rng: np.random.Generator) -> tuple[Array, BodyParameters]:
@@ -223,7 +224,7 @@ def drafted(drafter: Drafter, record: Record, target: str, kept: Path, rng: np.r
             if target in ("person", "portrait"):
                 made = drafter.person(record, rng, target == "portrait")
             else:
-                (garment,) = (g for g in record.garments if g.category == target)
+                (garment,) = (g for g in clothes(record) if g.category == target)
                 made = drafter.garment(record, garment, rng)
         except NoDraft as e:
             raise RecordError(f"{record.id}: {e}") from None

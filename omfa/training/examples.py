@@ -349,7 +349,10 @@ class RecordsDataset(RecordExamples[Example]):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The same from latents encoded ahead: float16 posteriors (2C, h, w)."""
         assert self.latents is not None
-        names, empty = self._names(record, layout), torch.zeros(2 * self.channels, *self.canvas.person, dtype=torch.float16)
+        names, empty = (
+            self._names(record, layout),
+            torch.zeros(2 * self.channels, *self.canvas.person, dtype=torch.float16),
+        )
         encoded = self.latents.of(record)
         pixels = {
             slot: encoded[names[slot]] if slot in layout.states else empty[:, :height, :width]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,7 +227,9 @@ class OMFAModule(TrainedModule):
         width = canvas.size[1] + canvas.person[1] * len(_beyond(canvas, batch.pixels))
         shape = (len(batch.t[0]) + 1, channels, canvas.size[0], width)
         *noise, last = draw_noise(batch.generator, shape).to(self.device).unbind(1)
-        return Encoded(torch.stack(noise), self._latents(batch, _split(canvas, last, batch.pixels)), *self._drawn(batch))
+        return Encoded(
+            torch.stack(noise), self._latents(batch, _split(canvas, last, batch.pixels)), *self._drawn(batch)
+        )
 
     @torch.no_grad()
     def _encoded(self, batch: Batch, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -366,11 +369,12 @@ class OMFAModule(TrainedModule):
         bodies_of: dict[str, Any] = {"garment_poses": stands, "face_pose": head}
         pipe.set_progress_bar_config(disable=True)
         seed = torch.Generator().manual_seed
-        on = pipe(["person"], None, {c: [w] for c, w in worn.items()}, face, body or pose, generator=seed(how.seed), **bodies_of, **options)
+        dressed = {c: [several] for c, several in worn.items()}
+        on = pipe(["person"], None, dressed, face, body or pose, generator=seed(how.seed), **bodies_of, **options)
         off = pipe(list(worn), person, pose=body, generator=seed(how.seed), **options)
         pipe.set_progress_bar_config(disable=False)
         return [
-            [*sum(worn.values(), []), *([pose] if pose is not None else []), on.person[0], person],
+            [*chain(*worn.values()), *([pose] if pose is not None else []), on.person[0], person],
             [person, *(p[0] for p in off.garments.values()), *(several[-1] for several in worn.values())],
         ]
 

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 
 from omfa import images
 from omfa.records.shards import open_records
+from omfa.records.worn import clothes
 from omfa.sheets import contact_sheet
 from omfa.training.ema import best_weights, lent
 from omfa.training.parts import Samples, Sampling
@@ -72,7 +73,7 @@ class SamplePictures(pl.Callback):
         """The contact sheet for the weights as they are now."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         source = open_records(data.folder)
-        records = [r for r in source.records(self.split or data.split) if r.garments][: self.records]
+        records = [r for r in source.records(self.split or data.split) if clothes(r)][: self.records]
         rows = []
         with trainer.precision_plugin.forward_context(), evaluating(pl_module):
             for i, record in enumerate(records):

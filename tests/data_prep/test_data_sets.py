@@ -17,7 +17,7 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.check import validate
 from omfa.components import Category
-from omfa.records.labels import ATR, CIHP, PARTS_OF, DEEPFASHION, LIP, Part, read_labels, read_parts, table, to_parts
+from omfa.records.labels import ATR, CIHP, DEEPFASHION, LIP, PARTS_OF, Part, read_labels, read_parts, table, to_parts
 from omfa.records.prepared import Record, read_records
 from tests.samples import sample
 

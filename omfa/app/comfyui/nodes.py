@@ -12,7 +12,7 @@ from comfy_api.v0_0_2 import ComfyAPISync, ComfyExtension, io
 
 from omfa.app.comfyui import functions
 from omfa.bodies.named_poses import NAMED_POSES
-from omfa.components import Category
+from omfa.components import CLOTHES
 from omfa.orders import KEEPS, MOST_VIEWS, TaskName
 
 CATEGORY = "OMFA"
@@ -52,7 +52,7 @@ def _sampler() -> list[Any]:
 
 
 def _garments() -> list[Any]:
-    return [io.Image.Input(c.value, optional=True, tooltip=f"shop picture of the {c.value} garment") for c in Category]
+    return [io.Image.Input(c.value, optional=True, tooltip=f"shop picture of the {c.value} garment") for c in CLOTHES]
 
 
 def _looks() -> list[Any]:
@@ -114,7 +114,7 @@ class TakeOff(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Photo and category."""
-        choice = io.Combo.Input("garment", options=[c.value for c in Category], default="upper")
+        choice = io.Combo.Input("garment", options=[c.value for c in CLOTHES], default="upper")
         return io.Schema(
             node_id="OMFATakeOff", display_name="OMFA Take Off", category=CATEGORY,
             description="Takes a garment off a photo, as a shop picture.",
@@ -134,7 +134,7 @@ class Transfer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Both photos and the category."""
-        choice = io.Combo.Input("garment", options=[c.value for c in Category], default="upper")
+        choice = io.Combo.Input("garment", options=[c.value for c in CLOTHES], default="upper")
         inputs = [Model.Input("model"), io.Image.Input("source", tooltip="who wears it"), io.Image.Input("photo")]
         inputs += [choice, *_looks(), io.Combo.Input("keep", options=list(KEEPS), default="auto"), *_sampler()]
         return io.Schema(

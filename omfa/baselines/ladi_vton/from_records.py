@@ -25,11 +25,12 @@ from omfa.baselines.ladi_vton.masks import JOINTS, Rules, garment_on_white
 from omfa.bodies.body import KEY_VERTICES, PARTS, Body, load_body
 from omfa.bodies.parameters import JOINT_IDS, BodyParameters
 from omfa.bodies.placing import project
-from omfa.components import Category
+from omfa.components import CLOTHES, Category
 from omfa.images import read_image
 from omfa.records.keypoints import read_keypoints
 from omfa.records.labels import Label, Part, read_labels
 from omfa.records.prepared import GarmentRef, Record, RecordError, read_records, resolve
+from omfa.records.worn import clothes
 
 # Ids by part. What a set has no label for goes to one that is treated alike: SKIN of no known limb is repainted where a
 # mask reaches it, and kept elsewhere. One deviation: ATR's rule for lower garments leaves skirts out; here they are in.
@@ -251,9 +252,9 @@ class Examples(Dataset[Example]):
     ) -> None:
         self.seed = seed
         self.folder, self.size, self.rules = Path(folder), (int(size[0]), int(size[1])), rules
-        wanted = set(Category if categories is None else categories)
-        wanted &= {Category.UPPER} if rules == "vitonhd" else set(Category)
-        self.items = [(r, g) for r in read_records(folder, split) for g in r.garments if g.category in wanted]
+        wanted = set(CLOTHES if categories is None else categories)
+        wanted &= {Category.UPPER} if rules == "vitonhd" else set(CLOTHES)
+        self.items = [(r, g) for r in read_records(folder, split) for g in clothes(r) if g.category in wanted]
         if not self.items:
             raise RecordError(
                 f"{folder}: no record of split {split!r} wears {', '.join(sorted(wanted)) or 'any of these'}"

@@ -22,11 +22,11 @@ from omfa.baselines.mobile_vton.examples import ENCODING, NOTHING, PROMPTS, enco
 from omfa.baselines.mobile_vton.pipeline import SIZE, MobileVTON
 from omfa.baselines.mobile_vton.prompts import NEGATIVE, PLAIN, PromptBook, TextEncoders, try_on_phrase
 from omfa.commands import Parser, find_device
-from omfa.components import Category
 from omfa.files import check_writable, clear_parts, sole, whole, write_json
 from omfa.records.latents import MADE_FROM, Hashes
-from omfa.records.prepared import RecordError, read_records, record_pictures, resolve
+from omfa.records.prepared import RecordError, garment_roles, read_records, record_pictures, resolve
 from omfa.records.shards import RecordFolder
+from omfa.records.worn import clothes
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def encode_records(pipe: MobileVTON, folder: Path, out: Path, size: Sequence[int
     if encoding.is_file() and json.loads(encoding.read_text()) != about:
         raise ValueError(f"{encoding} is of another size or VAE; give another --out")
     phrases = [NEGATIVE, *PLAIN.values(), *(try_on_phrase(c, d) for c, d in PLAIN.items())]
-    phrases += [target_phrase(r, g.category) for r in records for g in r.garments]
+    phrases += [target_phrase(r, g.category) for r in records for g in clothes(r)]
     PromptBook.of(phrases, pipe.parts.texts).write(out / PROMPTS)
     _, nothing = pipe.features(torch.zeros(1, 3, *size, device=pipe.device))
     with whole(out / NOTHING) as part:
@@ -68,7 +68,7 @@ def encode_records(pipe: MobileVTON, folder: Path, out: Path, size: Sequence[int
         for name, file in record_pictures(record).items():
             if name in ("face", "pose_map"):
                 continue
-            garment = name in set(Category)
+            garment = name in garment_roles(record)
             picture = resolve(folder, file)
             raw = images.decode_pixels(images.read_file(picture), str(picture))
             pixels = images.fit_pixels(raw, size, "white" if garment else "edge")[0][None].to(pipe.device)

@@ -22,6 +22,7 @@ from omfa.baselines.mobile_vton.prompts import NEGATIVE, PLAIN, PromptBook, try_
 from omfa.components import Category
 from omfa.records.prepared import Record, RecordError, read_records
 from omfa.records.stream import seeded
+from omfa.records.worn import clothes
 from omfa.training.streaming import StreamDataModule
 
 PROMPTS, ENCODING, NOTHING = "prompts.safetensors", "encoding.json", "nothing.safetensors"
@@ -92,9 +93,9 @@ def sources(records: Sequence[Record]) -> dict[str, list[str]]:
     found = {}
     for record in records:
         others = [r for r in persons[record.person_id] if r.outfit_id != record.outfit_id]
-        if record.garments and record.portrait is not None:
+        if clothes(record) and record.portrait is not None:
             found[record.id] = [f"{record.id}/portrait"]
-        elif record.garments and others:
+        elif clothes(record) and others:
             near = sorted(others, key=lambda r: (turned(record, r), r.id))
             found[record.id] = [f"{r.id}/person" for r in near]
     if not found:
@@ -154,7 +155,8 @@ class TryOnDataset(Dataset[TryOnExample]):
         record = self.records[position]
         generator = seeded(self.seed, epoch, record.id)
         u = torch.rand(3, generator=generator, dtype=torch.float64)
-        category = record.garments[int(u[0] * len(record.garments))].category
+        worn = clothes(record)
+        category = worn[int(u[0] * len(worn))].category
         near = self.sources[record.id][: self.nearest]
         photo, _, name = near[int(u[1] * len(near))].partition("/")
         dropped = bool(u[2] < self.drop)

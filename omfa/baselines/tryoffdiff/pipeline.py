@@ -37,7 +37,7 @@ from omfa.baselines.tryoffdiff.networks import (
 from omfa.baselines.tryoffdiff.parts import DECODERS, SIGLIP_HUB, SUFFIXES, Part, load_encoder, load_vae, local_file
 from omfa.baselines.tryoffdiff.pictures import stretched, to_square
 from omfa.baselines.tryoffdiff.weights import load_official, official_version, read_official
-from omfa.components import Category
+from omfa.components import CLOTHES, Category
 from omfa.images import Box, Picture
 from omfa.weights import check_parts, finite
 
@@ -132,9 +132,9 @@ class TryOffDiffPipeline(DiffusionPipeline):
         cut_to_person: bool = False,
     ) -> None:
         super().__init__()
-        unknown = [c for c in categories if c not in set(Category)]
+        unknown = [c for c in categories if c not in set(CLOTHES)]
         if unknown or not categories:
-            raise ValueError(f"categories {list(categories)} must be one or more of {', '.join(Category)}")
+            raise ValueError(f"categories {list(categories)} must be one or more of {', '.join(CLOTHES)}")
         if noise not in ("preserving", "exploding") or unconditional not in ("features", "picture"):
             raise ValueError(
                 f"noise {noise!r} must be 'preserving' or 'exploding', unconditional {unconditional!r} 'features' or "

@@ -23,6 +23,7 @@ from omfa.baselines.tryoffdiff.pipeline import TryOffDiffPipeline
 from omfa.records.prepared import Record, RecordError, record_files
 from omfa.records.shards import open_records
 from omfa.records.stream import draw_noise, seeded
+from omfa.records.worn import clothes
 from omfa.training.model_card import forget_origins
 from omfa.training.streaming import StreamDataModule
 
@@ -69,7 +70,7 @@ class PairsDataset(Dataset[Pair]):
     ) -> None:
         self.source, self.side, self.seed = open_records(folder), side, seed
         records = self.source.records(split)
-        self.pairs = [(r, g.category) for r in records for g in r.garments if g.category in categories]
+        self.pairs = [(r, g.category) for r in records for g in clothes(r) if g.category in categories]
         if not self.pairs:
             raise RecordError(
                 f"{folder} holds no {' or '.join(categories)} garments in split {split!r}; check metadata.jsonl"
