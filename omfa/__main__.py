@@ -109,10 +109,11 @@ def _readable(paths: Sequence[str], problems: list[str]) -> Iterator[tuple[str, 
             problems.append(str(e))
 
 
-def _garments(call: argparse.Namespace) -> dict[str, Image.Image]:
-    worn = {category: _read(path) for category, path in call.garment}
-    if len(worn) < len(call.garment):
-        raise ValueError("two garments of one category: give one --garment of each")
+def _garments(call: argparse.Namespace) -> dict[str, list[Image.Image]]:
+    """Category to pictures, from inside to outside."""
+    worn: dict[str, list[Image.Image]] = {}
+    for category, path in call.garment:
+        worn.setdefault(category, []).append(_read(path))
     return worn
 
 
@@ -184,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="CATEGORY=PICTURE",
-        help="a shop picture to put on, like upper=shirt.png; once for each",
+        help="a shop picture to put on, like upper=shirt.png; once for each, of one category from inside to outside",
     )
     whole = Parser(prog="python -m omfa", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)

@@ -88,8 +88,8 @@ class OMFAInPhoto(OMFAModel):
 
 def _worn(batch: Batch) -> dict[str, Any]:
     return {
-        "garments": {category.value: list(map(str, paths)) for category, paths in batch.garments.items()},
-        "garment_poses": {category.value: list(poses) for category, poses in batch.garment_poses.items()},
+        "garments": {category.value: [[str(path)] for path in paths] for category, paths in batch.garments.items()},
+        "garment_poses": {category.value: [[p] for p in poses] for category, poses in batch.garment_poses.items()},
     }
 
 

@@ -15,7 +15,7 @@ from omfa.bodies.named_poses import NAMED_POSES
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import place
 from omfa.components import Category
-from omfa.images import ENOUGH, read_image
+from omfa.images import ENOUGH, as_list, read_image
 from omfa.pipeline import OMFAPipeline
 from omfa.tasks import Estimate, PoseEstimator
 
@@ -72,7 +72,7 @@ class Order:
         name: what its files begin with.
         photo: try-off: who wears the garments; else who shall wear them. A try-on may go without.
         source: transfer alone: who wears the garments.
-        garments: category to picture, to put on.
+        garments: category to picture, or to several from inside to outside, to put on.
         categories: to take off.
         face: head crop; None takes the photo's.
         face_pose: the body whose head it shows, where it is known.
@@ -88,7 +88,7 @@ class Order:
     name: str
     photo: Image.Image | None = None
     source: Image.Image | None = None
-    garments: Mapping[str, Image.Image] = field(default_factory=dict)
+    garments: Mapping[str, Image.Image | Sequence[Image.Image]] = field(default_factory=dict)
     categories: tuple[str, ...] = (Category.UPPER.value,)
     face: Image.Image | None = None
     face_pose: BodyParameters | None = None
@@ -123,7 +123,8 @@ class Order:
     def given(self) -> list[Image.Image]:
         """Its pictures, for a contact sheet."""
         pose = self.pose.picture if isinstance(self.pose, PoseOf) else self.pose
-        several = (self.source, self.photo, *self.garments.values(), self.face, pose)
+        worn = [p for pictures in self.garments.values() for p in as_list(pictures)]
+        several = (self.source, self.photo, *worn, self.face, pose)
         return [p for p in several if isinstance(p, Image.Image)]
 
     @property
@@ -148,15 +149,16 @@ class Order:
             pictures = [made.garments[category][0] for category in self.categories]
             return dict(zip(self.stems, pictures, strict=True))
         keep: Any = None if self.keep == "nothing" else self.keep
+        worn = {category: [as_list(pictures)] for category, pictures in self.garments.items()}
         if self.face is not None and self.face_pose is not None:
             options["face_pose"] = self.face_pose
         if self.task == "turntable":
             keep = None if keep is None else "others"  # new pictures, all of them
             pose: Any = self._pose(pipe)
-            made = pipe.turntable(self.photo, self.garments, pose, self.face, self.views, keep=keep, **options)
+            made = pipe.turntable(self.photo, worn, pose, self.face, self.views, keep=keep, **options)
             return dict(zip(self.stems, made.images, strict=True))
         if self.task == "try-on":
-            made = pipe.try_on(self.photo, self.garments, self._pose(pipe), self.face, keep, **options)
+            made = pipe.try_on(self.photo, worn, self._pose(pipe), self.face, keep, **options)
         else:
             source, photo = _given(self.source), _given(self.photo)
             made = pipe.transfer(source, photo, self.categories, self._pose(pipe), self.face, keep, **options)

@@ -177,7 +177,7 @@ def layers_of(dressed: Dressed, posed: Wearer) -> dict[str, Layer]:
         vertices = garment.posed(posed)
         layer = garment_layer(garment, vertices, faces, worn)
         out[worn.category.value] = replace(layer, behind=_tucked_under(garment, k, outfit))
-    out["shoes"] = _cloth_layer(dressed.shoes, posed, partial(paint_shoes, outfit=outfit))
+    out["shoes"] = shoes_layer(dressed.shoes, posed, outfit)
     if dressed.hair is not None:
         out["hair"] = _cloth_layer(dressed.hair, posed, partial(paint_hair, person=dressed.person))
     return out
@@ -206,6 +206,11 @@ def garment_layer(garment: Garment, vertices: Array, faces: Array, worn: Worn) -
     rows = np.concatenate([rest, uv, edge[:, None]], 1)
     paint = partial(paint_cloth, worn=worn)
     return Layer(vertices, garment.faces[faces], rows, np.concatenate(parts), region[faces], paint)
+
+
+def shoes_layer(shoes: Cloth, posed: Wearer, outfit: Outfit) -> Layer:
+    """The outfit's pair of shoes on a posed body."""
+    return _cloth_layer(shoes, posed, partial(paint_shoes, outfit=outfit))
 
 
 def _cloth_layer(cloth: Cloth, posed: Wearer, paint: Any) -> Layer:

@@ -24,11 +24,11 @@ from data_prep.wardrobe.dressing import dress
 from data_prep.wardrobe.heads import Person, draw_person
 from data_prep.wardrobe.outfits import Outfit, Worn, caption, draw_outfit
 from data_prep.wardrobe.tailor import tailor
-from data_prep.wardrobe.views import View, face_size, make_view, portrait, shop_picture
+from data_prep.wardrobe.views import View, face_size, make_view, portrait, shoes_picture, shop_picture
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import render_pose_map
 from omfa.components import Category
-from omfa.records.labels import PERSON
+from omfa.records.labels import PERSON, Label
 from omfa.records.prepared import FaceRef, GarmentRef, Maps, PortraitRef, PoseRef, Record
 
 Array = NDArray[Any]
@@ -103,7 +103,12 @@ def other_clothes(rng: np.random.Generator, outfit: Outfit, skin: tuple[float, .
 
 
 def make_outfit(
-    seed: int, index: int, size: tuple[int, int] = (256, 192), views: int = VIEWS, portraits: bool = False
+    seed: int,
+    index: int,
+    size: tuple[int, int] = (256, 192),
+    views: int = VIEWS,
+    portraits: bool = False,
+    shoes: bool = False,
 ) -> list[Sample]:
     """One person in one outfit, in several pictures: a pure function of its arguments.
 
@@ -113,6 +118,7 @@ def make_outfit(
         size: (H, W) of the pictures.
         views: pictures of the outfit; fewer are the first of more.
         portraits: show every view in other clothes, too. All else stays as it is.
+        shoes: the pair of shoes is a garment, of every view that shows it. All else stays as it is.
 
     Returns:
         ``views`` samples that share face and shop pictures.
@@ -124,6 +130,8 @@ def make_outfit(
     face, face_params = portrait(dress(person, draw_outfit(other_day, person.skin)), other_day, face_size(size[1]))
     hanger = np.random.default_rng([seed, 5, index])
     shop = {w.category.value: shop_picture(w, size, hanger) for w in outfit.worn}
+    if shoes:
+        shop["shoes"] = shoes_picture(outfit, size, np.random.default_rng([seed, 7, index]))
     other, changed = other_clothes(np.random.default_rng([seed, 6, index]), outfit, person.skin)
     before = dress(person, other) if portraits else None
     samples = []
@@ -133,7 +141,7 @@ def make_outfit(
         old = None if before is None else make_view(before, place(), number, size)
         samples.append(
             Sample(
-                record=_record(seed, index, person, outfit, view, changed if portraits else ()),
+                record=_record(seed, index, person, outfit, view, changed if portraits else (), shoes),
                 person=view.person,
                 face=face,
                 face_params=face_params,
@@ -152,11 +160,16 @@ def make_outfit(
     return samples
 
 
-def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View, changed: tuple[str, ...]) -> Record:
+def _record(
+    seed: int, index: int, person: Person, outfit: Outfit, view: View, changed: tuple[str, ...], shoes: bool
+) -> Record:
     """What ``metadata.jsonl`` says of a view; paths as :func:`write_outfit` writes them.
 
-    ``changed``: the garments that the portrait doesn't show; none if there is no portrait.
+    ``changed``: the garments that the portrait doesn't show; none if there is no portrait. ``shoes``: they are one.
     """
+    worn = [w.category for w in outfit.worn]
+    if shoes and (view.labels == Label.SHOES).any():
+        worn.append(Category.SHOES)
     number = index // OUTFITS
     worn_id = f"s{seed}-o{index}"
     name, shop = f"{worn_id}-v{view.words['view']}", f"garment/{worn_id}"
@@ -169,7 +182,7 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View, c
         face=FaceRef(f"face/{worn_id}.png", f"{worn_id}-portrait", f"face/{worn_id}.npz"),
         garments=tuple(
             GarmentRef(c, f"{shop}-{c}.png", pose=f"{shop}-{c}.npz", mask=f"masks/{worn_id}-{c}.png")
-            for c in (w.category for w in outfit.worn)
+            for c in worn
         ),
         pose=PoseRef(f"pose/{name}.png", f"pose/{name}.npz"),
         maps=Maps(labels=f"masks/{name}.png", limbs=f"masks/{name}-parts.png"),
@@ -179,7 +192,7 @@ def _record(seed: int, index: int, person: Person, outfit: Outfit, view: View, c
         provenance={
             "stage": "synthetic", "seed": seed, "outfit": index, **view.words, "skin": person.names[0],
             "hair": person.names[1], "garments": {w.category.value: _said(w) for w in outfit.worn},
-        },
+        } | ({"shoes": outfit.shoe_name} if shoes else {}),
     )  # fmt: skip
 
 
@@ -197,7 +210,15 @@ def _said(worn: Worn) -> dict[str, Any]:
 
 
 def write_outfit(
-    item_id: str, index: int, out: Path, *, seed: int, size: tuple[int, int], records: int, portraits: bool = False
+    item_id: str,
+    index: int,
+    out: Path,
+    *,
+    seed: int,
+    size: tuple[int, int],
+    records: int,
+    portraits: bool = False,
+    shoes: bool = False,
 ) -> list[dict[str, Any]]:
     """Write one outfit's files; its lines of ``metadata.jsonl``.
 
@@ -209,13 +230,14 @@ def write_outfit(
         size: (H, W).
         records: how many the whole call makes; the last outfit may have fewer views.
         portraits: write every view in other clothes, too.
+        shoes: write the pair of shoes as a garment, too.
     """
-    samples = make_outfit(seed, index, size, min(VIEWS, records - index * VIEWS), portraits)
+    samples = make_outfit(seed, index, size, min(VIEWS, records - index * VIEWS), portraits, shoes)
     first = samples[0]
     assert first.record.face is not None
     write_image(out / first.record.face.path, first.face)
     first.face_params.save(out / f"face/{item_id}.npz")
-    for garment in first.record.garments:
+    for garment in {g.category: g for s in samples for g in s.record.garments}.values():
         category = garment.category.value
         write_image(out / garment.path, first.garments[category])
         write_image(out / f"masks/{item_id}-{category}.png", first.garment_masks[category].astype(np.uint8) * 255)
@@ -244,12 +266,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--portraits", action="store_true", help="show every view in other clothes, too: the photo to be changed"
     )
+    parser.add_argument("--shoes", action="store_true", help="the pairs of shoes are garments, too, with shop pictures")
 
 
 def main(args: argparse.Namespace) -> Outcome:
     """Make the records."""
     items = [(f"s{args.seed}-o{i}", i) for i in range(-(-args.records // VIEWS))][: args.limit]
-    work = partial(write_outfit, seed=args.seed, size=args.size, records=args.records, portraits=args.portraits)
+    how = {"portraits": args.portraits, "shoes": args.shoes}
+    work = partial(write_outfit, seed=args.seed, size=args.size, records=args.records, **how)
     return run_stage("synthetic", items, work, args.out, workers=args.workers, engine=args.engine)
 
 

@@ -5,17 +5,18 @@ Legend: H W pixels, n points.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.wardrobe.dressing import Dressed, garment_layer, layers_of, pose_body, stool
-from data_prep.wardrobe.garment_meshes import make_garment
+from data_prep.wardrobe.dressing import Dressed, garment_layer, layers_of, pose_body, shoes_layer, stool
+from data_prep.wardrobe.garment_meshes import make_garment, make_shoes
 from data_prep.wardrobe.meshes import Wearer
-from data_prep.wardrobe.outfits import Worn
-from data_prep.wardrobe.scene import STUDIO, background, draw_light, render
+from data_prep.wardrobe.outfits import Outfit, Worn
+from data_prep.wardrobe.scene import STUDIO, Layer, background, draw_light, render
 from data_prep.wardrobe.tailor import tailor
 from omfa.bodies.named_poses import NAMED_POSES, clamp_pose, mirror_pose
 from omfa.bodies.parameters import BodyParameters
@@ -118,13 +119,46 @@ def hang(worn: Worn, size: tuple[int, int], pose: Array, fov: float, margin: flo
     t = tailor()
     nobody = np.zeros_like(t.template)
     garment = make_garment(worn.cut, nobody, worn.phase)
-    K = camera(size, fov)
-    posed = pose_body(nobody, t.joints, pose)
-    points = garment.posed(posed)
+    points = garment.posed(pose_body(nobody, t.joints, pose))
+
+    def layer(transl: Array) -> Layer:
+        return garment_layer(garment, points + transl.astype(np.float32), np.arange(len(garment.faces)), worn)
+
+    return _alone(points, layer, size, pose, fov, margin, shift)
+
+
+ABOVE = 18.0  # degrees from which shoes are seen
+
+
+def shoes_picture(outfit: Outfit, size: tuple[int, int], rng: np.random.Generator | None = None) -> Shop:
+    """The outfit's pair of shoes alone, standing, from the front and a little above, on white, on the template body.
+
+    Arguments as those of :func:`shop_picture`.
+    """
+    pose, fov, margin, shift = shop_pose(pitch=ABOVE), FOV, MARGIN, np.zeros(2)
+    if rng is not None:
+        legs, yaw, pitch = float(rng.uniform(0, 4)), float(rng.normal(0, 8)), float(rng.normal(ABOVE, 4))
+        pose = shop_pose(legs=legs, yaw=yaw, pitch=pitch)
+        fov, margin, shift = float(rng.uniform(10, 20)), float(rng.uniform(0.03, 0.11)), rng.uniform(-0.02, 0.02, 2)
+    t = tailor()
+    nobody = np.zeros_like(t.template)
+    shoes, posed = make_shoes(nobody, outfit.shoe_height)[0], pose_body(nobody, t.joints, pose)
+
+    def layer(transl: Array) -> Layer:
+        return shoes_layer(shoes, posed.moved(transl), outfit)
+
+    return _alone(shoes.posed(posed), layer, size, pose, fov, margin, shift)
+
+
+def _alone(
+    points: Array, layer: Callable[[Array], Layer], size: tuple[int, int], pose: Array, fov: float, margin: float,
+    shift: Array,
+) -> Shop:  # fmt: skip
+    """Surface points (N, 3) framed, and the layer there, moved by (3,), before the camera; the rest as in `hang`."""
+    t, K = tailor(), camera(size, fov)
     transl = framed(points, K, size, (points[:, 1].min(), points[:, 1].max()), margin)
     transl[:2] += shift * size[::-1] / K[0, 0] * transl[2]
-    layer = garment_layer(garment, points + transl.astype(np.float32), np.arange(len(garment.faces)), worn)
-    picture = render([layer], K, size, STUDIO)
+    picture = render([layer(transl)], K, size, STUDIO)
     body, zero = t.body, np.zeros(10)
     params = BodyParameters(body.name, body.hash, zero, zero, pose, transl, K, size)
     return Shop(picture.over(1.0), picture.cover > 0.5, params)

@@ -6,7 +6,8 @@ A row of a CSV file (its first line names the columns) or an object of a JSON-li
     name      what its pictures begin with (default row-000001, by its place); folders as in "monday/anna"
     photo     who wears the garments (try-off), or who shall wear them
     source    transfer: photo of who wears them
-    garments  upper=shirt.png;lower=skirt.png, in JSON {"upper": "shirt.png"}
+    garments  upper=shirt.png;lower=skirt.png, in JSON {"upper": "shirt.png"}; several of one from inside to outside:
+              upper=shirt.png;upper=jacket.png, in JSON {"upper": ["shirt.png", "jacket.png"]}
     category  what to take off: upper;lower, in JSON ["upper", "lower"]
     pose      a named pose, body parameters (.npz), or a photo of somebody in that pose
     pose_map, face, keep, views, seed, steps, guidance    as on the command line
@@ -28,7 +29,7 @@ from typing import Any
 from omfa.bodies.named_poses import NAMED_POSES
 from omfa.components import Category
 from omfa.evaluation.predictions import weights_state
-from omfa.images import ENOUGH, read_image
+from omfa.images import ENOUGH, as_list, read_image
 from omfa.orders import MOST_VIEWS, Order, check_seed, read_pose, stems
 
 PICTURES = ("photo", "source", "face", "pose_map")
@@ -160,14 +161,16 @@ def _checked(said: Mapping[str, Any]) -> dict[str, Any]:
         row["category"] = [c.strip() for c in row["category"].split(";") if c.strip()]
     if isinstance(row.get("garments"), str):
         pairs = [pair.partition("=")[::2] for pair in row["garments"].split(";") if pair.strip()]
-        worn = {c.strip(): path.strip() for c, path in pairs}
-        if len(worn) < len(pairs) or not all(c in set(Category) and path for c, path in worn.items()):
+        if not all(c.strip() in set(Category) and path.strip() for c, path in pairs):
             raise ValueError(f"garments {row['garments']!r} must be like upper=shirt.png;lower=skirt.png")
-        row["garments"] = worn
+        worn: dict[str, Any] = {}
+        for c, path in pairs:
+            worn.setdefault(c.strip(), []).append(path.strip())
+        row["garments"] = {c: paths[0] if len(paths) == 1 else paths for c, paths in worn.items()}
     if not isinstance(row.get("category", []), list) or not isinstance(row.get("garments", {}), dict):
         raise ValueError('category must be a list like ["upper"], garments an object like {"upper": "shirt.png"}')
     texts = [row.get(c, "") for c in ("task", "name", "pose", "keep", *PICTURES)]
-    if not all(isinstance(t, str) for t in (*texts, *row.get("category", ()), *row.get("garments", {}).values())):
+    if not all(isinstance(t, str) for t in (*texts, *row.get("category", ()), *_paths(row))):
         raise ValueError("names, poses and paths must be texts")
     if "name" in row and not _NAME.fullmatch(row["name"]):
         raise ValueError(f"name {row['name']!r} must be of letters, digits, '-', '_' and '.', folders divided by '/'")
@@ -190,16 +193,24 @@ def order_of(row: Row, folder: Path) -> Order:
         if pose is not None:
             raise ValueError("give pose or pose_map, not both")
         pose = read_pose(said["pose"] if said["pose"] in NAMED_POSES else str(folder / said["pose"]))
-    worn = {c: read_image(folder / path, enough=ENOUGH) for c, path in said.get("garments", {}).items()}
+    worn = {
+        c: [read_image(folder / path, enough=ENOUGH) for path in as_list(paths)]
+        for c, paths in said.get("garments", {}).items()
+    }
     more: dict[str, Any] = {c: said[c] for c in ("keep", "views") if c in said}
     if "category" in said:
         more["categories"] = tuple(said["category"])
     return Order(task=said["task"], name=row.name, garments=worn, pose=pose, **pictures, **more)
 
 
+def _paths(said: Mapping[str, Any]) -> list[Any]:
+    """Of all garments."""
+    return [path for paths in said.get("garments", {}).values() for path in as_list(paths)]
+
+
 def _looks(said: Mapping[str, Any], folder: Path) -> list[Any]:
     """Sizes and times of all files that a row names."""
-    names = [said.get(c) for c in (*PICTURES, "pose")] + [*said.get("garments", {}).values()]
+    names = [said.get(c) for c in (*PICTURES, "pose")] + _paths(said)
     looks: list[Any] = []
     for name in names:
         try:
