@@ -127,7 +127,7 @@ def hang(worn: Worn, size: tuple[int, int], pose: Array, fov: float, margin: flo
     return _alone(points, layer, size, pose, fov, margin, shift)
 
 
-ABOVE = 18.0  # degrees from which shoes are seen
+ABOVE, CLOSE = 18.0, -7.0  # degrees from which shoes are seen, and by which legs are spread in them: feet together
 
 
 def shoes_picture(outfit: Outfit, size: tuple[int, int], rng: np.random.Generator | None = None) -> Shop:
@@ -135,11 +135,12 @@ def shoes_picture(outfit: Outfit, size: tuple[int, int], rng: np.random.Generato
 
     Arguments as those of :func:`shop_picture`.
     """
-    pose, fov, margin, shift = shop_pose(pitch=ABOVE), FOV, MARGIN, np.zeros(2)
+    pose, fov, margin, shift = shop_pose(legs=CLOSE, pitch=ABOVE), FOV, MARGIN, np.zeros(2)
     if rng is not None:
-        legs, yaw, pitch = float(rng.uniform(0, 4)), float(rng.normal(0, 8)), float(rng.normal(ABOVE, 4))
+        legs, yaw, pitch = CLOSE + float(rng.uniform(-1, 2)), float(rng.normal(0, 8)), float(rng.normal(ABOVE, 4))
         pose = shop_pose(legs=legs, yaw=yaw, pitch=pitch)
         fov, margin, shift = float(rng.uniform(10, 20)), float(rng.uniform(0.03, 0.11)), rng.uniform(-0.02, 0.02, 2)
+    pose[[7, 8]] = -pose[[1, 2]]  # soles flat on the ground
     t = tailor()
     nobody = np.zeros_like(t.template)
     shoes, posed = make_shoes(nobody, outfit.shoe_height)[0], pose_body(nobody, t.joints, pose)
