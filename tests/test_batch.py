@@ -79,7 +79,7 @@ BAD = {
     "a number that is none": ({"seed": "many"}, "a whole number"),
     "a name that leads out": ({"name": "../out"}, "letters, digits"),
     "a name that is taken": ({"name": "good"}, "row 1 makes good_upper.png already"),
-    "a garment that is none": ({"category": "hat"}, "'hat' is no garment"),
+    "a garment that is none": ({"category": "tie"}, "'tie' is no garment"),
     "garments as a heap": ({"garments": "shirt.png"}, "upper=shirt.png"),
     "a seed beyond all": ({"seed": str(2**63)}, "2^63"),
     "steps beyond all": ({"steps": "1001"}, "1001"),

@@ -217,7 +217,7 @@ def test_a_cutout_never_meets_the_picture_it_came_from() -> None:
         ({"portrait": {"path": "b.png", "source_id": "b"}}, "this very picture"),
         ({"garments": ({"category": "upper", "path": "g.png", "pose": "/p.npz"},)}, "stay inside"),
         ({"view_yaw": 200}, "view_yaw"),
-        ({"garments": ({"category": "hat", "path": "g.png"},)}, "hat"),
+        ({"garments": ({"category": "tie", "path": "g.png"},)}, "tie"),
         ({"garments": ({"category": "upper", "path": "g.png"},) * 2}, "twice"),
         (
             {"garments": ({"category": "dress", "path": "g"}, {"category": "lower", "path": "h"})},
