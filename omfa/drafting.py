@@ -6,7 +6,7 @@ Legend: ``B`` pictures of a call, ``H W`` pixels.
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from omfa.bodies.body import Body
 from omfa.bodies.drafts import Shown, coverage, draft_garment, draft_person, fitted, over, seen_map
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.predicted_standing import garment_standing, standing_off
+from omfa.bodies.standing import Kind
 from omfa.bodies.surface import Draft, NoDraft, off_paper
 from omfa.canvas import FACE, PERSON, PORTRAIT
 from omfa.components import ACCESSORIES, Category, State
@@ -80,7 +81,7 @@ def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
                     if stand is None and category in ACCESSORIES:
                         raise NoDraft(f"nothing predicts how a body stands in a picture of {category}: give its body")
                     if stand is None:
-                        stand = standing_off(photo, params, category.value, size, body)
+                        stand = standing_off(photo, params, cast(Kind, category.value), size, body)
                     made = draft_garment(body, stand, Shown(photo, params), wall=True)
                     drawn.bodies[slot][i] = stand
                     shows = coverage(made, body, stand)
@@ -166,7 +167,7 @@ def _garment(request: Request, slot: str, i: int, size: tuple[int, int], body: B
     if category in ACCESSORIES:  # a wrong draft is worse than none
         return None
     plain = images.pixels_to_tensor(np.asarray(request.given[slot][i]))
-    stand = garment_standing(plain, category.value, (box.height, box.width), body)
+    stand = garment_standing(plain, cast(Kind, category.value), (box.height, box.width), body)
     return Shown(picture, _laid(stand, box, size))
 
 

@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from omfa import images
 from omfa.bodies.body import Body
 from omfa.bodies.drafts import Shown, draft_garment, draft_person, fitted, nudged
 from omfa.bodies.parameters import BodyParameters
-from omfa.bodies.standing import standing
+from omfa.bodies.standing import Kind, standing
 from omfa.bodies.surface import NoDraft, surface_map
 from omfa.components import ACCESSORIES, Category
 from omfa.records.prepared import GarmentRef, Record, RecordError, garment_roles, record_files
@@ -165,7 +165,7 @@ def _standing_garment(
     picture, inner = _read(source, garment.path, size, "white")
     stand = _params(source, garment.pose, inner, size)
     if stand is None:
-        own = standing(body, garment.category.value, (inner.height, inner.width))
+        own = standing(body, cast(Kind, garment.category.value), (inner.height, inner.width))
         stand = fitted(own, inner.top, inner.left, (inner.height, inner.width), size)
     if garment.mask is None:
         return picture, stand, None
