@@ -226,3 +226,19 @@ def test_the_same_pictures_over_ray(jobs: Path, model: Path, tmp_path: Path) -> 
     assert written(tmp_path / "here") == written(tmp_path / "ray")
     for path in (tmp_path / "here").glob("*.png"):
         assert path.read_bytes() == (tmp_path / "ray" / path.name).read_bytes()
+
+
+def test_several_garments_of_a_category_are_worn_in_the_order_said(jobs: Path, tmp_path: Path) -> None:
+    make_compact(join="rows").save_pretrained(tmp_path / "model")
+    looks = {"task": "try-on", "pose": "waving", "face": "head.png"}
+    rows = [
+        {"name": "a", "garments": {"upper": ["shirt.png", "photo.png"]}, **looks},
+        {"name": "b", "garments": "upper=photo.png;upper=shirt.png", **looks},
+    ]
+    (jobs / "jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert call(jobs / "jobs.jsonl", tmp_path / "model", tmp_path) == 0
+    worn = [word for name in ("shirt", "photo") for word in ("--garment", f"upper={jobs / name}.png")]
+    common = ["--pose", "waving", "--face", jobs / "head.png", "--model", tmp_path / "model", "--steps", 1]
+    assert run("try-on", *worn, *common, "-o", tmp_path) == 0
+    made = {name: (tmp_path / f"{name}.png").read_bytes() for name in ("try_on", "a", "b")}
+    assert made["try_on"] == made["a"] != made["b"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from omfa import encode
 from omfa.bodies.body import load_body
 from omfa.bodies.named_poses import NAMED_POSES
 from omfa.bodies.placing import place
@@ -22,14 +23,16 @@ from omfa.components import ACCESSORIES, CLOTHES, Category, State
 from omfa.conditioning import KINDS, Drops, Layout, SlotTokens
 from omfa.drafting import draw
 from omfa.pipeline import MODELS, OMFAPipeline
-from omfa.prompts import phrases
+from omfa.prompts import PromptFiles, phrases
+from omfa.records.latents import Latents
 from omfa.records.prepared import GarmentRef, Record, RecordError, read_records, record_files
 from omfa.records.worn import clothes, wearable
 from omfa.request import Request, dressed, read_request
 from omfa.rows import row_code
+from omfa.sdxl import CAPTIONS, load_prompts
 from omfa.training.examples import ExampleOptions, Geometry, RecordsDataset, TaskWeights, collate
 from omfa.training.module import OMFAModule
-from tests.conftest import SIZE, make_compact
+from tests.conftest import SIZE, encode_call, make_compact
 from tests.test_rows import TRY_ON
 
 UPPER, LOWER, DRESS, SHOES = Category.UPPER, Category.LOWER, Category.DRESS, Category.SHOES
@@ -290,6 +293,7 @@ def test_roles_are_unique_and_the_outermost_is_called_as_its_category(records: P
 
 
 def folder_of(records: Path, tmp_path: Path, *some: Record) -> Path:
+    tmp_path.mkdir(exist_ok=True)
     for path in records.iterdir():
         if path.is_dir():
             copytree(path, tmp_path / path.name)
@@ -303,7 +307,7 @@ def test_training_lays_out_what_the_model_knows(records: Path, rowing: OMFAPipel
     def worn(pipe: OMFAPipeline, task: TaskWeights) -> list[Any]:
         options = ExampleOptions(split=None, tasks=task, drops=NEVER)
         data = RecordsDataset(folder, Geometry.of(pipe), options)
-        return [data[epoch, 1] for epoch in range(6)]
+        return [data[epoch, 1] for epoch in range(12)]
 
     on, off = TaskWeights(1, 0, 0), TaskWeights(0, 1, 0)
     for example in worn(rowing, on):
@@ -317,3 +321,27 @@ def test_training_lays_out_what_the_model_knows(records: Path, rowing: OMFAPipel
     examples = worn(rowing, off)[:3] + worn(rowing, on)[:1]
     losses = OMFAModule(make_compact(join="rows", portraits=True, accessories=["shoes"])).losses(collate(examples))
     assert losses.shape == (4,) and losses.isfinite().all() and (losses > 0).all()
+
+
+def test_what_is_encoded_ahead_is_for_a_model_that_wears_the_same(
+    records: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = folder_of(records, tmp_path / "records", *layered(records)), tmp_path / "latents"
+    knows = ["--join", "rows", "--accessories", "shoes"]
+    assert encode.main(encode_call(base, folder, out, "--draft", "surface", "--captions", *knows)) == 0
+    assert {*phrases((*CLOTHES, SHOES))} == {*load_prompts(out).config.phrases}
+    how = {"draft": "surface", "pose_style": "surface", "join": "rows"}
+    options = ExampleOptions(split=None, tasks=TaskWeights(1, 0, 0), drops=NEVER, latents=out)
+    data = RecordsDataset(folder, Geometry(Canvas((16, 12)), 4, 4, accessories=["shoes"], **how), options)
+    assert {"shoes", "upper", "upper_2", "lower"} <= set(Latents(out).of(data.records[1]))
+    assert len(data[0, 1].layout.categories) == 4
+    with pytest.raises(RecordError, match=r"other garments .* 'layered': encode them anew with --join rows$"):
+        RecordsDataset(folder, Geometry(Canvas((16, 12)), 4, 4, **how), options)
+    less = tmp_path / "less"  # phrases that an older folder lacks are added to it
+    assert encode.main(encode_call(base, folder, less)) == 0 == encode.main(encode_call(base, folder, less, *knows))
+    kept = [load_prompts(less), PromptFiles(less / CAPTIONS)]
+    assert all(any(p in some for some in kept) for p in phrases((*CLOTHES, SHOES)))
+    with pytest.raises(SystemExit):
+        encode.main(encode_call(base, folder, out, "--accessories", "tie"))
+    assert encode.main(encode_call(base, folder, out, "--accessories", "shoes")) == 2
+    assert "give --join rows" in capsys.readouterr().err

@@ -249,3 +249,19 @@ def test_provenance_is_plain_json() -> None:
     assert json.loads(json.dumps(s.record.provenance)) == s.record.provenance
     assert torch.from_numpy(s.person).dtype == torch.uint8
     assert Label.HAIR in np.unique(np.stack([s.labels for s in samples()]))
+
+
+def test_shoes_are_a_garment_where_they_are_seen_and_change_nothing_else() -> None:
+    plain, shod = (make_outfit(3, 0, (64, 48), 3, shoes=shoes) for shoes in (False, True))
+    for a, b in zip(plain, shod, strict=True):
+        assert np.array_equal(a.person, b.person) and np.array_equal(a.face, b.face)
+        assert all(np.array_equal(a.garments[c], b.garments[c]) for c in a.garments)
+        more = [g for g in b.record.garments if g not in a.record.garments]
+        assert [g.category for g in more] == [Category.SHOES] * bool((b.labels == Label.SHOES).any())
+    assert any(len(a.record.garments) < len(b.record.garments) for a, b in zip(plain, shod, strict=True))
+    shop, mask, params = (
+        of[0]["shoes"] for of in zip(*((s.garments, s.garment_masks, s.garment_params) for s in shod))
+    )
+    assert (shop[~mask] > 250).mean() > 0.9 and 0.1 < mask.mean() < 0.6
+    joints = project(load_body().posed(params).joints[0].numpy()[[7, 8, 10, 11]], params.K).round().astype(int)
+    assert all(mask[y, x] for x, y in joints)  # ankles and balls of both feet
