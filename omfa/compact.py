@@ -28,7 +28,6 @@ def compact_pipeline(
     default_guidance: float = GUIDANCE,
     join: str = "canvas",
     draft: str = "none",
-    draft_added: bool = False,
     pose_style: str = "parts_blend",
     portraits: bool = False,
     accessories: Sequence[str] = (),
@@ -44,7 +43,7 @@ def compact_pipeline(
         person_size: (height, width) in pixels.
         garment_slots: 1 or 2.
         token_dim: width of a new model's slot token.
-        unconditional_on, default_steps, default_guidance, join, draft, draft_added, pose_style, portraits,
+        unconditional_on, default_steps, default_guidance, join, draft, pose_style, portraits,
             accessories: see :class:`OMFAPipeline`. A model that is trained at few ``timesteps``
             (:class:`omfa.training.examples.RecordsDataset`) is to be sampled in as few steps.
 
@@ -86,7 +85,6 @@ def compact_pipeline(
         "default_guidance": default_guidance,
         "join": join,
         "draft": draft,
-        "draft_added": draft_added,
         "pose_style": pose_style,
         "portraits": portraits,
         "accessories": list(accessories),

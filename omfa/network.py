@@ -15,7 +15,6 @@ from torch import Tensor
 from omfa.canvas import PERSON, Canvas
 from omfa.components import State, TaskKind
 from omfa.conditioning import Guide, Layout, PerExample, assemble, guided, size_ids, stack, unconditional
-from omfa.partial_diffusion import draft_share
 from omfa.prompts import TextEncoders
 from omfa.rows import Crossing, Memory, Recall, RowGuide, Rows, lay_rows, without_anything
 from omfa.sampling import Predict
@@ -26,7 +25,6 @@ class Network:
 
     unet: Any
     vae: Any
-    scheduler: Any
     slot_tokens: Any
     config: Any
     canvas: Canvas
@@ -46,7 +44,7 @@ class Network:
         """
         dtype = self.unet.dtype
         added = guide.added()
-        made = self.unet(
+        return self.unet(
             guide.network_input(latents).to(dtype),
             t,
             encoder_hidden_states=guide.context.to(dtype),
@@ -55,14 +53,6 @@ class Network:
             added_cond_kwargs=None if added is None else {k: v.to(dtype) for k, v in added.items()},
             return_dict=False,
         )[0]
-        return made + self._of_drafts(t, guide).to(dtype) if self.config.draft_added else made
-
-    def _of_drafts(self, t: Tensor, guide: Guide) -> Tensor:
-        """What the targets' drafts add to the network's own prediction, (B, C, h, w)."""
-        alpha_bar = self.scheduler.alphas_cumprod.to(guide.known.device)[t.to(guide.known.device).long()]
-        kind = self.scheduler.config.prediction_type
-        share = draft_share(guide.known, alpha_bar.expand(len(guide.known)), kind)
-        return torch.where(guide.target, share, 0.0)
 
     def guided(self, guide: Guide, layout: Layout, scale: float) -> Predict:
         """The guided prediction as a function of what the network sees (B, C, h, w) and t; unguided for 1 or less.

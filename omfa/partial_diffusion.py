@@ -77,22 +77,6 @@ def training_goal(z0: Tensor, noise: Tensor, alpha_bar: Tensor, kind: Prediction
     return signal * noise - spread * z0
 
 
-def draft_share(draft: Tensor, alpha_bar: Tensor, kind: Prediction) -> Tensor:
-    """What a draft of z_0 alone adds to the best prediction; a network may then learn no more than what it lacks.
-
-    Take z_0 for a normal around the draft d, as wide as latents are (variance 1). Then E[z_0 | z_t] is
-    sqrt(abar) z_t + (1 - abar) d, and what d adds is -sqrt(1 - abar) d to v and -sqrt(abar (1 - abar)) d to eps.
-    This project's own step beyond the paper.
-
-    Args:
-        draft: latents (B, C, h, w), zero where there is none.
-        alpha_bar: (B,).
-        kind: what the network predicts.
-    """
-    signal, spread = _wide(alpha_bar, draft)
-    return -spread * draft if kind == "v_prediction" else -signal * spread * draft
-
-
 def tweedie(z_t: Tensor, prediction: Tensor, alpha_bar: Tensor, target: Tensor, z0: Tensor, kind: Prediction) -> Tensor:
     """The clean latents that a prediction implies: Tweedie's formula on the targets, ``z0`` elsewhere. (B, C, h, w).
 

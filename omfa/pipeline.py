@@ -67,8 +67,6 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         join: how components meet in the network: "canvas" (the paper's) or "rows" (:mod:`omfa.rows`).
         draft: what a target's known channels hold: "none" (the paper's zeros), or "surface", what the given pictures
             show of it (:mod:`omfa.bodies.drafts`).
-        draft_added: the network's own prediction is what a draft lacks: :func:`omfa.partial_diffusion.draft_share` is
-            added to it. The latents a small network would first have to learn to copy are then there from the start.
         pose_style: of the pose maps it reads: "parts_blend", or "surface", given garments' maps as well.
         portraits: whether it has learned to change the clothes in a photo (PORTRAIT), in rows alone.
         accessories: what it has learned beside clothes: some of "shoes", "bag", "hat", in rows alone.
@@ -103,7 +101,6 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         default_guidance: float = GUIDANCE,
         join: str = "canvas",
         draft: str = "none",
-        draft_added: bool = False,
         pose_style: str = "parts_blend",
         portraits: bool = False,
         distilled: bool = False,
@@ -118,8 +115,6 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             )
         if draft not in DRAFTS or pose_style not in POSE_STYLES:
             raise ValueError(f"draft {draft!r} must be one of {DRAFTS}, pose_style {pose_style!r} one of {POSE_STYLES}")
-        if draft_added and draft == "none":
-            raise ValueError("draft_added needs drafts: give draft='surface'")
         if portraits and (join != "rows" or (slot_tokens is not None and PORTRAIT not in slot_tokens.kinds)):
             raise ValueError("portraits need join: rows and, in a compact model, slot tokens of a portrait")
         if accessories and (join != "rows" or not set(accessories) <= {*ACCESSORIES}):
@@ -160,7 +155,6 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             default_guidance=default_guidance,
             join=join,
             draft=draft,
-            draft_added=draft_added,
             pose_style=pose_style,
             portraits=portraits,
             distilled=distilled,

@@ -42,7 +42,6 @@ def sdxl_pipeline(
     unconditional_on: str = "canvas",
     join: str = "canvas",
     draft: str = "none",
-    draft_added: bool = False,
     pose_style: str = "parts_blend",
     portraits: bool = False,
     accessories: Sequence[str] = (),
@@ -62,7 +61,7 @@ def sdxl_pipeline(
         person_size: (height, width) in pixels.
         garment_slots: 1 (the paper's) or 2.
         variant: "fp16" to read the half-precision files.
-        unconditional_on, join, draft, draft_added, pose_style, portraits, accessories: see
+        unconditional_on, join, draft, pose_style, portraits, accessories: see
             :class:`omfa.pipeline.OMFAPipeline`.
 
     Raises:
@@ -78,7 +77,6 @@ def sdxl_pipeline(
         "unconditional_on": unconditional_on,
         "join": join,
         "draft": draft,
-        "draft_added": draft_added,
         "pose_style": pose_style,
         "portraits": portraits,
         "accessories": list(accessories),

@@ -31,7 +31,7 @@ TUNED, LORA, ATTENTION, CONV_IN = (
     *("tuned.json", "pytorch_lora_weights.safetensors", "attention.safetensors", "conv_in.safetensors"),
 )
 BUILT = {  # how a pipeline is built beyond its canvas, and what that was before tuned.json said it
-    "unconditional_on": "canvas", "join": "canvas", "draft": "none", "draft_added": False, "pose_style": "parts_blend",
+    "unconditional_on": "canvas", "join": "canvas", "draft": "none", "pose_style": "parts_blend",
     "portraits": False, "accessories": []
 }  # fmt: skip
 LATER = {**BUILT, "fingerprint": None, "few_steps": None}

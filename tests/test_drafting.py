@@ -6,7 +6,6 @@ import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -340,27 +339,3 @@ def test_a_nudge_is_as_large_as_it_says() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(nudged(stand, rng, 0.0).transl, stand.transl)
-
-
-@pytest.mark.parametrize("join", ["rows", "canvas"])
-def test_a_network_that_says_nothing_gives_the_draft_where_it_is_added(world: Path, join: str) -> None:
-    """Not in what is given, and not in the unconditional pass, which sees no draft."""
-    pipe = make_compact(join=join, draft="surface", draft_added=True)
-    torch.nn.init.zeros_(pipe.unet.conv_out.weight)
-    torch.nn.init.zeros_(pipe.unet.conv_out.bias)
-    options = ExampleOptions(split=None, tasks=TaskWeights(0, 1, 0), drops=NEVER)
-    batch = collate([RecordsDataset(world, Geometry.of(pipe), options)[0, i] for i in range(2)])
-    made = OMFAModule(pipe).encode(batch)
-    with torch.no_grad():
-        if join == "rows":
-            rows = pipe.row_guide(batch.layout, made.latents, made.planes, "cpu", made.drafts)
-            guide, by_scale = rows.targets.guide, partial(pipe.guided_rows, rows, batch.layout)
-        else:
-            guide = pipe.guide(batch.layout, made.latents, made.planes, "cpu", made.drafts)
-            by_scale = partial(pipe.guided, guide, batch.layout[0])
-        once, twice = (by_scale(scale)(torch.randn_like(guide.known), torch.tensor(999)) for scale in (1.0, 2.0))
-    draft = torch.where(guide.target, guide.known, 0.0)
-    assert draft.abs().sum() > 0 and torch.allclose(once, -draft, atol=1e-6)
-    assert torch.allclose(twice, -2 * draft, atol=1e-6)
-    with pytest.raises(ValueError, match="needs drafts"):
-        make_compact(draft_added=True)

@@ -129,19 +129,3 @@ def test_min_snr_weights_are_the_formula_and_finite_at_the_ends(kind: pd.Predict
     assert torch.allclose(pd.min_snr_weight(abar, 5.0, kind), expected)
     ends = pd.min_snr_weight(torch.tensor([0.0, 1.0]), 5.0, kind)
     assert torch.isfinite(ends).all() and (ends >= 0).all()
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("alpha_bar", [0.0, 0.3, 0.9])
-def test_a_drafts_share_is_what_least_squares_finds(kind: pd.Prediction, alpha_bar: float) -> None:
-    """Of latents that lie around drafts, noised: the best linear prediction from z_t and the draft, found blindly."""
-    rng = np.random.default_rng(0)
-    draft, off, noise = rng.standard_normal((3, 200_000))
-    z0 = draft + off
-    a = torch.full((1,), alpha_bar, dtype=torch.float64)
-    z0_, noise_ = (torch.from_numpy(x)[None, None, None] for x in (z0, noise))
-    z_t = pd.add_noise(z0_, noise_, a, torch.ones(1, 1, 1, 1, dtype=torch.bool)).flatten().numpy()
-    goal = pd.training_goal(z0_, noise_, a, kind).flatten().numpy()
-    seen = np.stack([z_t, draft], 1)
-    share = np.linalg.lstsq(seen, goal, rcond=None)[0][1]
-    assert abs(share - float(pd.draft_share(torch.ones(1, 1, 1, 1), a.float(), kind))) < 0.01
