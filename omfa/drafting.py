@@ -15,7 +15,7 @@ from torch import Tensor
 
 from omfa import images
 from omfa.bodies.body import Body
-from omfa.bodies.drafts import Shown, coverage, draft_garment, draft_person, fitted, over, seen_map
+from omfa.bodies.drafts import Shown, changeable, coverage, draft_garment, draft_person, fitted, over, seen_map
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.predicted_standing import garment_standing, standing_off
 from omfa.bodies.standing import Kind
@@ -120,7 +120,7 @@ def composed(
     made, kind = list(decoded), str(request.layout.categories.get(slot, PERSON))
     if kind not in KINDS:
         return made
-    drawn = draw(request, size, body)
+    drawn, worn = draw(request, size, body), set(map(str, request.layout.categories.values()))
     for i, draft in enumerate(drawn.drafts[slot]):
         if draft is None:
             continue
@@ -134,6 +134,9 @@ def composed(
         )
         layers = given_layers(drafted, valid, surface, large, photo)
         made[i] = composer.compose(layers, [kind]).picture[0]
+        if photo is not None:
+            where = changeable(body, params, draft, worn, _outline(request, i, size)).to(photo)
+            made[i] = torch.lerp(photo[0], made[i], where)
         if slot != PERSON:  # the ground of a shop picture is white
             made[i] = torch.where(off_paper(made[i], PAPER), made[i], 1.0)
     return made
@@ -186,6 +189,11 @@ def _face(request: Request, i: int) -> Shown | None:
     """The head crop, with the body it was cut from; None where either is not known."""
     known = _known(request, FACE, i)
     return None if known is None else Shown(images.pixels_to_tensor(np.asarray(request.given[FACE][i])), known)
+
+
+def _outline(request: Request, i: int, size: tuple[int, int]) -> Tensor | None:
+    """(H, W) bool where the photo shows the person."""
+    return _fit(request.outlines[i], size, "edge")[0].mean(0) > 0 if request.outlines else None
 
 
 def _laid(params: BodyParameters, box: images.Box, size: tuple[int, int]) -> BodyParameters:

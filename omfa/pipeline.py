@@ -243,6 +243,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         portrait: Pictures | None = None,
         garment_poses: Mapping[str, Bodies] | None = None,
         face_pose: Bodies | None = None,
+        portrait_mask: Pictures | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -275,6 +276,8 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
                 of lists), while accessories are then in no draft.
             face_pose: the body whose head ``face`` shows, before that picture's camera, for a model with drafts; the
                 face is in no draft without it.
+            portrait_mask: white where the portrait shows the person, as far as a composer goes by it: what is beside
+                them and beside the new clothes then stays the portrait's.
             num_inference_steps: steps of the scheduler; None takes the model's ``default_steps``.
             guidance_scale: classifier-free guidance; 1 or less turns it off (half the work). None takes the model's
                 ``default_guidance``. A distilled model has its guidance in its weights and refuses any other.
@@ -318,6 +321,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             join=self.config.join,
             accessories=self.config.accessories,
             seeds=len(generator) if isinstance(generator, list) else 1,
+            portrait_mask=portrait_mask,
         )
         if isinstance(generator, list) and len(generator) != request.batch:
             raise ValueError(f"{len(generator)} generators for {request.batch} pictures; give one, or one per picture")

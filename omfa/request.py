@@ -42,6 +42,7 @@ class Request:
         params: B body parameters behind them, None for a map that was given as a picture; or none.
         stands: slot of a garment or the face to B bodies that stand in its pictures, given or to be made, as far as
             they are known; None where not.
+        outlines: B pictures, white where the portrait shows the person; or none.
     """
 
     layout: Layout
@@ -50,6 +51,7 @@ class Request:
     pose: list[Image.Image]
     params: list[BodyParameters | None]
     stands: dict[str, list[BodyParameters | None]]
+    outlines: list[Image.Image]
 
 
 def read_request(
@@ -67,6 +69,7 @@ def read_request(
     join: str = "canvas",
     accessories: Collection[str] = (),
     seeds: int = 1,
+    portrait_mask: Pictures | None = None,
 ) -> Request:
     """The request behind a call, everything checked and every picture read.
 
@@ -77,6 +80,7 @@ def read_request(
         style: of pose maps that are rendered.
         join, accessories: of the model.
         seeds: how many generators there are, one for each picture of a batch.
+        portrait_mask: as there.
 
     Raises:
         ValueError: a call that asks for the impossible, or a picture that can't be used.
@@ -131,6 +135,13 @@ def read_request(
             raise ValueError(f"an empty list for {name}; give a picture, or leave it out")
         if len(several) not in (0, 1, batch):
             raise ValueError(f"{len(several)} pictures for {name} in a batch of {batch}; give 1 or {batch}")
+    outlines = (
+        [] if portrait_mask is None else [images.read_image(p, "portrait_mask") for p in images.as_list(portrait_mask)]
+    )
+    if outlines and (portrait is None or len(outlines) not in (1, batch)):
+        raise ValueError(
+            f"{len(outlines)} pictures for portrait_mask, of {batch} portraits; give 1 or {batch}, or none"
+        )
     kinds = {Component.PERSON if t == PERSON else Component.GARMENT for t in wanted}
     categories = {slot: c for c in [*new, *worn] for slot in places[c]}
     read = {slot: [images.read_image(p, slot, images.ENOUGH) for p in several] for slot, several in pictures.items()}
@@ -143,6 +154,7 @@ def read_request(
         pose=maps * (batch // len(maps)) if maps else [],
         params=known * (batch // len(known)) if known else [],
         stands=_stands(garment_poses, face_pose, pictures, places, batch),
+        outlines=outlines * (batch // len(outlines)) if outlines else [],
     )
 
 

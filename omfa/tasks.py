@@ -23,14 +23,14 @@ from omfa.request import Pictures, Pose, Worn, dressed, worn_garments
 
 
 class Estimate(NamedTuple):
-    """What a pose estimator says of a photo: body parameters for its camera; a head crop, and the body for that.
-
-    None where no face is seen.
+    """What a pose estimator says of a photo: body parameters for its camera; a head crop, and the body for that (None
+    where no face is seen); white where the person is (None where it does not know).
     """
 
     params: BodyParameters
     face: Image.Image | None
     face_params: BodyParameters | None = None
+    outline: Image.Image | None = None
 
 
 Keep = Literal["auto", "photo", "others"] | None
@@ -224,7 +224,9 @@ class Tasks:
         if portrait is None or not worn:
             raise ValueError("keep='photo' needs the portrait to change and a garment to put on")
         if pose is None:
-            pose = [self._estimate(p).params for p in images.as_list(portrait)]
+            looks = [self._estimate(p) for p in images.as_list(portrait)]
+            pose, outlines = [look.params for look in looks], [look.outline for look in looks]
+            options = {"portrait_mask": None if None in outlines else outlines} | dict(options)
         own = {k: v for k, v in options.items() if k != "face_pose"}  # the face is the photo's
         return self(targets=["person"], garments=worn, portrait=portrait, pose=pose, **own)
 

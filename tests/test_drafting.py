@@ -29,6 +29,7 @@ from omfa.conditioning import KINDS, Drops, SlotTokens
 from omfa.drafting import draw, known_pictures
 from omfa.pipeline import OMFAPipeline
 from omfa.records.drawn import Drawer
+from omfa.records.labels import LABEL_OF, Label
 from omfa.records.shards import open_records
 from omfa.request import read_request
 from omfa.tasks import Estimate
@@ -262,6 +263,27 @@ def test_a_photo_stays_where_the_composer_keeps_it(world: Path, composing: OMFAP
     with torch.no_grad():
         last.bias.zero_()
     assert np.array_equal(np.asarray(made), np.asarray(person))
+
+
+def test_what_clothes_can_t_reach_stays_the_photo_s(world: Path, composing: OMFAPipeline) -> None:
+    """Whatever a composer makes: this one knows nothing. By the wardrobe's labels of who is where."""
+    beside, seen = 0.0, 0
+    for record in (r for r in open_records(world).records() if r.portrait is not None):
+        assert record.pose is not None and record.pose.params is not None and record.portrait is not None
+        portrait, worn = read(world, record.portrait.path), {g.category.value: g for g in record.garments}
+        labels = np.asarray(Image.open(world / f"masks/{record.id}-portrait.png"))
+        params = BodyParameters.load(world / record.pose.params)
+        for category in record.portrait.changed or ():
+            clothes = read(world, worn[category].path)
+            one = {"pose": params, "keep": "photo", "num_inference_steps": 1}
+            outline = Image.fromarray((labels > 0).astype(np.uint8) * 255)
+            made = composing.try_on(portrait, {category: clothes}, portrait_mask=outline, **one).images[0]
+            same = (np.asarray(made) == np.asarray(portrait)).all(-1)
+            beside, seen = beside + float(same[labels == Label.BACKGROUND].mean()), seen + 1
+            assert not same[labels == LABEL_OF[category]].all()
+    assert seen and beside / seen > 0.6  # borders are wide in pictures so small
+    with pytest.raises(ValueError, match="portrait_mask"):
+        composing(["person"], garments={"upper": portrait}, pose=params, portrait_mask=[portrait])
 
 
 def test_calls_that_can_t_be(world: Path, pipe: OMFAPipeline, compact: OMFAPipeline) -> None:

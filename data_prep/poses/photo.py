@@ -18,11 +18,14 @@ from omfa.bodies.pose_render import person_mask
 
 
 class PhotoEstimate(NamedTuple):
-    """What the pipeline wants to know of a portrait: body, head crop, the body in that (None: no face is seen)."""
+    """What the pipeline wants to know of a portrait: body, head crop, the body in that (None: no face is seen), and
+    white where the person is.
+    """
 
     params: BodyParameters
     face: Image.Image | None
     face_params: BodyParameters | None
+    outline: Image.Image | None
 
 
 def photo_estimator(body: Body | None = None, person: int = 1) -> Callable[[Image.Image], PhotoEstimate]:
@@ -49,6 +52,8 @@ def photo_estimator(body: Body | None = None, person: int = 1) -> Callable[[Imag
         if reason := doubt(measured(found, person_mask(fitted, params))):
             raise ValueError(reason)
         head = head_crop(rgb, params, fitted)
-        return PhotoEstimate(params, None if head.crop is None else Image.fromarray(head.crop), head.params)
+        outline = None if found.outline is None else Image.fromarray(found.outline)
+        crop = None if head.crop is None else Image.fromarray(head.crop)
+        return PhotoEstimate(params, crop, head.params, outline)
 
     return estimate

@@ -9,7 +9,7 @@ The lookup itself is :func:`omfa.bodies.surface.draft`; here is who is looked up
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -17,12 +17,15 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from omfa.bodies.body import Body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import rest_colours
 from omfa.bodies.rasterise import interpolate
-from omfa.bodies.surface import Draft, Source, draft, head_mask, resized, see
+from omfa.bodies.surface import Draft, Source, covered, draft, head_mask, resized, see
+
+ROOM = 0.015  # of a photo's height: how far beside an outline or a draft it may still change
 
 _seen = lru_cache(16)(see)  # one photo takes part in several drafts, one garment in those of many views
 
@@ -115,6 +118,32 @@ def seen_map(body: Body, params: BodyParameters, size: tuple[int, int]) -> Tenso
 def over(made: Draft, ground: Tensor) -> Draft:
     """A draft laid over a picture (3, H, W) in [-1, 1]; all of it is valid."""
     return Draft(torch.where(made.valid, made.picture, ground), torch.ones_like(made.valid))
+
+
+def changeable(
+    body: Body, params: BodyParameters, clothes: Draft, categories: Collection[str], outline: Tensor | None = None
+) -> Tensor:
+    """Where a photo may change when clothes are put on in it; whatever else a model makes of it, it stays the photo.
+
+    Args:
+        body: everybody's.
+        params: the body in the photo.
+        clothes: their draft on that body, without the photo.
+        categories: what they are.
+        outline: (H, W) bool, the person in the photo: only they and what the clothes cover change. None: not known.
+
+    Returns:
+        (H, W) in [0, 1], with soft borders.
+    """
+    height, width = clothes.valid.shape
+    radius = max(1, round(ROOM * height))
+
+    def grown(where: Tensor) -> Tensor:
+        return F.max_pool2d(where[None].float(), 2 * radius + 1, 1, radius)[0] > 0
+
+    where = covered(_seen(body, params, (height, width)), body, categories)
+    where = (where if outline is None else where & grown(outline)) | grown(clothes.valid)
+    return F.avg_pool2d(where[None].float(), 2 * radius + 1, 1, radius, count_include_pad=False)[0]
 
 
 def nudged(stand: BodyParameters, rng: np.random.Generator, error: float = 1.0) -> BodyParameters:

@@ -12,7 +12,7 @@ Legend: H W pixels, V vertices, F faces, M pixels that are looked up. Camera fra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -42,6 +42,12 @@ AROUND = -0.7  # cosine down to which cloth beside the body still shows: it stan
 _LIKE = 0.04  # of [-1, 1]: paper is as plain as this
 SHARPNESS = 4  # of blending: weight = cosine to this power, so that the squarest view nearly wins alone
 _PLAIN = set(PARTS) - {"left_hand", "right_hand", "left_foot", "right_foot"}  # parts that clothes stand off from
+
+_ARMS = ("left_upper_arm", "right_upper_arm", "left_forearm", "right_forearm")
+_LEGS = ("left_thigh", "right_thigh", "left_shin", "right_shin")
+_COVERS = {  # parts of the body
+    "upper": ("torso", *_ARMS, *_LEGS[:2]), "lower": ("torso", *_LEGS), "dress": ("torso", *_ARMS, *_LEGS)
+}  # fmt: skip
 
 
 class NoDraft(ValueError):
@@ -182,6 +188,27 @@ def head_mask(seen: Seen, body: Body) -> Tensor:
     """(H, W) bool where a picture shows the head and neck, or what is beside them."""
     head = torch.from_numpy(vertex_parts(body) == PARTS.index("head")).to(seen.vertices.device)
     return head[_place_at(seen)]
+
+
+def covered(seen: Seen, body: Body, categories: Collection[str], reach: float = 0.25) -> Tensor:
+    """(H, W) bool where clothes of these categories may show, those put on or those taken off: never face and hands.
+
+    Args:
+        seen: a body before a camera.
+        body: the same.
+        categories: "upper", "lower", "dress"; of any other, all of the picture.
+        reach: metres beside the body.
+    """
+    if set(categories) - set(_COVERS):
+        return torch.ones(seen.size, dtype=torch.bool, device=seen.vertices.device)
+    parts, below = vertex_parts(body), body.template[:, 1] < body.rest_joints[6, 1]  # the waist
+    on = np.zeros(len(parts), bool)
+    for category in categories:
+        here = np.isin(parts, [PARTS.index(name) for name in _COVERS[category]])
+        on |= here & (below | (parts != PARTS.index("torso"))) if category == "lower" else here
+    near = (seen.fragments.face >= 0).flatten()
+    near[_beside(seen, reach)[0]] = True
+    return near.reshape(seen.size) & torch.from_numpy(on).to(near.device)[_place_at(seen)]
 
 
 def _joint_turns(body: Body, pose: Array) -> Array:

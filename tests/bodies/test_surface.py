@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from data_prep.wardrobe.synthetic import Sample, make_outfit
-from omfa.bodies.body import Body, load_body
+from omfa.bodies.body import PARTS, Body, load_body
 from omfa.bodies.drafts import Shown, draft_person
 from omfa.bodies.named_poses import NAMED_POSES, mirror_parameters
 from omfa.bodies.placing import place, project, turned
 from omfa.bodies.standing import standing
-from omfa.bodies.surface import Draft, NoDraft, Source, draft, head_mask, off_paper, see, surface_map
+from omfa.bodies.surface import Draft, NoDraft, Source, covered, draft, head_mask, off_paper, see, surface_map
+from omfa.records.labels import LABEL_OF, Label
 
 SIZE = (160, 120)
 FRONT = 40  # degrees of yaw within which pictures count as seen from the front
@@ -87,6 +88,19 @@ def test_shop_pictures_dress_the_person() -> None:
         cloth = torch.from_numpy(np.isin(sample.labels, [4, 5, 6]))
         assert psnr(made, sample) > 13, sample.record.id
         assert made.valid[cloth].float().mean() > 0.5, sample.record.id
+
+
+def test_clothes_are_where_they_may_be_and_faces_and_hands_are_not() -> None:
+    limbs = {name: 1 + k for k, name in enumerate(PARTS)}
+    for sample in (s for outfit in outfits() for s in outfit):
+        seen, labels = see(body(), sample.params), sample.labels
+        for garment in sample.record.garments:
+            where = covered(seen, body(), [garment.category.value]).numpy()
+            assert where[labels == LABEL_OF[garment.category]].mean() > 0.94  # a hood reaches the face
+            assert where[labels == Label.FACE].mean() < 0.05 if (labels == Label.FACE).any() else True
+            hands = np.isin(sample.parts, [limbs["left_hand"], limbs["right_hand"]]) & (labels == Label.SKIN)
+            assert not hands.any() or where[hands].mean() < 0.2
+    assert covered(seen, body(), ["upper", "bag"]).all()  # who knows where a bag hangs
 
 
 def test_a_face_comes_along_and_nothing_else_of_its_picture() -> None:
