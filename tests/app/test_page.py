@@ -185,17 +185,17 @@ def order(**more: Any) -> Order:
 
 
 def test_steps_are_told_and_an_order_is_stopped(studio: Studio) -> None:
-    steps: list[tuple[int, int, int]] = []
+    steps: list[tuple[str, int, int]] = []
     stop = threading.Event()
 
-    def watch(*step: int) -> None:
-        steps.append(step)  # type: ignore[arg-type]
+    def watch(*step: Any) -> None:
+        steps.append(step)
         if len(steps) == 3:
             stop.set()
 
     with pytest.raises(Stopped):
         studio.make(order(), steps=50, watch=watch, stop=stop)
-    assert steps == [(1, 1, 50), (1, 2, 50), (1, 3, 50)]
+    assert steps == [("drawing", 1, 50), ("drawing", 2, 50), ("drawing", 3, 50)]
     assert studio.make(order(), steps=2).pictures.keys() == {"a_upper"}  # and the next one is made
     with pytest.raises(Stopped):  # before it began
         studio.make(order(), stop=stop)
@@ -212,7 +212,7 @@ def test_a_studio_that_is_closed_makes_no_more() -> None:
 def test_one_order_at_a_time(studio: Studio) -> None:
     inside: list[int] = []
 
-    def watch(*_: int) -> None:
+    def watch(*_: Any) -> None:
         inside.append(threading.get_ident())
         time.sleep(0.01)
 
@@ -225,7 +225,10 @@ def test_notes_of_bodies(studio: Studio) -> None:
     pipe = make_compact(join="rows", draft="surface")
     pipe.pose_estimator = standing
     drafted = Studio(pipe)
-    assert drafted.make(order(), steps=1).notes == []
+    told: list[Any] = []
+    assert drafted.make(order(), steps=2, watch=lambda *doing: told.append(doing)).notes == []
+    assert told[:2] == [("looking for the body", 0, 0), ("laying out the clothes", 0, 0)]
+    assert told[2:] == [("drawing", 1, 2), ("finishing", 2, 2)]
     (note,) = drafted.make(replace(order(), photo=Image.new("RGB", (96, 128), "grey")), steps=1).notes
     assert note.startswith("No body was found in the photo (nobody is seen)")
     whole = place(load_body(), NAMED_POSES["standing"], image_size=(400, 300))
