@@ -248,15 +248,12 @@ class Handlers:
         self._stops[visitor] = stop
         seed, steps, guidance = sampler
 
-        def watch(doing: str, step: int, steps: int) -> None:
-            progress((step, steps) if steps else 0, desc=doing, unit="steps")
-
         try:
             if not 0 <= (steps or 0) <= MOST_STEPS:
                 raise ValueError(f"Choose 0 to {MOST_STEPS} steps; 0 takes the model's own.")
             progress(0, desc="looking at the pictures")
             wanted = order()
-            made = self.studio.make(wanted, int(seed or 0), int(steps or 0) or None, guidance or None, watch, stop)
+            made = self.studio.make(wanted, int(seed or 0), int(steps or 0) or None, guidance or None, progress, stop)
             return list(self._saved(made.pictures.items())), "\n\n".join(made.notes)
         except Stopped:
             raise gr.Error("Stopped.", title="Stopped", print_exception=False, duration=5) from None

@@ -19,8 +19,8 @@ from omfa.orders import Order, check_seed
 from omfa.pipeline import OMFAPipeline
 from omfa.tasks import Estimate
 
-Watch = Callable[[str, int, int], None]
-"""Told what is being done, and of the sampler's steps: those done, those there are (0 while there are none)."""
+Watch = Callable[[float, str], None]
+"""Told how far it is, from 0 to 1, and what is being done."""
 _SEEN = {"ankle": "the feet", "knee": "the knees", "hip": "the hips", "wrist": "a hand", "head": "the head"}
 
 
@@ -86,14 +86,14 @@ class Studio:
             nonlocal rounds
             rounds += i == 0
             total = len(pipe.scheduler.timesteps)
-            doing = "finishing" if i + 1 == total else "drawing"
-            watch(doing if rounds == 1 else f"{doing} picture {rounds}", i + 1, total)
+            doing = "finishing" if i + 1 == total else f"drawing, step {i + 1} of {total}"
+            watch(0.4 + 0.5 * (i + 1) / total, doing if rounds == 1 else f"picture {rounds}: {doing}")
             go_on()
             return values
 
         def estimate(photo: Image.Image) -> Estimate:
             assert self.estimator is not None
-            watch("looking for the body", 0, 0)
+            watch(0.05, "looking for the body")
             try:
                 found = self.estimator(photo)
             except ValueError as e:
@@ -101,7 +101,7 @@ class Studio:
                 raise
             finally:
                 go_on()
-                watch("laying out the clothes", 0, 0)
+                watch(0.2, "laying out the clothes")
             if cut := cut_off(found.params):
                 notes.append(cut)
             return found

@@ -185,7 +185,7 @@ def order(**more: Any) -> Order:
 
 
 def test_steps_are_told_and_an_order_is_stopped(studio: Studio) -> None:
-    steps: list[tuple[str, int, int]] = []
+    steps: list[tuple[Any, ...]] = []
     stop = threading.Event()
 
     def watch(*step: Any) -> None:
@@ -195,7 +195,8 @@ def test_steps_are_told_and_an_order_is_stopped(studio: Studio) -> None:
 
     with pytest.raises(Stopped):
         studio.make(order(), steps=50, watch=watch, stop=stop)
-    assert steps == [("drawing", 1, 50), ("drawing", 2, 50), ("drawing", 3, 50)]
+    assert [doing for _, doing in steps] == [f"drawing, step {i} of 50" for i in (1, 2, 3)]
+    assert 0.4 < steps[0][0] < steps[1][0] < steps[2][0] < 0.5
     assert studio.make(order(), steps=2).pictures.keys() == {"a_upper"}  # and the next one is made
     with pytest.raises(Stopped):  # before it began
         studio.make(order(), stop=stop)
@@ -227,8 +228,9 @@ def test_notes_of_bodies(studio: Studio) -> None:
     drafted = Studio(pipe)
     told: list[Any] = []
     assert drafted.make(order(), steps=2, watch=lambda *doing: told.append(doing)).notes == []
-    assert told[:2] == [("looking for the body", 0, 0), ("laying out the clothes", 0, 0)]
-    assert told[2:] == [("drawing", 1, 2), ("finishing", 2, 2)]
+    how_far, words = zip(*told, strict=True)
+    assert words == ("looking for the body", "laying out the clothes", "drawing, step 1 of 2", "finishing")
+    assert list(how_far) == sorted(how_far) and 0 < how_far[0] and how_far[-1] < 1
     (note,) = drafted.make(replace(order(), photo=Image.new("RGB", (96, 128), "grey")), steps=1).notes
     assert note.startswith("No body was found in the photo (nobody is seen)")
     whole = place(load_body(), NAMED_POSES["standing"], image_size=(400, 300))
