@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,45 +25,12 @@ from omfa.bodies.body import load_body
 from omfa.bodies.named_poses import NAMED_POSES
 from omfa.bodies.placing import place
 from omfa.orders import Order, named_pose
-from omfa.tasks import Estimate
+from tests.app.conftest import standing
 from tests.conftest import make_compact
 from tests.test_main import hostile, run
 
 EXAMPLES = Path(door.__file__).parent / "examples"
 MAN, SHIRT = EXAMPLES / "man.jpg", EXAMPLES / "plaid_shirt.jpg"
-
-
-def standing(photo: Image.Image) -> Estimate:
-    """An estimator that finds the same body in every photo but a grey one."""
-    if np.asarray(photo).std() < 1:
-        raise ValueError("nobody is seen")
-    return Estimate(place(load_body(), NAMED_POSES["standing"], image_size=(photo.height, photo.width)), None)
-
-
-@pytest.fixture(scope="module")
-def studio() -> Studio:
-    pipe = make_compact()
-    pipe.pose_estimator = standing
-    return Studio(pipe)
-
-
-@pytest.fixture(scope="module")
-def url(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A page that is served."""
-    pytest.importorskip("gradio", reason="the page needs gradio, which make setup installs")
-    folder = tmp_path_factory.mktemp("page")
-    before = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")}
-    os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
-    from omfa.app.page import opened
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    page = opened(studio, folder, "127.0.0.1", port)
-    yield f"http://127.0.0.1:{port}"
-    page.close(verbose=False)
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture
@@ -230,7 +195,7 @@ def test_notes_of_bodies(studio: Studio) -> None:
     assert drafted.make(order(), steps=2, watch=lambda *doing: told.append(doing)).notes == []
     how_far, words = zip(*told, strict=True)
     assert words == ("looking for the body", "laying out the clothes", "drawing, step 1 of 2", "finishing")
-    assert list(how_far) == sorted(how_far) and 0 < how_far[0] and how_far[-1] < 1
+    assert list(how_far) == sorted(how_far) and how_far[0] > 0 and how_far[-1] < 1
     (note,) = drafted.make(replace(order(), photo=Image.new("RGB", (96, 128), "grey")), steps=1).notes
     assert note.startswith("No body was found in the photo (nobody is seen)")
     whole = place(load_body(), NAMED_POSES["standing"], image_size=(400, 300))
