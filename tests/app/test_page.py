@@ -118,28 +118,32 @@ def test_no_body_and_a_cut_one_are_told(client: Any, tmp_path: Path) -> None:
 
 
 def test_many_at_once_are_all_answered_in_turn(client: Any, studio: Studio) -> None:
-    busy, most = 0, 0
+    from gradio_client.utils import Status
+
+    busy, most, begun = 0, 0, list[int]()
     make = studio.pipe.try_off
 
-    def counted(*args: Any, **options: Any) -> Any:
+    def counted(*args: Any, generator: torch.Generator, **options: Any) -> Any:
         nonlocal busy, most
         busy += 1
         most = max(most, busy)
+        begun.append(generator.initial_seed())
         try:
-            return make(*args, **options)
+            return make(*args, generator=generator, **options)
         finally:
             busy -= 1
 
     studio.pipe.try_off = counted  # type: ignore[method-assign]
     try:
-        jobs = [
-            client.submit(photo=file(MAN), categories=["upper"], seed=i, steps=1, api_name="/take_off")
-            for i in range(8)
-        ]
+        jobs = []
+        for i in range(8):
+            jobs.append(client.submit(photo=file(MAN), categories=["upper"], seed=i, steps=1, api_name="/take_off"))
+            while jobs[-1].status().code in (Status.STARTING, Status.JOINING_QUEUE):  # until it stands in the queue
+                time.sleep(0.01)
         made = [np.asarray(Image.open(job.result(timeout=300)[0][0]["image"])) for job in jobs]
     finally:
         del studio.pipe.try_off  # type: ignore[method-assign]
-    assert most == 1 and len({m.tobytes() for m in made}) == 8
+    assert most == 1 and begun == list(range(8)) and len({m.tobytes() for m in made}) == 8
 
 
 # ---------------------------------------------------------------------------------------------------- behind the page
