@@ -328,7 +328,7 @@ def build(studio: Studio, folder: Path, about: str = "") -> gr.Blocks:
                 with gr.Row():
                     photo, top = _side("Person"), _side("Top")
                 worn = [top, *_more_garments()]
-                rows = [["man", "plaid_shirt", None], ["woman", "dotted_top", "trousers"]]
+                rows: list[list[str | None]] = [["man", "plaid_shirt", None], ["woman", "dotted_top", "trousers"]]
                 _examples([photo, *worn[:2]], rows, example)
                 inputs = [photo, *worn, *_poses(photo=True), *_advanced(keep=True)]
             _button("Try on", does.try_on, inputs, does)
