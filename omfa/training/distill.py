@@ -132,7 +132,6 @@ class Distillation(OMFAModule):
                 look = scene.look()
                 prediction = look.predict(z_next, below.clamp(min=0))  # where the phase has ended any will do
                 goal = course.land(z_next, prediction, below, t, look.target)
-        torch.clear_autocast_cache()  # of weights that were lent
         look = scene.look()
         made = course.land(z_t, look.predict(z_t, t), t, t, look.target)
         return of_examples(distance(made, goal, look.target, self.huber), scene.owner)

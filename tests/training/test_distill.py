@@ -86,6 +86,20 @@ def test_the_loss_is_the_definition_s(join: str, phased: bool, records: Path) ->
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-3)
 
 
+def test_autocast_takes_no_set_of_weights_for_another(records: Path) -> None:
+    """Autocast keeps the casts of a parameter: of the teacher's, while the average is lent, if nobody clears them."""
+    module = Distillation(make_compact(), 2, True, 8, (2.0, 2.0), 0.01)
+    data = RecordsDataset(records, Geometry.of(module.pipe), ExampleOptions())
+    batch = collate([data[0, i] for i in range(3)])
+    student, module.average = moved(module, 1), EMA()
+    module.average.weights = moved(module, 2)
+    losses = []
+    for mixed in (False, True):
+        with torch.no_grad(), lent(module, student, cast=True), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            losses.append(module.losses(batch))
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.03, atol=0)
+
+
 @pytest.mark.parametrize("join", JOINS)
 def test_teacher_and_average_get_no_gradient_and_given_parts_no_loss(join: str, records: Path) -> None:
     module = Distillation(make_compact(join=join), 1, teacher_steps=4)
