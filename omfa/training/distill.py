@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omfa import partial_diffusion as pd
 from omfa.conditioning import choose
-from omfa.few_steps import Course, Ladder, distance, guided_by, make_distilled
+from omfa.few_steps import Course, Ladder, check_call, distance, guided_by, make_distilled
 from omfa.pipeline import OMFAPipeline
 from omfa.records.stream import seeded
 from omfa.sampling import Predict
@@ -104,14 +104,17 @@ class Distillation(OMFAModule):
         """Find the average; see :class:`OMFAModule` for the rest.
 
         Raises:
-            Mismatch: weights dealt out by ZeRO, or sample pictures with guidance.
+            Mismatch: weights dealt out by ZeRO, or sample pictures that a distilled model does not make.
         """
         super().on_fit_start()
         if isinstance(self.trainer.strategy, ZeRO):
             raise Mismatch("distillation swaps whole weights, which ZeRO deals out: train LoRA, or on larger cards")
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(c, SamplePictures) and c.guidance > 1 for c in callbacks):
-            raise Mismatch("a distilled model takes no guidance: give SamplePictures guidance: 1.0")
+        callbacks, own = self.trainer.callbacks, self.pipe.config.default_steps  # type: ignore[attr-defined]
+        for drawn in (c for c in callbacks if isinstance(c, SamplePictures)):
+            try:
+                check_call(self.pipe.scheduler, own, drawn.steps, drawn.guidance)
+            except ValueError as e:
+                raise Mismatch(f"give SamplePictures steps: {own}, guidance: 1.0; {e}") from e
         self.average = next((c for c in callbacks if isinstance(c, EMA)), None)
         self.teacher = {name: p.to(self.device) for name, p in self.teacher.items()}
 
