@@ -197,5 +197,6 @@ class Distillation(OMFAModule):
     def about(self, folder: Path) -> About:
         """See :class:`omfa.training.parts.Describes`."""
         about, steps = super().about(folder), self.pipe.config.default_steps
-        what = f" Distilled (arXiv 2310.04378): {steps} steps, one pass each; the guidance is in the weights."
+        how = "by phases (arXiv 2405.18407)" if self.ladder.phases > 1 else "(arXiv 2310.04378)"
+        what = f" Distilled {how}: {steps} steps, one pass each; the guidance is in the weights."
         return replace(about, title="OMFA model for few steps", what=about.what + what)
