@@ -168,3 +168,31 @@ def make_distilled(pipe: Any, ladder: Ladder, steps: int) -> None:
         raise ValueError(f"{steps} steps: give 1 to the teacher's {ladder.steps}, and as many as there are phases")
     pipe.register_modules(scheduler=few_step_scheduler(pipe.scheduler, ladder))
     pipe.register_to_config(distilled=True, default_steps=steps, default_guidance=1.0)
+
+
+def check_call(scheduler: Any, own_steps: int, steps: int, scale: float) -> None:
+    """Whether a distilled model can be called so.
+
+    Args:
+        scheduler: of the model, as :func:`few_step_scheduler` makes it; of any other kind, any number of steps will do.
+        own_steps: what it was distilled to.
+        steps, scale: of the call.
+
+    Raises:
+        ValueError: guidance, steps that a phased model has not learned, or more of them than its teacher took.
+    """
+    if scale > 1:
+        raise ValueError(
+            f"guidance_scale is {scale}: this model was distilled, its guidance is in its weights and a step is one "
+            f"pass; leave guidance_scale out ({own_steps} steps are its own)"
+        )
+    if isinstance(scheduler, DDIMScheduler) and steps != own_steps:
+        raise ValueError(
+            f"num_inference_steps is {steps}: this model was distilled by phases, one a step, and takes {own_steps}; "
+            "leave num_inference_steps out"
+        )
+    if isinstance(scheduler, LCMScheduler) and steps > scheduler.config.original_inference_steps:
+        most = scheduler.config.original_inference_steps
+        raise ValueError(
+            f"num_inference_steps is {steps}: this model was distilled from {most} steps; give 1 to {most}"
+        )

@@ -29,6 +29,7 @@ from omfa.components import ACCESSORIES, State
 from omfa.composer import Composer
 from omfa.conditioning import SlotTokens
 from omfa.drafting import composed, composed_size, draw, known_pictures
+from omfa.few_steps import check_call
 from omfa.hub import CARD, cure_for, fetched, plain_card, write_loader
 from omfa.images import OutputType
 from omfa.network import Network
@@ -278,7 +279,8 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
                 face is in no draft without it.
             portrait_mask: white where the portrait shows the person, as far as a composer goes by it: what is beside
                 them and beside the new clothes then stays the portrait's.
-            num_inference_steps: steps of the scheduler; None takes the model's ``default_steps``.
+            num_inference_steps: steps of the scheduler; None takes the model's ``default_steps``. A distilled model
+                refuses steps that it has not learned.
             guidance_scale: classifier-free guidance; 1 or less turns it off (half the work). None takes the model's
                 ``default_guidance``. A distilled model has its guidance in its weights and refuses any other.
             generator: one generator, or one per sample (then a sample depends on its batch by rounding alone).
@@ -308,11 +310,8 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         scale = self.config.default_guidance if guidance_scale is None else guidance_scale
         generator = list(generator) if isinstance(generator, tuple) else generator
         check_sampler(steps, scale, eta, generator)
-        if self.config.distilled and scale > 1:
-            raise ValueError(
-                f"guidance_scale is {scale}: this model was distilled, its guidance is in its weights and a step is "
-                f"one pass; leave guidance_scale out ({self.config.default_steps} steps are its own)"
-            )
+        if self.config.distilled:
+            check_call(self.scheduler, self.config.default_steps, steps, scale)
         if portrait is not None and not self.config.portraits:
             raise ValueError("this model has not learned to change photos: give face= and pose=, no portrait=")
         style = self.config.pose_style

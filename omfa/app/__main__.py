@@ -26,6 +26,7 @@ from omfa.commands import DEVICES, Parser, count, find_device
 from omfa.files import read_text, sole
 
 KEPT = ".lock"
+SHIPPED = "The model at work is a small one that learned from drawn people: photos of real ones come out rough."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -119,14 +120,15 @@ def serve(call: argparse.Namespace, device: str, allowed: list[tuple[str, str]] 
     from omfa.app.page import opened
     from omfa.app.studio import Studio
     from omfa.orders import lazy_estimator
-    from omfa.pipeline import OMFAPipeline
+    from omfa.pipeline import MODELS, OMFAPipeline
 
     diffusers_logging.disable_progress_bar()
     pipe = OMFAPipeline.from_pretrained(call.model).to(device)
     pipe.pose_estimator = lazy_estimator(_estimator)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     studio = Studio(pipe)
-    page = opened(studio, folder, call.host, call.port, allowed, call.mcp)
+    about = SHIPPED if (MODELS / call.model).parent == MODELS else ""
+    page = opened(studio, folder, call.host, call.port, allowed, call.mcp, about)
     try:
         print(f"open http://{call.host}:{call.port} (Ctrl-C stops it)", flush=True)
         if call.host not in ("127.0.0.1", "localhost", "::1") and not allowed:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -29,9 +30,12 @@ OWN_POSE = "as in the photo"
 MOST_STEPS, MOST_VIEWS, WAITING = 200, 24, 64
 CSS = (
     "footer {opacity: .6} .gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto} "
-    "@media (max-width: 480px) {button[role=tab] {padding: 0 6px !important}}"  # four in a phone's width
+    ".gallery img, table img {object-fit: contain !important} "  # examples whole, heads and all
+    "table th {white-space: normal !important} "
+    "@media (max-width: 480px) {.tab-container button {padding: 0 6px !important}}"  # four in a phone's width
 )
 PARTS = {"Tops": "upper", "Trousers and skirts": "lower", "Dresses": "dress"}
+KEPT = {"auto": "what fits best", "photo": "all but the clothes", "others": "the other clothes", "nothing": "nothing"}
 
 log = logging.getLogger("omfa.app")
 
@@ -244,15 +248,12 @@ class Handlers:
         self._stops[visitor] = stop
         seed, steps, guidance = sampler
 
-        def watch(rounds: int, step: int, steps: int) -> None:
-            progress((step, steps), desc=f"picture {rounds}" if rounds > 1 else "drawing", unit="steps")
-
         try:
             if not 0 <= (steps or 0) <= MOST_STEPS:
                 raise ValueError(f"Choose 0 to {MOST_STEPS} steps; 0 takes the model's own.")
             progress(0, desc="looking at the pictures")
             wanted = order()
-            made = self.studio.make(wanted, int(seed or 0), int(steps or 0) or None, guidance or None, watch, stop)
+            made = self.studio.make(wanted, int(seed or 0), int(steps or 0) or None, guidance or None, progress, stop)
             return list(self._saved(made.pictures.items())), "\n\n".join(made.notes)
         except Stopped:
             raise gr.Error("Stopped.", title="Stopped", print_exception=False, duration=5) from None
@@ -278,7 +279,13 @@ class Handlers:
 
 
 def opened(
-    studio: Studio, folder: Path, host: str, port: int, allowed: list[tuple[str, str]] | None = None, mcp: bool = False
+    studio: Studio,
+    folder: Path,
+    host: str,
+    port: int,
+    allowed: list[tuple[str, str]] | None = None,
+    mcp: bool = False,
+    about: str = "",
 ) -> gr.Blocks:
     """The page, served at an address until it is closed.
 
@@ -288,11 +295,12 @@ def opened(
         host, port: where it listens.
         allowed: names and passwords; None lets everybody in.
         mcp: also as tools.
+        about: a sentence on the model.
 
     Raises:
         OSError: the port is taken.
     """
-    page = build(studio, folder)
+    page = build(studio, folder, about)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.launch(
         server_name=host, server_port=port, auth=allowed, mcp_server=mcp, max_file_size=MOST_BYTES,
@@ -303,61 +311,71 @@ def opened(
     return page
 
 
-def build(studio: Studio, folder: Path, title: str = "OMFA") -> gr.Blocks:
+def build(studio: Studio, folder: Path, about: str = "") -> gr.Blocks:
     """The page.
 
     Args:
         studio: what makes the pictures.
         folder: for uploads and results; the same as gradio's own.
-        title: of the page.
+        about: a sentence on the model.
     """
     fetch_nothing()
     does, example = Handlers(studio, folder), {p.stem: str(p) for p in sorted(EXAMPLES.glob("*.jpg"))}
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(60, 3600)) as page:
-        gr.Markdown("# Try on, take off\nGarments off photos and onto people, without masks, in any pose.")
-        with gr.Tab("Try on"), gr.Row():
+    with gr.Blocks(title="OMFA", analytics_enabled=False, delete_cache=(60, 3600)) as page:
+        gr.Markdown(f"# Try on, take off\nGarments off photos and onto people, in any pose. {about}")
+        with _tab("Try on", "Choose a photo of a person and a picture of a garment, or several, and press *Try on*."):
             with gr.Column():
-                photo = picture_input("Photo of the person")
-                worn = _garments()
-                posed, more = _poses(photo=True), _advanced(keep=True)
-                inputs = [photo, *worn, *posed, *more]
-                _examples(
-                    [photo, *worn[:2]], [["man", "plaid_shirt", None], ["woman", "dotted_top", "trousers"]], example
-                )
+                with gr.Row():
+                    photo, top = _side("Person"), _side("Top")
+                worn = [top, *_more_garments()]
+                rows: list[list[str | None]] = [["man", "plaid_shirt", None], ["woman", "dotted_top", "trousers"]]
+                _examples([photo, *worn[:2]], rows, example)
+                inputs = [photo, *worn, *_poses(photo=True), *_advanced(keep=True)]
             _button("Try on", does.try_on, inputs, does)
-        with gr.Tab("Take off"), gr.Row():
+        with _tab("Take off", "Choose a photo of a dressed person; the clothes come off it as pictures for a shop."):
             with gr.Column():
-                photo, parts = picture_input("Photo of a dressed person"), _categories(["upper"])
+                photo, parts = picture_input("Person"), _categories(["upper"])
                 _examples([photo], [["man"], ["woman"]], example)
                 inputs = [photo, parts, *_advanced()]
             _button("Take off", does.take_off, inputs, does)
-        with gr.Tab("Transfer"), gr.Row():
+        with _tab("Transfer", "Choose two photos; the clothes of one person go onto the other."):
             with gr.Column():
                 with gr.Row():
-                    source, photo = (
-                        picture_input("Who wears the clothes", min_width=150),
-                        picture_input("Who shall", min_width=150),
-                    )
+                    source, photo = _side("Who wears them"), _side("Who gets them")
                 parts = _categories(["upper"])
                 _examples([source, photo], [["woman", "man"]], example)
                 inputs = [source, photo, parts, *_poses(photo=True), *_advanced(keep=True)]
             _button("Transfer", does.transfer, inputs, does)
-        with gr.Tab("Turn around"), gr.Row():
+        with _tab("Turn around", "Choose a photo of a person, to be seen from all sides."):
             with gr.Column():
-                photo = picture_input("Photo of the person")
+                photo = picture_input("Person")
                 _examples([photo], [["man"]], example)
                 views = gr.Slider(1, MOST_VIEWS, 6, step=1, label="Views")
                 with gr.Accordion("In other clothes", open=False):
-                    worn = _garments()
+                    worn = [_side("Top"), *_more_garments()]
                 inputs = [photo, *worn, views, *_poses(), *_advanced()]
             _button("Turn around", does.turn_around, inputs, does)
         page.unload(does.stop)
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
-def _garments() -> list[gr.Image]:
+@contextmanager
+def _tab(label: str, words: str) -> Iterator[None]:
+    """Two columns under a sentence of what to do."""
+    with gr.Tab(label):
+        gr.Markdown(words)
+        with gr.Row():
+            yield
+
+
+def _side(label: str) -> gr.Image:
+    # of two side by side, on a phone too
+    return picture_input(label, min_width=140)
+
+
+def _more_garments() -> list[gr.Image]:
     with gr.Row():
-        return [picture_input(label, min_width=110) for label in ("Top", "Trousers or skirt", "Dress")]
+        return [_side("Trousers or skirt"), _side("Dress")]
 
 
 def _categories(value: list[str]) -> gr.CheckboxGroup:
@@ -377,8 +395,8 @@ def _poses(photo: bool = False) -> list[Any]:
 
 
 def _advanced(keep: bool = False) -> list[Any]:
-    with gr.Accordion("More", open=False):
-        kept = [gr.Dropdown(list(KEEPS), value="auto", label="Keep of the photo")] if keep else []
+    with gr.Accordion("More options", open=False):
+        kept = [gr.Dropdown([(KEPT[k], k) for k in KEEPS], value="auto", label="Keep of the photo")] if keep else []
         with gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90)
             steps = gr.Number(0, label="Steps (0: own)", precision=0, minimum=0, maximum=MOST_STEPS, min_width=90)
@@ -394,7 +412,7 @@ def _examples(inputs: list[Any], rows: list[list[str | None]], files: dict[str, 
 def _button(label: str, does: Callable[..., Any], inputs: list[Any], handlers: Handlers) -> None:
     with gr.Column():
         with gr.Row():
-            go, stop = gr.Button(label, variant="primary"), gr.Button("Stop", variant="stop", min_width=80, scale=0)
+            go, stop = gr.Button(label, variant="primary"), gr.Button("Stop", min_width=80, scale=0)
         how: dict[str, Any] = {"format": "png", "columns": 2, "height": 460, "object_fit": "contain"}
         shown = gr.Gallery(label="Result", buttons=["download", "download_all", "fullscreen"], interactive=False, **how)
         notes = gr.Markdown()

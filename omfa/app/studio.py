@@ -19,8 +19,8 @@ from omfa.orders import Order, check_seed
 from omfa.pipeline import OMFAPipeline
 from omfa.tasks import Estimate
 
-Watch = Callable[[int, int, int], None]
-"""Told of every step: which round of sampling it is, steps done, steps there are."""
+Watch = Callable[[float, str], None]
+"""Told how far it is, from 0 to 1, and what is being done."""
 _SEEN = {"ankle": "the feet", "knee": "the knees", "hip": "the hips", "wrist": "a hand", "head": "the head"}
 
 
@@ -67,7 +67,7 @@ class Studio:
             order: what to make.
             seed: the same seed gives the same picture.
             steps, guidance: of the sampler; None takes the model's own.
-            watch: told of every step.
+            watch: told of every step, and of what is done beside them.
             stop: called off when this is set, at the next step.
 
         Raises:
@@ -85,12 +85,15 @@ class Studio:
         def after(pipe: Any, i: int, t: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
             nonlocal rounds
             rounds += i == 0
-            watch(rounds, i + 1, len(pipe.scheduler.timesteps))
+            total = len(pipe.scheduler.timesteps)
+            doing = "finishing" if i + 1 == total else f"drawing, step {i + 1} of {total}"
+            watch(0.4 + 0.5 * (i + 1) / total, doing if rounds == 1 else f"picture {rounds}: {doing}")
             go_on()
             return values
 
         def estimate(photo: Image.Image) -> Estimate:
             assert self.estimator is not None
+            watch(0.05, "looking for the body")
             try:
                 found = self.estimator(photo)
             except ValueError as e:
@@ -98,6 +101,7 @@ class Studio:
                 raise
             finally:
                 go_on()
+                watch(0.2, "laying out the clothes")
             if cut := cut_off(found.params):
                 notes.append(cut)
             return found

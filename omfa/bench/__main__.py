@@ -326,7 +326,7 @@ def main(args: Sequence[str] | None = None) -> int:
     what.add_argument("--full-size", action="store_true", help="SDXL at 768x1024: count, and measure on a GPU")
     parser.add_argument("--model", default="compact", help="a model that ships, a folder or a hub id")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20, help="of the sampler (default 20)")
+    parser.add_argument("--steps", type=int, help="of the sampler (default 20; a distilled model's own)")
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement (default 5)")
     call = parser.parse_args(args)
     if call.full_size:
@@ -340,7 +340,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    for what_, value, unit in measure(OMFAModule(pipe), records, call.batch, call.steps, call.repeats):
+    steps = call.steps or (pipe.config.default_steps if pipe.config.distilled else 20)
+    for what_, value, unit in measure(OMFAModule(pipe), records, call.batch, steps, call.repeats):
         print(f"{what_:72}{value:10.3g} {unit}", flush=True)
     return 0
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omfa import partial_diffusion as pd
 from omfa.conditioning import choose
-from omfa.few_steps import Course, Ladder, distance, guided_by, make_distilled
+from omfa.few_steps import Course, Ladder, check_call, distance, guided_by, make_distilled
 from omfa.pipeline import OMFAPipeline
 from omfa.records.stream import seeded
 from omfa.sampling import Predict
@@ -104,14 +104,17 @@ class Distillation(OMFAModule):
         """Find the average; see :class:`OMFAModule` for the rest.
 
         Raises:
-            Mismatch: weights dealt out by ZeRO, or sample pictures with guidance.
+            Mismatch: weights dealt out by ZeRO, or sample pictures that a distilled model does not make.
         """
         super().on_fit_start()
         if isinstance(self.trainer.strategy, ZeRO):
             raise Mismatch("distillation swaps whole weights, which ZeRO deals out: train LoRA, or on larger cards")
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(c, SamplePictures) and c.guidance > 1 for c in callbacks):
-            raise Mismatch("a distilled model takes no guidance: give SamplePictures guidance: 1.0")
+        callbacks, own = self.trainer.callbacks, self.pipe.config.default_steps  # type: ignore[attr-defined]
+        for drawn in (c for c in callbacks if isinstance(c, SamplePictures)):
+            try:
+                check_call(self.pipe.scheduler, own, drawn.steps, drawn.guidance)
+            except ValueError as e:
+                raise Mismatch(f"give SamplePictures steps: {own}, guidance: 1.0; {e}") from e
         self.average = next((c for c in callbacks if isinstance(c, EMA)), None)
         self.teacher = {name: p.to(self.device) for name, p in self.teacher.items()}
 
@@ -132,7 +135,6 @@ class Distillation(OMFAModule):
                 look = scene.look()
                 prediction = look.predict(z_next, below.clamp(min=0))  # where the phase has ended any will do
                 goal = course.land(z_next, prediction, below, t, look.target)
-        torch.clear_autocast_cache()  # of weights that were lent
         look = scene.look()
         made = course.land(z_t, look.predict(z_t, t), t, t, look.target)
         return of_examples(distance(made, goal, look.target, self.huber), scene.owner)
@@ -195,5 +197,6 @@ class Distillation(OMFAModule):
     def about(self, folder: Path) -> About:
         """See :class:`omfa.training.parts.Describes`."""
         about, steps = super().about(folder), self.pipe.config.default_steps
-        what = f" Distilled (arXiv 2310.04378): {steps} steps, one pass each; the guidance is in the weights."
+        how = "by phases (arXiv 2405.18407)" if self.ladder.phases > 1 else "(arXiv 2310.04378)"
+        what = f" Distilled {how}: {steps} steps, one pass each; the guidance is in the weights."
         return replace(about, title="OMFA model for few steps", what=about.what + what)

@@ -95,7 +95,9 @@ def lent(pl_module: Any, weights: Mapping[str, Tensor], cast: bool) -> Iterator[
     try:
         for name, p in trained(pl_module):
             p.data = weights[name].to(p) if cast else weights[name].detach()
+        torch.clear_autocast_cache()  # autocast knows a cast weight by its parameter, whatever that points to by now
         yield
     finally:
         for name, p in trained(pl_module):
             p.data = own[name]
+        torch.clear_autocast_cache()

@@ -113,7 +113,11 @@ def install() -> tuple[Bar, Path]:
         if bar.stop_at is not None and len(bar.seen) >= bar.stop_at:
             raise Interrupted
 
-    def load_models_gpu(models: list[ModelPatcher]) -> None:
+    def load_models_gpu(
+        models: list[ModelPatcher], memory_required: float = 0, force_patch_weights: bool = False,
+        minimum_memory_required: float | None = None, force_full_load: bool = False,
+    ) -> None:  # fmt: skip
+        assert force_full_load, "where memory is short, layers that are not ComfyUI's own would stay on the CPU"
         for patcher in models:
             patcher.model.to(patcher.load_device)
             bar.loaded.append(patcher)
@@ -186,6 +190,7 @@ def execute(graph: Mapping[str, Any], nodes: Mapping[str, Any], pictures: Path) 
                 done[i] = output.args
         return done[i]
 
-    for i in graph:
-        run(i)
+    with torch.inference_mode():  # as ComfyUI runs everything
+        for i in graph:
+            run(i)
     return done

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,45 +25,12 @@ from omfa.bodies.body import load_body
 from omfa.bodies.named_poses import NAMED_POSES
 from omfa.bodies.placing import place
 from omfa.orders import Order, named_pose
-from omfa.tasks import Estimate
+from tests.app.conftest import standing
 from tests.conftest import make_compact
 from tests.test_main import hostile, run
 
 EXAMPLES = Path(door.__file__).parent / "examples"
 MAN, SHIRT = EXAMPLES / "man.jpg", EXAMPLES / "plaid_shirt.jpg"
-
-
-def standing(photo: Image.Image) -> Estimate:
-    """An estimator that finds the same body in every photo but a grey one."""
-    if np.asarray(photo).std() < 1:
-        raise ValueError("nobody is seen")
-    return Estimate(place(load_body(), NAMED_POSES["standing"], image_size=(photo.height, photo.width)), None)
-
-
-@pytest.fixture(scope="module")
-def studio() -> Studio:
-    pipe = make_compact()
-    pipe.pose_estimator = standing
-    return Studio(pipe)
-
-
-@pytest.fixture(scope="module")
-def url(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A page that is served."""
-    pytest.importorskip("gradio", reason="the page needs gradio, which make setup installs")
-    folder = tmp_path_factory.mktemp("page")
-    before = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")}
-    os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
-    from omfa.app.page import opened
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    page = opened(studio, folder, "127.0.0.1", port)
-    yield f"http://127.0.0.1:{port}"
-    page.close(verbose=False)
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture
@@ -153,28 +118,32 @@ def test_no_body_and_a_cut_one_are_told(client: Any, tmp_path: Path) -> None:
 
 
 def test_many_at_once_are_all_answered_in_turn(client: Any, studio: Studio) -> None:
-    busy, most = 0, 0
+    from gradio_client.utils import Status
+
+    busy, most, begun = 0, 0, list[int]()
     make = studio.pipe.try_off
 
-    def counted(*args: Any, **options: Any) -> Any:
+    def counted(*args: Any, generator: torch.Generator, **options: Any) -> Any:
         nonlocal busy, most
         busy += 1
         most = max(most, busy)
+        begun.append(generator.initial_seed())
         try:
-            return make(*args, **options)
+            return make(*args, generator=generator, **options)
         finally:
             busy -= 1
 
     studio.pipe.try_off = counted  # type: ignore[method-assign]
     try:
-        jobs = [
-            client.submit(photo=file(MAN), categories=["upper"], seed=i, steps=1, api_name="/take_off")
-            for i in range(8)
-        ]
+        jobs = []
+        for i in range(8):
+            jobs.append(client.submit(photo=file(MAN), categories=["upper"], seed=i, steps=1, api_name="/take_off"))
+            while jobs[-1].status().code in (Status.STARTING, Status.JOINING_QUEUE):  # until it stands in the queue
+                time.sleep(0.01)
         made = [np.asarray(Image.open(job.result(timeout=300)[0][0]["image"])) for job in jobs]
     finally:
         del studio.pipe.try_off  # type: ignore[method-assign]
-    assert most == 1 and len({m.tobytes() for m in made}) == 8
+    assert most == 1 and begun == list(range(8)) and len({m.tobytes() for m in made}) == 8
 
 
 # ---------------------------------------------------------------------------------------------------- behind the page
@@ -185,17 +154,18 @@ def order(**more: Any) -> Order:
 
 
 def test_steps_are_told_and_an_order_is_stopped(studio: Studio) -> None:
-    steps: list[tuple[int, int, int]] = []
+    steps: list[tuple[Any, ...]] = []
     stop = threading.Event()
 
-    def watch(*step: int) -> None:
-        steps.append(step)  # type: ignore[arg-type]
+    def watch(*step: Any) -> None:
+        steps.append(step)
         if len(steps) == 3:
             stop.set()
 
     with pytest.raises(Stopped):
         studio.make(order(), steps=50, watch=watch, stop=stop)
-    assert steps == [(1, 1, 50), (1, 2, 50), (1, 3, 50)]
+    assert [doing for _, doing in steps] == [f"drawing, step {i} of 50" for i in (1, 2, 3)]
+    assert 0.4 < steps[0][0] < steps[1][0] < steps[2][0] < 0.5
     assert studio.make(order(), steps=2).pictures.keys() == {"a_upper"}  # and the next one is made
     with pytest.raises(Stopped):  # before it began
         studio.make(order(), stop=stop)
@@ -212,7 +182,7 @@ def test_a_studio_that_is_closed_makes_no_more() -> None:
 def test_one_order_at_a_time(studio: Studio) -> None:
     inside: list[int] = []
 
-    def watch(*_: int) -> None:
+    def watch(*_: Any) -> None:
         inside.append(threading.get_ident())
         time.sleep(0.01)
 
@@ -225,7 +195,11 @@ def test_notes_of_bodies(studio: Studio) -> None:
     pipe = make_compact(join="rows", draft="surface")
     pipe.pose_estimator = standing
     drafted = Studio(pipe)
-    assert drafted.make(order(), steps=1).notes == []
+    told: list[Any] = []
+    assert drafted.make(order(), steps=2, watch=lambda *doing: told.append(doing)).notes == []
+    how_far, words = zip(*told, strict=True)
+    assert words == ("looking for the body", "laying out the clothes", "drawing, step 1 of 2", "finishing")
+    assert list(how_far) == sorted(how_far) and how_far[0] > 0 and how_far[-1] < 1
     (note,) = drafted.make(replace(order(), photo=Image.new("RGB", (96, 128), "grey")), steps=1).notes
     assert note.startswith("No body was found in the photo (nobody is seen)")
     whole = place(load_body(), NAMED_POSES["standing"], image_size=(400, 300))

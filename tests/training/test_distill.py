@@ -86,6 +86,20 @@ def test_the_loss_is_the_definition_s(join: str, phased: bool, records: Path) ->
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-3)
 
 
+def test_autocast_takes_no_set_of_weights_for_another(records: Path) -> None:
+    """Autocast keeps the casts of a parameter: of the teacher's, while the average is lent, if nobody clears them."""
+    module = Distillation(make_compact(), 2, True, 8, (2.0, 2.0), 0.01)
+    data = RecordsDataset(records, Geometry.of(module.pipe), ExampleOptions())
+    batch = collate([data[0, i] for i in range(3)])
+    student, module.average = moved(module, 1), EMA()
+    module.average.weights = moved(module, 2)
+    losses = []
+    for mixed in (False, True):
+        with torch.no_grad(), lent(module, student, cast=True), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            losses.append(module.losses(batch))
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.03, atol=0)
+
+
 @pytest.mark.parametrize("join", JOINS)
 def test_teacher_and_average_get_no_gradient_and_given_parts_no_loss(join: str, records: Path) -> None:
     module = Distillation(make_compact(join=join), 1, teacher_steps=4)
@@ -139,6 +153,17 @@ def test_a_student_is_no_teacher_and_takes_no_guidance() -> None:
     torch.testing.assert_close(both[2:], one.images, atol=1e-4, rtol=1e-3)  # new noise is the example's, too
 
 
+@pytest.mark.parametrize(
+    ("phased", "steps", "words"),
+    [(True, 4, "distilled by phases, one a step, and takes 2"), (False, 9, "from 8 steps; give 1 to 8")],
+)
+def test_steps_that_were_not_learned_are_refused(phased: bool, steps: int, words: str) -> None:
+    pipe = Distillation(make_compact(join="rows"), 2, phased, 8).pipe
+    person = np.full((*SIZE, 3), 90, np.uint8)
+    with pytest.raises(ValueError, match=f"num_inference_steps is {steps}: this model was .*{words}"):
+        pipe.try_off(person, num_inference_steps=steps)
+
+
 def compact_run(records: Path, run: Path, stop: int, join: str, phased: bool, path: Path) -> list[str]:
     pipeline = {"vae": VAE, "unet": UNET, "person_size": list(SIZE), "token_dim": 32, "join": join}
     made = {"class_path": "omfa.compact.compact_pipeline", "init_args": pipeline}
@@ -180,15 +205,17 @@ def test_a_run_resumes_exactly_and_its_model_says_what_it_is(
     assert "2 steps, one pass each" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_sample_pictures_with_guidance_are_refused_at_once(
-    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("drawn", [{"steps": 2, "guidance": 2.0}, {"steps": 20, "guidance": 1.0}])
+def test_sample_pictures_that_no_student_makes_are_refused_at_once(
+    drawn: dict[str, Any], records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = compact_run(records, tmp_path / "run", 2, "canvas", False, tmp_path / "a.yaml")
+    call = compact_run(records, tmp_path / "run", 2, "canvas", True, tmp_path / "a.yaml")
     config = yaml.safe_load((tmp_path / "a.yaml").read_text())
-    config["trainer"]["callbacks"] = [{"class_path": "omfa.training.sample_pictures.SamplePictures"}]
+    pictures = {"class_path": "omfa.training.sample_pictures.SamplePictures", "init_args": drawn}
+    config["trainer"]["callbacks"] = [pictures]
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(config))
     assert fit(call) == 2
-    assert "takes no guidance: give SamplePictures guidance: 1.0" in capsys.readouterr().err
+    assert "give SamplePictures steps: 2, guidance: 1.0; " in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

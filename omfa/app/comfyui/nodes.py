@@ -34,7 +34,8 @@ class Loaded:
 
     def ready(self) -> Any:
         """The pipeline on the device; what ComfyUI needs to unload for it is unloaded."""
-        comfy.model_management.load_models_gpu([self.patcher])
+        # whole: ComfyUI can leave parts of a network behind only where its own layers fetch them
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         return self.pipe
 
 
