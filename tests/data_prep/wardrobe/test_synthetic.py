@@ -259,9 +259,7 @@ def test_shoes_are_a_garment_where_they_are_seen_and_change_nothing_else() -> No
         more = [g for g in b.record.garments if g not in a.record.garments]
         assert [g.category for g in more] == [Category.SHOES] * bool((b.labels == Label.SHOES).any())
     assert any(len(a.record.garments) < len(b.record.garments) for a, b in zip(plain, shod, strict=True))
-    shop, mask, params = (
-        of[0]["shoes"] for of in zip(*((s.garments, s.garment_masks, s.garment_params) for s in shod), strict=True)
-    )
+    shop, mask, params = (of["shoes"] for of in (shod[0].garments, shod[0].garment_masks, shod[0].garment_params))
     assert (shop[~mask] > 250).mean() > 0.9 and 0.1 < mask.mean() < 0.6
     joints = project(load_body().posed(params).joints[0].numpy()[[7, 8, 10, 11]], params.K).round().astype(int)
     assert all(mask[y, x] for x, y in joints)  # ankles and balls of both feet
