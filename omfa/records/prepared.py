@@ -264,8 +264,8 @@ class Record:
         check_path(self.file_name)
         object.__setattr__(self, "garments", tuple(self.garments))
         worn = [g.category for g in self.garments]
-        if len({g.path for g in self.garments}) != len(worn):
-            raise RecordError(f"garments {worn} hold a picture twice; give each garment once")
+        if len({(g.category, g.path) for g in self.garments}) != len(worn):
+            raise RecordError(f"garments {worn} hold one of them twice; give each garment once")
         if problem := clash(worn):
             raise RecordError(f"garments {worn}: {problem}")
         if not isinstance(self.provenance, dict) or not isinstance(self.caption, str | None):
