@@ -31,6 +31,13 @@ CLOTHES = (Category.UPPER, Category.LOWER, Category.DRESS)  # what nobody is wit
 ACCESSORIES = (Category.SHOES, Category.BAG, Category.HAT)  # what comes beside them, where a model has learned it
 
 
+def as_clothes(word: str) -> Category:
+    """The category of that name, for models that know clothes alone; ValueError for any other word."""
+    if word not in CLOTHES:
+        raise ValueError(f"category {word!r} must be one of {', '.join(CLOTHES)}")
+    return Category(word)
+
+
 def clash(worn: Sequence[Category]) -> str | None:
     """Why nobody can wear these at once, and what would work; None: they can."""
     if worn.count(Category.DRESS) > 1:

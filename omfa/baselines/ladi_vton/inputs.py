@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from omfa.baselines.ladi_vton.masks import JOINTS, Rules, inpaint_mask, pose_map
-from omfa.components import Category
+from omfa.components import Category, as_clothes
 from omfa.images import Box, fit_pixels
 
 
@@ -49,7 +49,7 @@ class Inputs:
             value: Tensor = getattr(self, name)
             if value.shape != (b, channels, h, w) or not value.isfinite().all():
                 raise ValueError(f"{name} is {tuple(value.shape)}; give finite numbers of ({b}, {channels}, {h}, {w})")
-        object.__setattr__(self, "categories", tuple(Category(c) for c in self.categories))
+        object.__setattr__(self, "categories", tuple(as_clothes(c) for c in self.categories))
         if len(self.categories) != b:
             raise ValueError(f"{len(self.categories)} categories for {b} pictures; give one for each")
 

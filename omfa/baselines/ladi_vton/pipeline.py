@@ -31,7 +31,7 @@ from omfa.baselines.ladi_vton.inversion import InversionAdapter, clip_pixels, en
 from omfa.baselines.ladi_vton.masks import JOINTS, Rules
 from omfa.baselines.ladi_vton.refinement import Refinement
 from omfa.baselines.ladi_vton.warping import TPSWarping, Warp, resize, sample
-from omfa.components import Category
+from omfa.components import as_clothes
 from omfa.images import Picture
 from omfa.weights import check_parts, finite, read_part
 
@@ -170,7 +170,7 @@ class LaDIVTONPipeline(DiffusionPipeline):
         """
         person = fit_person(images.read_image(photo, "photo"), labels, keypoints, self.config.size)
         cloth, _ = images.load(garment, self.config.size, "white", "garment")
-        made = self(make_inputs(person, cloth, Category(category), self.config.rules), **options)
+        made = self(make_inputs(person, cloth, as_clothes(category), self.config.rules), **options)
         made.images = [Image.fromarray(np.asarray(picture)[person.box.window]) for picture in made.images]
         return made
 

@@ -22,7 +22,7 @@ from omfa.baselines.mobile_vton.folder import Parts
 from omfa.baselines.mobile_vton.light_unet import PIXELS_PER_LATENT
 from omfa.baselines.mobile_vton.prompts import NEGATIVE, PLAIN, PromptBook, TextEmbeds, TextEncoders, try_on_phrase
 from omfa.baselines.mobile_vton.sampling import GUIDANCE, STEPS, Given, sample
-from omfa.components import CLOTHES, Category
+from omfa.components import Category, as_clothes
 from omfa.evaluation.predictions import Batch, Input
 from omfa.weights import finite
 
@@ -131,10 +131,7 @@ class MobileVTON:
         batch = max(len(photos), len(shops))
         photos, shops = _spread("person", photos, batch), _spread("garment", shops, batch)
         kinds = _spread("category", [category] if isinstance(category, str) else list(category), batch)
-        try:
-            categories = [Category(k) for k in kinds]
-        except ValueError:
-            raise ValueError(f"category {kinds!r} must be of {', '.join(CLOTHES)}") from None
+        categories = [as_clothes(k) for k in kinds]
         texts = _spread("description", [description] if isinstance(description, str | None) else description, batch)
         told = [str(d or PLAIN[c]) for d, c in zip(texts, categories, strict=True)]
         if isinstance(generator, list) and len(generator) != batch:
