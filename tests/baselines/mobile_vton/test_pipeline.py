@@ -146,7 +146,7 @@ def test_the_call(pipe: MobileVTON) -> None:
 def test_calls_that_ask_for_the_impossible(pipe: MobileVTON) -> None:
     photo = Image.new("RGB", (48, 64))
     for words, options in [
-        ("must be of upper, lower, dress", {"category": "hat"}),
+        ("must be one of upper, lower, dress", {"category": "hat"}),
         ("multiples of 32", {"size": (64, 50)}),
         ("2 generators for 1", {"generator": [generator(), generator()]}),
         ("2 values of person for 3 pictures", {"person": [photo] * 2, "garment": [photo] * 3}),
