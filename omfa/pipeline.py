@@ -227,8 +227,13 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
     @classmethod
     def sampler_defaults(cls, pretrained_model_name_or_path: str | Path) -> tuple[int, float]:
         """``default_steps`` and ``default_guidance`` of a model, from its config alone; errors as above."""
-        config = cls.load_config(cls._where(pretrained_model_name_or_path))
-        return int(config.get("default_steps", STEPS)), float(config.get("default_guidance", GUIDANCE))
+        where = cls._where(pretrained_model_name_or_path)
+        try:
+            config = cls.load_config(where)
+            return int(config.get("default_steps", STEPS)), float(config.get("default_guidance", GUIDANCE))
+        except Exception as e:  # as above
+            first = next(iter(str(e).splitlines()), "")
+            raise ValueError(f"{where!r} can't be loaded ({type(e).__name__}: {first}); {cure_for(e, where)}") from e
 
     # ------------------------------------------------------------------------------------------------ the call
 

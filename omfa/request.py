@@ -142,9 +142,8 @@ def read_request(
         else [images.read_image(p, "portrait_mask", images.ENOUGH) for p in images.as_list(portrait_mask)]
     )
     if outlines and (portrait is None or len(outlines) not in (1, batch)):
-        raise ValueError(
-            f"{len(outlines)} pictures for portrait_mask, of {batch} portraits; give 1 or {batch}, or none"
-        )
+        there = "there is no portrait= that it could be of" if portrait is None else f"give 1 or {batch}"
+        raise ValueError(f"{len(outlines)} pictures for portrait_mask: {there}")
     kinds = {Component.PERSON if t == PERSON else Component.GARMENT for t in wanted}
     categories = {slot: c for c in [*new, *worn] for slot in places[c]}
     read = {slot: [images.read_image(p, slot, images.ENOUGH) for p in several] for slot, several in pictures.items()}
@@ -282,7 +281,7 @@ def worn_garments(garments: Any) -> dict[str, Any]:
 
 def _parameters(pose: Pose) -> BodyParameters | None:
     """Body parameters, or those in an ``.npz``; None for a picture."""
-    if isinstance(pose, str | os.PathLike) and str(pose).endswith(".npz"):
+    if isinstance(pose, str | os.PathLike) and str(pose).lower().endswith(".npz"):
         return BodyParameters.load(Path(pose))
     return pose if isinstance(pose, BodyParameters) else None
 
@@ -291,9 +290,15 @@ def pose_picture(pose: Pose, style: Style = "parts_blend") -> Image.Image:
     """A pose map as a picture; body parameters (or their ``.npz``) are rendered with the body that ships.
 
     Those of a large photo are rendered smaller: the picture is for networks that see less of it.
+
+    Raises:
+        ValueError: a picture or parameters that can't be used, or a body that is not in its picture.
     """
     params = _parameters(pose)
     if params is not None:
         params = at_most(params, images.ENOUGH)
-        return Image.fromarray(render_pose_map(load_body(), params, style))
+        drawn = render_pose_map(load_body(), params, style)
+        if not drawn.any():  # of which a model would make anybody
+            raise ValueError("pose: nothing of this body is in its picture; move it before the camera (transl, K)")
+        return Image.fromarray(drawn)
     return images.read_image(cast(Any, pose), "pose")

@@ -132,13 +132,13 @@ def _csv(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
             )
             raise ValueError(f"{path}: {wrong}; the first line names some of {', '.join(COLUMNS)}")
         while True:
-            before = reader.line_num + 1
+            before = reader.reader.line_num + 1
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as e:
-                yield {}, f"lines {before} to {reader.line_num} are no CSV ({e}): is a quote closed?"
+                yield {}, f"lines {before} to {reader.reader.line_num} are no CSV ({e}): is a quote closed?"
                 continue
             said = {k: v.strip() for k, v in cells.items() if isinstance(k, str) and v and v.strip()}
             yield said, "more cells than the first line has" if None in cells else None

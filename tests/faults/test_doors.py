@@ -20,17 +20,20 @@ from omfa.batches.running import DONE, run
 from omfa.bodies import pose_render
 from omfa.bodies.body import load_body
 from omfa.bodies.named_poses import NAMED_POSES
+from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import place
 from omfa.bodies.pose_render import part_map, render_pose_map
 from omfa.bodies.surface import at_most
 from omfa.images import ENOUGH, ImageError
+from omfa.orders import read_pose
+from omfa.pipeline import OMFAPipeline
 from omfa.records.keypoints import read_keypoints
 from omfa.records.labels import read_labels
 from omfa.records.prepared import METADATA, Record, RecordError, read_records
 from omfa.records.shards import RecordFolder
 from omfa.request import pose_picture, read_request
 from tests.conftest import make_compact
-from tests.data_prep.poses.test_gates import seen
+from tests.data_prep.poses.test_fitting import seen
 
 
 def rows(path: Path, data: bytes) -> list[Row]:
@@ -230,3 +233,19 @@ def ask(mask: Image.Image):  # type: ignore[no-untyped-def]
     return read_request(
         pipe.canvas, ["person"], None, {"upper": shirt}, None, None, None, portrait, join="rows", portrait_mask=mask
     )
+
+
+@pytest.mark.parametrize("where", [(0, 0, -3), (900, 0, 3), (0, -900, 3), (0, 0, 9e5)])
+def test_a_body_that_is_not_in_its_picture_is_no_pose(where: tuple[float, float, float], tmp_path: Path) -> None:
+    params = place(load_body(), NAMED_POSES["standing"], image_size=(64, 48))
+    path = replace(params, transl=np.array(where)).save(tmp_path / "A.NPZ")
+    with pytest.raises(ValueError, match="nothing of this body"):
+        pose_picture(str(path))
+    assert isinstance(read_pose(str(params.save(tmp_path / "B.Npz"))), BodyParameters)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"default_steps": "x"}', '{"default_steps": []}', "5"])
+def test_a_damaged_model_is_a_line_at_the_door_of_a_batch(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model_index.json").write_text(text)
+    with pytest.raises(ValueError, match="can't be loaded"):
+        OMFAPipeline.sampler_defaults(tmp_path)
