@@ -193,8 +193,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             pipe.card = card.read_text(encoding="utf-8") if card.is_file() else None
             return pipe
         except Exception as e:  # loaders raise almost anything
-            first = next(iter(str(e).splitlines()), "")
-            raise ValueError(f"{where!r} can't be loaded ({type(e).__name__}: {first}); {cure_for(e, where)}") from e
+            raise _unloadable(where, e) from e
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a folder that :meth:`from_pretrained` reads; and so does plain diffusers, by ``custom_pipeline``."""
@@ -232,8 +231,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             config = cls.load_config(where)
             return int(config.get("default_steps", STEPS)), float(config.get("default_guidance", GUIDANCE))
         except Exception as e:  # as above
-            first = next(iter(str(e).splitlines()), "")
-            raise ValueError(f"{where!r} can't be loaded ({type(e).__name__}: {first}); {cure_for(e, where)}") from e
+            raise _unloadable(where, e) from e
 
     # ------------------------------------------------------------------------------------------------ the call
 
@@ -441,6 +439,11 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         person = images.as_output(pictures[PERSON], output_type) if PERSON in pictures else None
         first = person if PERSON in made else next(garments[str(request.layout.categories[s])] for s in made)
         return OMFAPipelineOutput(images=first, person=person, garments=garments)
+
+
+def _unloadable(where: str, e: Exception) -> ValueError:
+    first = next(iter(str(e).splitlines()), "")
+    return ValueError(f"{where!r} can't be loaded ({type(e).__name__}: {first}); {cure_for(e, where)}")
 
 
 def _canvas(vae: AutoencoderKL, unet: UNet2DConditionModel, person_size: Sequence[int], garment_slots: int) -> Canvas:

@@ -24,6 +24,7 @@ from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import place
 from omfa.bodies.pose_render import part_map, render_pose_map
 from omfa.bodies.surface import at_most
+from omfa.fit import main as fit
 from omfa.images import ENOUGH, ImageError
 from omfa.orders import read_pose
 from omfa.pipeline import OMFAPipeline
@@ -32,8 +33,10 @@ from omfa.records.labels import read_labels
 from omfa.records.prepared import METADATA, Record, RecordError, read_records
 from omfa.records.shards import RecordFolder
 from omfa.request import pose_picture, read_request
+from omfa.training.configs import load_yaml
 from tests.conftest import make_compact
 from tests.data_prep.poses.test_fitting import seen
+from tests.test_fit import arguments
 
 
 def rows(path: Path, data: bytes) -> list[Row]:
@@ -249,3 +252,23 @@ def test_a_damaged_model_is_a_line_at_the_door_of_a_batch(tmp_path: Path, text: 
     (tmp_path / "model_index.json").write_text(text)
     with pytest.raises(ValueError, match="can't be loaded"):
         OMFAPipeline.sampler_defaults(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\nb: 2\na: 3", "a: {b: 1, c: {d: 1, d: 2}}", "- a: 1\n  a: 1", "model: {}\ndata: {}\nmodel: {x: 1}"]
+)
+def test_a_config_that_says_a_thing_twice_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="stands twice"):
+        load_yaml(text)
+    assert load_yaml("a: {b: 1}\nc: {b: 1}") == {"a": {"b": 1}, "c": {"b": 1}}
+
+
+@pytest.mark.parametrize("wrong", ["devices=0", "accumulate_grad_batches=0", "accelerator=none", "strategy=zzz"])
+def test_a_trainer_that_cannot_be_is_a_line(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    try:
+        code = fit(arguments(records, tmp_path, 1, f"--trainer.{wrong}"))
+    except SystemExit as e:
+        code = int(str(e.code))
+    assert code == 2 and "error: " in capsys.readouterr().err
