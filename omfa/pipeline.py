@@ -30,7 +30,7 @@ from omfa.composer import Composer
 from omfa.conditioning import SlotTokens
 from omfa.drafting import composed, composed_size, draw, known_pictures
 from omfa.few_steps import check_call
-from omfa.hub import CARD, cure_for, fetched, plain_card, write_loader
+from omfa.hub import CARD, fetched, plain_card, unloadable, write_loader
 from omfa.images import OutputType
 from omfa.network import Network
 from omfa.partial_diffusion import check_scheduler
@@ -193,7 +193,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             pipe.card = card.read_text(encoding="utf-8") if card.is_file() else None
             return pipe
         except Exception as e:  # loaders raise almost anything
-            raise _unloadable(where, e) from e
+            raise unloadable(where, e) from e
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a folder that :meth:`from_pretrained` reads; and so does plain diffusers, by ``custom_pipeline``."""
@@ -231,7 +231,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             config = cls.load_config(where)
             return int(config.get("default_steps", STEPS)), float(config.get("default_guidance", GUIDANCE))
         except Exception as e:  # as above
-            raise _unloadable(where, e) from e
+            raise unloadable(where, e) from e
 
     # ------------------------------------------------------------------------------------------------ the call
 
@@ -439,11 +439,6 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         person = images.as_output(pictures[PERSON], output_type) if PERSON in pictures else None
         first = person if PERSON in made else next(garments[str(request.layout.categories[s])] for s in made)
         return OMFAPipelineOutput(images=first, person=person, garments=garments)
-
-
-def _unloadable(where: str, e: Exception) -> ValueError:
-    first = next(iter(str(e).splitlines()), "")
-    return ValueError(f"{where!r} can't be loaded ({type(e).__name__}: {first}); {cure_for(e, where)}")
 
 
 def _canvas(vae: AutoencoderKL, unet: UNet2DConditionModel, person_size: Sequence[int], garment_slots: int) -> Canvas:
