@@ -138,7 +138,8 @@ def _csv(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
             except StopIteration:
                 return
             except csv.Error as e:
-                yield {}, f"lines {before} to {reader.reader.line_num} are no CSV ({e}); write it anew as CSV, every quote closed"
+                where = f"lines {before} to {reader.reader.line_num}"
+                yield {}, f"{where} are no CSV ({e}); write it anew as CSV, every quote closed"
                 continue
             said = {k: v.strip() for k, v in cells.items() if isinstance(k, str) and v and v.strip()}
             yield said, "more cells than the first line has" if None in cells else None
