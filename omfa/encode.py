@@ -36,6 +36,7 @@ from omfa.commands import Parser, count, find_device
 from omfa.components import ACCESSORIES, CLOTHES, Category
 from omfa.files import clear_parts, sole, unwritable, write_json
 from omfa.images import ImageError
+from omfa.pipeline import MOST_PIXELS
 from omfa.prompts import KEPT_PHRASES, PromptFiles, Prompts, TextEncoders, phrases, save_whole
 from omfa.records.drawn import Drawer
 from omfa.records.latents import DRAFTS, Hashes, encoded_file, read_encoding, write_latents
@@ -178,8 +179,9 @@ def main(args: Sequence[str] | None = None) -> int:
             raise ValueError(f"--vae {call.vae!r} holds no VAE (no config.json): give a folder or hub id that does")
         vae = load_vae(call.base or BASE, call.vae, call.variant).to(device).eval()
         factor = vae_factor(vae)
-        if any(n % factor for n in call.size):
-            raise ValueError(f"--size {call.size[0]}x{call.size[1]}: both must be multiples of {factor}")
+        if any(n % factor or not 0 < n <= MOST_PIXELS for n in call.size):
+            size = f"--size {call.size[0]}x{call.size[1]}"
+            raise ValueError(f"{size}: both must be multiples of {factor} up to {MOST_PIXELS}")
         canvas = Canvas((call.size[0] // factor, call.size[1] // factor), multiple=1)
         source = open_records(call.records)
         records = source.records(call.split)

@@ -24,6 +24,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from omfa.commands import begin_command
 from omfa.files import Unwritable, read_text, sole
@@ -70,6 +71,9 @@ class FitCLI(LightningCLI):
             raise ValueError("set trainer.default_root_dir, the folder of this run, like runs/tiny")
         if self.config.trainer.max_steps < 1:
             raise ValueError("set trainer.max_steps: the stream of examples is endless, epochs don't end it")
+        several = self.config.trainer.accumulate_grad_batches
+        if isinstance(several, int) and several < 1:
+            raise ValueError(f"trainer.accumulate_grad_batches {several} must be 1 or more")
         configured = self._get(self.config_init, "trainer", default={})
         callbacks = _several(configured.get("callbacks"))
         guard = [] if any(isinstance(c, LossGuard) for c in callbacks) else [LossGuard()]
@@ -172,6 +176,9 @@ def main(args: list[str] | None = None) -> int:
         return 130
     except (MemoryError, OverflowError) as e:
         print(f"error: sizes that no machine holds ({shorten(str(e), 200)}): make the network smaller", file=sys.stderr)
+        return 2
+    except MisconfigurationException as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     except ValueError as e:
         where = unreadable(sys.argv[1:] if args is None else args) if isinstance(e, UnicodeDecodeError) else ""

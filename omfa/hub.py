@@ -120,3 +120,9 @@ def cure_for(error: BaseException, name: str) -> str:
             "give that DIR"
         )
     return "check name and network, or give a folder"
+
+
+def unloadable(where: str, error: Exception) -> ValueError:
+    """What a loader said of a model, in a line with the cure."""
+    first = next(iter(str(error).splitlines()), "")
+    return ValueError(f"{where!r} can't be loaded ({type(error).__name__}: {first}); {cure_for(error, where)}")

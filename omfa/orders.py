@@ -44,7 +44,7 @@ def read_pose(text: str) -> BodyParameters | PoseOf:
     """
     if text in NAMED_POSES:
         return named_pose(text)
-    return BodyParameters.load(Path(text)) if text.endswith(".npz") else PoseOf(read_image(text, enough=ENOUGH))
+    return BodyParameters.load(Path(text)) if text.lower().endswith(".npz") else PoseOf(read_image(text, enough=ENOUGH))
 
 
 def named_pose(name: str, size: tuple[int, int] = (1024, 768), yaw: float = 0.0) -> BodyParameters:

@@ -30,7 +30,7 @@ from omfa.composer import Composer
 from omfa.conditioning import SlotTokens
 from omfa.drafting import composed, composed_size, draw, known_pictures
 from omfa.few_steps import check_call
-from omfa.hub import CARD, cure_for, fetched, plain_card, write_loader
+from omfa.hub import CARD, fetched, plain_card, unloadable, write_loader
 from omfa.images import OutputType
 from omfa.network import Network
 from omfa.partial_diffusion import check_scheduler
@@ -193,8 +193,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             pipe.card = card.read_text(encoding="utf-8") if card.is_file() else None
             return pipe
         except Exception as e:  # loaders raise almost anything
-            first = next(iter(str(e).splitlines()), "")
-            raise ValueError(f"{where!r} can't be loaded ({type(e).__name__}: {first}); {cure_for(e, where)}") from e
+            raise unloadable(where, e) from e
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a folder that :meth:`from_pretrained` reads; and so does plain diffusers, by ``custom_pipeline``."""
@@ -227,8 +226,12 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
     @classmethod
     def sampler_defaults(cls, pretrained_model_name_or_path: str | Path) -> tuple[int, float]:
         """``default_steps`` and ``default_guidance`` of a model, from its config alone; errors as above."""
-        config = cls.load_config(cls._where(pretrained_model_name_or_path))
-        return int(config.get("default_steps", STEPS)), float(config.get("default_guidance", GUIDANCE))
+        where = cls._where(pretrained_model_name_or_path)
+        try:
+            config = cls.load_config(where)
+            return int(config.get("default_steps", STEPS)), float(config.get("default_guidance", GUIDANCE))
+        except Exception as e:  # as above
+            raise unloadable(where, e) from e
 
     # ------------------------------------------------------------------------------------------------ the call
 

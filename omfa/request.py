@@ -18,6 +18,7 @@ from omfa import images
 from omfa.bodies.body import load_body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import Style, render_pose_map
+from omfa.bodies.surface import at_most
 from omfa.canvas import FACE, PERSON, PORTRAIT, Canvas
 from omfa.components import CLOTHES, Category, Component, State, Task, clash
 from omfa.conditioning import Layout
@@ -136,15 +137,18 @@ def read_request(
         if len(several) not in (0, 1, batch):
             raise ValueError(f"{len(several)} pictures for {name} in a batch of {batch}; give 1 or {batch}")
     outlines = (
-        [] if portrait_mask is None else [images.read_image(p, "portrait_mask") for p in images.as_list(portrait_mask)]
+        []
+        if portrait_mask is None
+        else [images.read_image(p, "portrait_mask", images.ENOUGH) for p in images.as_list(portrait_mask)]
     )
     if outlines and (portrait is None or len(outlines) not in (1, batch)):
-        raise ValueError(
-            f"{len(outlines)} pictures for portrait_mask, of {batch} portraits; give 1 or {batch}, or none"
-        )
+        there = "there is no portrait= that it could be of" if portrait is None else f"give 1 or {batch}"
+        raise ValueError(f"{len(outlines)} pictures for portrait_mask: {there}")
     kinds = {Component.PERSON if t == PERSON else Component.GARMENT for t in wanted}
     categories = {slot: c for c in [*new, *worn] for slot in places[c]}
     read = {slot: [images.read_image(p, slot, images.ENOUGH) for p in several] for slot, several in pictures.items()}
+    for outline in outlines:
+        _check_mask(outline, read[PORTRAIT])
     known = [_parameters(p) for p in poses]
     maps = [pose_picture(p if k is None else k, style) for p, k in zip(poses, known, strict=True)]
     return Request(
@@ -156,6 +160,17 @@ def read_request(
         stands=_stands(garment_poses, face_pose, pictures, places, batch),
         outlines=outlines * (batch // len(outlines)) if outlines else [],
     )
+
+
+def _check_mask(outline: Image.Image, portraits: Sequence[Image.Image]) -> None:
+    """Refuse a mask that can't be of these portraits: fitted by itself, it would lie beside the person."""
+    for portrait in portraits:
+        # sides are cut to whole pixels where a picture is read smaller
+        if abs(outline.width * portrait.height / (outline.height * portrait.width) - 1) > 0.02:
+            raise ValueError(
+                f"portrait_mask is {outline.width}x{outline.height}, the portrait {portrait.width}x{portrait.height}: "
+                "give a mask of the same picture, uncropped and as upright"
+            )
 
 
 def _stands(
@@ -266,14 +281,24 @@ def worn_garments(garments: Any) -> dict[str, Any]:
 
 def _parameters(pose: Pose) -> BodyParameters | None:
     """Body parameters, or those in an ``.npz``; None for a picture."""
-    if isinstance(pose, str | os.PathLike) and str(pose).endswith(".npz"):
+    if isinstance(pose, str | os.PathLike) and str(pose).lower().endswith(".npz"):
         return BodyParameters.load(Path(pose))
     return pose if isinstance(pose, BodyParameters) else None
 
 
 def pose_picture(pose: Pose, style: Style = "parts_blend") -> Image.Image:
-    """A pose map as a picture; body parameters (or their ``.npz``) are rendered with the body that ships."""
+    """A pose map as a picture; body parameters (or their ``.npz``) are rendered with the body that ships.
+
+    Those of a large photo are rendered smaller: the picture is for networks that see less of it.
+
+    Raises:
+        ValueError: a picture or parameters that can't be used, or a body that is not in its picture.
+    """
     params = _parameters(pose)
     if params is not None:
-        return Image.fromarray(render_pose_map(load_body(), params, style))
+        params = at_most(params, images.ENOUGH)
+        drawn = render_pose_map(load_body(), params, style)
+        if not drawn.any():  # of which a model would make anybody
+            raise ValueError("pose: nothing of this body is in its picture; move it before the camera (transl, K)")
+        return Image.fromarray(drawn)
     return images.read_image(cast(Any, pose), "pose")

@@ -194,7 +194,7 @@ class Tasks:
             raise ValueError("a turntable shows one person: give one picture of each, and call again for the next")
         if generator is not None and not isinstance(generator, torch.Generator):
             raise ValueError("a turntable takes one generator: all views share their noise")
-        if isinstance(pose, str | os.PathLike) and str(pose).endswith(".npz"):
+        if isinstance(pose, str | os.PathLike) and str(pose).lower().endswith(".npz"):
             pose = BodyParameters.load(Path(pose))
         if portrait is not None and (pose is None or face is None):
             look = self._estimate(portrait)

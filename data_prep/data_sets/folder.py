@@ -89,7 +89,7 @@ def _scan_pairs(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
 
 def _pair_rows(root: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of the list, each with the number of its line."""
-    rows = csv.DictReader(io.StringIO(read_text(root / PAIRS), newline=""), restval="")
+    rows = csv.DictReader(io.StringIO(read_text(root / PAIRS), newline=""), restval="", strict=True)
     try:
         columns = rows.fieldnames or []
         if len(set(columns)) < len(columns):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 
 from data_prep.poses.fitting import Fit
@@ -24,11 +25,12 @@ def measured(found: Fit, shown: Array) -> Fit:
 
     Args:
         found: the fit.
-        shown: (H, W) bool, the body in the picture.
+        shown: (h, w) bool, the body in the picture, which may be smaller than the outline.
     """
     if found.outline is None or not shown.any():
         return found
-    inside = float(found.outline[shown].mean())
+    outline = cv2.resize(found.outline.astype(np.uint8), shown.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    inside = float(outline[shown].mean())
     return replace(found, residuals=found.residuals | {"inside": round(inside, 4)})
 
 

@@ -11,10 +11,11 @@ from PIL import Image
 from data_prep.faces import head_crop
 from data_prep.poses.fitting import fit
 from data_prep.poses.gates import doubt, measured
-from data_prep.poses.landmarks import detect, require
+from data_prep.poses.landmarks import WORKING_SIZE, detect, require
 from omfa.bodies.body import Body, load_body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import person_mask
+from omfa.bodies.surface import at_most
 
 
 class PhotoEstimate(NamedTuple):
@@ -49,7 +50,7 @@ def photo_estimator(body: Body | None = None, person: int = 1) -> Callable[[Imag
             raise ValueError(f"person {person} was asked for; {len(people)} found")
         found = fit(people[person - 1 : person], fitted)[0]
         params = found.params
-        if reason := doubt(measured(found, person_mask(fitted, params))):
+        if reason := doubt(measured(found, person_mask(fitted, at_most(params, WORKING_SIZE)))):
             raise ValueError(reason)
         head = head_crop(rgb, params, fitted)
         outline = None if found.outline is None else Image.fromarray(found.outline)

@@ -17,6 +17,7 @@ Relative paths begin at the file's folder.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -36,6 +37,8 @@ PICTURES = ("photo", "source", "face", "pose_map")
 NUMBERS: dict[str, type] = {"views": int, "seed": int, "steps": int, "guidance": float}
 COLUMNS = ("task", "name", "garments", "category", "pose", "keep", *PICTURES, *NUMBERS)
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
+_LONGEST = 200  # bytes of a file's or folder's name; what a file system holds, less what is put behind it
+_LINE = 10_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,12 @@ def read_rows(batch: Batch) -> Iterator[Row]:
     Raises:
         ValueError: no such file, or none of this kind.
     """
-    if batch.jobs.suffix not in (".csv", ".jsonl"):
+    if batch.jobs.suffix.lower() not in (".csv", ".jsonl"):
         raise ValueError(f"{batch.jobs} must be a .csv or a .jsonl file")
     if not batch.jobs.is_file():
         raise ValueError(f"{batch.jobs}: no such file")
     state, taken = weights_state("omfa.judged.OMFAModel", batch.model), dict[str, int]()
-    read = _csv if batch.jobs.suffix == ".csv" else _jsonl
+    read = _csv if batch.jobs.suffix.lower() == ".csv" else _jsonl
     for number, (said, problem) in enumerate(read(batch.jobs), 1):
         name = f"row-{number:06d}"
         try:
@@ -113,34 +116,57 @@ def read_rows(batch: Batch) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file)
+    with path.open("rb") as file:
+        encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    errors = "surrogateescape" if encoding == "utf-8-sig" else "replace"
+    with path.open(encoding=encoding, errors=errors, newline="") as file:
+        reader = csv.DictReader(file, strict=True)  # or a quote that is not closed swallows all that follows
         try:
-            unknown = [c for c in reader.fieldnames or [""] if c not in COLUMNS]
-            if unknown or "task" not in (reader.fieldnames or ()):
-                wrong = f"no column {unknown[0]!r} is known" if unknown else "there is no column 'task'"
-                raise ValueError(f"{path}: {wrong}; the first line names some of {', '.join(COLUMNS)}")
-            for cells in reader:
-                said = {k: v.strip() for k, v in cells.items() if isinstance(k, str) and v and v.strip()}
-                yield said, "more cells than the first line has" if None in cells else None
+            columns = list(reader.fieldnames or [""])
         except csv.Error as e:
-            raise ValueError(f"{path}, line {reader.line_num}: {e}; write it anew as CSV") from None
+            raise ValueError(f"{path}, line 1: {e}; write it anew as CSV") from None
+        unknown = [c for c in columns if c not in COLUMNS]
+        if unknown or "task" not in columns or len(set(columns)) < len(columns):
+            wrong = (
+                f"no column {unknown[0]!r} is known" if unknown else "there is no column 'task', or one stands twice"
+            )
+            raise ValueError(f"{path}: {wrong}; the first line names some of {', '.join(COLUMNS)}")
+        while True:
+            before = reader.reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as e:
+                where = f"lines {before} to {reader.reader.line_num}"
+                yield {}, f"{where} are no CSV ({e}); write it anew as CSV, every quote closed"
+                continue
+            said = {k: v.strip() for k, v in cells.items() if isinstance(k, str) and v and v.strip()}
+            yield said, "more cells than the first line has" if None in cells else None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
     with path.open("rb") as file:
-        for line in file:
+        for line in iter(lambda: file.readline(_LINE), b""):
             if not line.strip():
                 continue
             try:
                 said = json.loads(line.decode("utf-8-sig"))
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 yield {}, f"no JSON ({e})"
                 continue
             if isinstance(said, dict):
                 yield {k: v for k, v in said.items() if v is not None and v != ""}, None
             else:
                 yield {}, "no JSON object"
+
+
+def _number(value: Any, kind: type) -> Any:
+    """A text or a number as one of a kind; ValueError where it is none, or not whole where it should be."""
+    number = kind(value)
+    if isinstance(value, bool) or (isinstance(value, float) and number != value):
+        raise ValueError
+    return number
 
 
 def _checked(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,8 +179,8 @@ def _checked(said: Mapping[str, Any]) -> dict[str, Any]:
     for column, kind in NUMBERS.items():
         if column in row:
             try:
-                row[column] = kind(row[column])
-            except (ValueError, TypeError):
+                row[column] = _number(row[column], kind)
+            except (ValueError, TypeError, OverflowError):
                 what = "a whole number" if kind is int else "a number"
                 raise ValueError(f"{column} {row[column]!r} must be {what}") from None
     if isinstance(row.get("category"), str):
@@ -174,6 +200,11 @@ def _checked(said: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("names, poses and paths must be texts")
     if "name" in row and not _NAME.fullmatch(row["name"]):
         raise ValueError(f"name {row['name']!r} must be of letters, digits, '-', '_' and '.', folders divided by '/'")
+    *folders, last = row.get("name", "row").split("/")
+    if any(len(part.encode()) > _LONGEST for part in (*folders, last)):
+        raise ValueError(f"name {row['name'][:20]}... is too long: give one of at most {_LONGEST} bytes")
+    if any(part.lower().endswith((".png", ".jsonl")) for part in folders):  # another row's picture
+        raise ValueError(f"name {row['name']!r} has a folder called like a file; call it otherwise")
     if not 1 <= row.get("views", 1) <= MOST_VIEWS:
         raise ValueError(f"views {row['views']} must be from 1 to {MOST_VIEWS}")
     check_seed(row.get("seed", 0))

@@ -89,14 +89,18 @@ def _there(batch: Batch, known: Mapping[str, Any]) -> bool:
     return all((batch.out / name).is_file() for name in known.get("files", ()))
 
 
+def _named(files: Any) -> bool:
+    return isinstance(files, list) and bool(files) and all(isinstance(name, str) for name in files)
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Lines of a file that may have been cut off in the middle of one."""
     for line in read_text(path, 1 << 40).splitlines() if path.exists() else ():
         try:
             known = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(known, dict) and isinstance(known.get("name"), str):
+        if isinstance(known, dict) and isinstance(known.get("name"), str) and _named(known.get("files")):
             yield known
 
 

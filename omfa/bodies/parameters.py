@@ -24,6 +24,7 @@ Array = NDArray[Any]
 JOINTS = 55
 BETAS = 10
 EXPRESSION = 10
+MOST_PIXELS = 100_000_000  # of a picture of a body, as of any other
 JOINT_IDS: dict[str, int] = {name.removesuffix("_smplhf"): i for i, name in enumerate(JOINT_NAMES[:JOINTS])}
 
 
@@ -39,7 +40,7 @@ class BodyParameters:
         pose: (55, 3) axis-angle, radians; joint 0 turns the model frame into the camera frame; hands flat at zero.
         transl: (3,) metres, camera frame.
         K: (3, 3) pinhole camera in pixels, pixel centres at whole numbers.
-        image_size: (H, W) in pixels, 1 to 16384 each.
+        image_size: (H, W) in pixels, 1 to 16384 each, 100 megapixels at most.
 
     Raises:
         ValueError: a shape is wrong, a number is not finite, or the camera is none.
@@ -67,6 +68,8 @@ class BodyParameters:
         size = np.asarray(self.image_size)
         if size.shape != (2,) or size.dtype.kind not in "iu" or size.min() < 1 or size.max() > 16384:
             raise ValueError(f"image_size {self.image_size!r} must be (height, width) in whole pixels, 1 to 16384")
+        if int(size[0]) * int(size[1]) > MOST_PIXELS:
+            raise ValueError(f"image_size {self.image_size!r} is over {MOST_PIXELS // 10**6} megapixels; scale it down")
         object.__setattr__(self, "image_size", (int(size[0]), int(size[1])))
         if not (self.K[0, 0] > 0 and self.K[1, 1] > 0 and np.allclose(self.K[2], [0, 0, 1])):
             raise ValueError(f"K {self.K.tolist()} is no camera: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0")

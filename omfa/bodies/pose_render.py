@@ -8,6 +8,7 @@ Legend: V vertices, F faces, H W pixels, C channels, J = 55 joints. Camera frame
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,6 +21,7 @@ from omfa.bodies.placing import project, rotation, turned
 from omfa.bodies.rasterise import Array, Engine, interpolate, rasterise, vertex_normals
 
 Style = Literal["parts_blend", "normals", "parts", "surface"]
+AT_ONCE = 2**22  # samples; a picture of more is drawn in bands
 
 
 # Colour at each joint, sRGB 0 to 255. A bone runs from its joint's colour to its child's, so colours hardly jump where
@@ -157,25 +159,40 @@ def render_pose_map(
         raise ValueError(f"style {style!r} must be one of {', '.join(get_args(Style))}")
     if supersample not in (1, 2, 3, 4):
         raise ValueError(f"supersample {supersample!r} must be 1, 2, 3 or 4")
-    vertices, faces = body.posed(params).vertices[0].float(), body.faces
-    height, width = params.image_size
     if style == "parts":
         part = part_map(body, params, engine)
         return np.where(part[..., None] >= 0, _PART_COLOURS[part], 0).astype(np.uint8)
-    K, size = supersampled(params.K, supersample), (height * supersample, width * supersample)
-    fragments = rasterise(vertices, faces, K, size, engine)
+    vertices, faces = body.posed(params).vertices[0].float(), body.faces
     normals = vertex_normals(vertices, faces)
     if style == "normals":
-        smooth = torch.nn.functional.normalize(interpolate(fragments, faces, normals), dim=-1)
-        picture = (smooth * smooth.new_tensor([1, -1, -1]) + 1) * 127.5 * (fragments.face >= 0)[..., None]
+        shown = normals
     elif style == "surface":
-        picture = interpolate(fragments, faces, torch.as_tensor(rest_colours(body)).to(vertices))
+        shown = torch.as_tensor(rest_colours(body)).to(vertices)
     else:
         root = torch.tensor(rotation(params.pose[0]), dtype=normals.dtype, device=normals.device)
         light = 0.85 + 0.15 * (normals @ root) @ _LIGHT.to(normals)
-        picture = interpolate(fragments, faces, torch.as_tensor(_albedo(body)).to(vertices) * light[:, None])
-    mean = picture.reshape(height, supersample, width, supersample, 3).mean((1, 3))
-    return mean.clamp(0, 255).round().byte().cpu().numpy()
+        shown = torch.as_tensor(_albedo(body)).to(vertices) * light[:, None]
+    bands = []
+    for K, (height, width) in _bands(params, supersample**2):
+        size = (height * supersample, width * supersample)
+        fragments = rasterise(vertices, faces, supersampled(K, supersample), size, engine)
+        picture = interpolate(fragments, faces, shown)
+        if style == "normals":
+            smooth = torch.nn.functional.normalize(picture, dim=-1)
+            picture = (smooth * smooth.new_tensor([1, -1, -1]) + 1) * 127.5 * (fragments.face >= 0)[..., None]
+        mean = picture.reshape(height, supersample, width, supersample, 3).mean((1, 3))
+        bands.append(mean.clamp(0, 255).round().byte().cpu().numpy())
+    return np.concatenate(bands)
+
+
+def _bands(params: BodyParameters, samples: int) -> Iterator[tuple[Array, tuple[int, int]]]:
+    """Camera (3, 3) and size (H, W) of each part, from the top, of a picture too large to be held at once as floats."""
+    height, width = params.image_size
+    rows = max(1, AT_ONCE // (samples * width))
+    for top in range(0, height, rows):
+        K = np.asarray(params.K, np.float64).copy()
+        K[1] -= top * K[2]
+        yield K, (min(rows, height - top), width)
 
 
 _ALBEDO: dict[str, Array] = {}
@@ -197,9 +214,12 @@ def supersampled(K: ArrayLike, factor: int) -> Array:
 
 def part_map(body: Body, params: BodyParameters, engine: Engine = "auto") -> Array:
     """(H, W) int64 index into PARTS of what each pixel shows; -1 for nothing."""
-    fragments = rasterise(body.posed(params).vertices[0].float(), body.faces, params.K, params.image_size, engine)
-    face = fragments.face.cpu().numpy()
-    return np.where(face >= 0, face_parts(body)[face], -1)
+    vertices = body.posed(params).vertices[0].float()
+    bands = []
+    for K, size in _bands(params, 1):
+        face = rasterise(vertices, body.faces, K, size, engine).face.cpu().numpy()
+        bands.append(np.where(face >= 0, face_parts(body)[face], -1))
+    return np.concatenate(bands)
 
 
 def person_mask(body: Body, params: BodyParameters, engine: Engine = "auto") -> Array:

@@ -179,6 +179,15 @@ def resized(params: BodyParameters, size: tuple[int, int]) -> BodyParameters:
     return replace(params, K=scale @ params.K, image_size=size)
 
 
+def at_most(params: BodyParameters, side: int) -> BodyParameters:
+    """The same scene with neither side of its picture over so many pixels, its own proportions kept."""
+    share = side / max(params.image_size)
+    if share >= 1:
+        return params
+    height, width = (max(1, round(n * share)) for n in params.image_size)
+    return resized(params, (height, width))
+
+
 def surface_map(body: Body, params: BodyParameters, size: tuple[int, int] | None = None) -> Array:
     """(H, W, 3) uint8 each place at rest as its own colour, on black: the same place, the same colour in any pose."""
     return render_pose_map(body, params if size is None else resized(params, size), "surface")

@@ -50,6 +50,8 @@ def read_keypoints(path: Path, format: str) -> np.ndarray:
         raise RecordError(
             f"{path}: {points.shape} of finite numbers must be ({count}, 3), for its format is {format!r}"
         )
+    if np.abs(points).max() > 1e6:
+        raise RecordError(f"{path}: points beyond 1e6 are of no picture; find them again")
     found = [points[i] if isinstance(i, int) else _middle(points[i[0]], points[i[1]]) for i in order]
     return np.stack(found).astype(np.float32)
 

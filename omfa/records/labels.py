@@ -231,6 +231,8 @@ def read_labels(path: Path, names: Sequence[str] = ()) -> np.ndarray:
         with Image.open(io.BytesIO(read_bytes(path)), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels are too many")
+            if image.format in ("JPEG", "MPO"):
+                raise ValueError("JPEG changes values, and so ids; give the map as it was before, as PNG")
             if image.mode == "RGB" and names:
                 return _ids_of_colours(np.array(image), names)
             if image.mode not in ("P", "L"):

@@ -22,6 +22,7 @@ What it kept of label pictures and masks in ``provenance`` is read into their fi
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -54,6 +55,10 @@ def check_path(path: str) -> str:
     pure = PurePosixPath(path)
     if not path or pure.is_absolute() or ".." in pure.parts or any(c in path for c in "\\\0:"):
         raise RecordError(f"path {path!r} must be relative to the records folder and stay inside, like 'person/a.png'")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise RecordError(f"path {path!r} holds what no file's name does; write it anew as UTF-8") from None
     return path
 
 
@@ -69,7 +74,7 @@ def resolve(folder: Path, path: str, follow_links: bool = False) -> Path:
         RecordError: the path leaves the folder, by itself or through a symbolic link.
     """
     root = folder.resolve()
-    full = (root / check_path(path)).resolve()
+    full = Path(os.path.realpath(root / check_path(path)))  # a link that leads to itself is for the reader to refuse
     if not follow_links and not full.is_relative_to(root):
         raise RecordError(f"path {path!r} leads out of {folder} through a link: copy the file into the folder")
     return full
@@ -278,6 +283,8 @@ class Record:
             raise RecordError(f"view_yaw {self.view_yaw!r} must be in (-180, 180] degrees")
         if not self.provenance.get("own_cutouts"):
             for g in self.garments:
+                if g.path == self.file_name:
+                    raise RecordError(f"the {g.category} is this very picture: give one of the garment alone")
                 if g.kind == "cutout" and g.source_id == self.id:
                     raise RecordError(f"the {g.category} cutout comes from this very picture: take it from another one")
 

@@ -36,8 +36,10 @@ def todays(value: Any) -> Any:
 def refuse_bombs(text: str, name: str = "the config") -> None:
     """Refuse a YAML text whose aliases stand for more values than any config has (a "billion laughs").
 
+    And one that says a thing twice, of which readers would take the last without a word.
+
     Raises:
-        ValueError: more than ``MOST_VALUES``, or nested too deep.
+        ValueError: more than ``MOST_VALUES``, nested too deep, or a key twice.
     """
     sizes, open_at, total = dict[str, int](), list[tuple[str | None, int]](), 0
     try:
@@ -56,8 +58,24 @@ def refuse_bombs(text: str, name: str = "the config") -> None:
                     sizes[anchor] = total - before
             if total > MOST_VALUES or len(open_at) > 100:
                 raise ValueError(f"{name} stands for more than {MOST_VALUES} values, or is nested too deep: shorten it")
+        _refuse_twice(yaml.compose(text, Loader=yaml.SafeLoader), name)
     except yaml.YAMLError:
         return  # whoever reads it says what is wrong
+
+
+def _refuse_twice(node: yaml.Node | None, name: str) -> None:
+    inside: list[Any] = []
+    if isinstance(node, yaml.MappingNode):
+        seen = set[str]()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise ValueError(f"{name}, line {key.start_mark.line + 1}: {key.value!r} stands twice; leave one out")
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+            inside.append(value)
+    elif isinstance(node, yaml.SequenceNode):
+        inside = node.value
+    for value in inside:
+        _refuse_twice(value, name)
 
 
 def load_yaml(text: str) -> Any:
