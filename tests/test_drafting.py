@@ -186,9 +186,11 @@ def test_a_call_draws_what_the_bodies_say(world: Path, pipe: OMFAPipeline) -> No
         (several,) = made_by.drafts.values()
         assert isinstance(several[0], Draft) and torch.equal(several[0].picture, wanted.picture)
     elsewhere = replace(params, transl=params.transl * [1, 1, -1])
+    with pytest.raises(ValueError, match="nothing of this body is in its picture"):
+        read_request(pipe.canvas, [category], person, None, None, elsewhere, None)
     with pytest.warns(UserWarning, match="behind the camera"):
-        request = read_request(pipe.canvas, [category], person, None, None, elsewhere, None)
-        assert draw(request, SIZE, body).drafts == {"garment_1": [None]} or category == "lower"
+        drawn = draw(replace(request, params=[elsewhere]), SIZE, body)
+        assert drawn.drafts == {"garment_1": [None]} or category == "lower"
 
 
 def test_everyday_calls(world: Path, pipe: OMFAPipeline) -> None:

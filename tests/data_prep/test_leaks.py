@@ -131,9 +131,10 @@ def test_masks_come_along(tmp_path: Path) -> None:
     records = []
     for n in range(2):
         write_image(tmp_path / f"in/person/r{n}.png", person(n))
+        write_image(tmp_path / f"in/garment/r{n}.png", person(n + 7))
         for name in ("labels", "upper"):
             write_image(tmp_path / f"in/masks/r{n}-{name}.png", np.full((192, 144), 255, np.uint8))
-        worn = (GarmentRef("upper", f"person/r{n}.png", mask=f"masks/r{n}-upper.png"),)  # type: ignore[arg-type]
+        worn = (GarmentRef("upper", f"garment/r{n}.png", mask=f"masks/r{n}-upper.png"),)  # type: ignore[arg-type]
         maps = Maps(labels=f"masks/r{n}-labels.png")
         records.append(Record(f"r{n}", "train", "p", "o", f"person/r{n}.png", None, worn, maps=maps))
     write_records(tmp_path / "in", records)
