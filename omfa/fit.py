@@ -24,7 +24,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from omfa.commands import begin_command
 from omfa.files import Unwritable, read_text, sole
@@ -198,8 +198,8 @@ def train(cli: FitCLI, root: Path) -> int:
                 save_model(cli.model, root, load_weights(cli.model, checkpoint))
             return 0
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:  # Lightning's answer to a second Ctrl-C
-        return 130
+    except SystemExit as e:  # Lightning's answer to a second Ctrl-C; or to a SIGTERM before we listened, saved by then
+        return 0 if isinstance(e, SIGTERMException) else 130
     except (
         RecordError,
         ImageError,

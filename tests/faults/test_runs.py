@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from omfa import encode, export
 from omfa.backbone import fingerprint
@@ -114,6 +116,16 @@ def test_latents_are_the_same_bytes_at_every_batch(records: Path, tmp_path: Path
     call = ["--records", str(records), "--vae", str(tmp_path / "bad"), "--size", "64x48"]
     assert encode.main([*call, "--out", str(tmp_path / "none")]) in (1, 2)
     assert not list((tmp_path / "none").rglob("*.safetensors"))
+
+
+def test_a_sigterm_that_lightning_heard_first_is_no_error(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise SIGTERMException
+
+    monkeypatch.setattr(pl.Trainer, "fit", asked)
+    assert fit(arguments(records, tmp_path, 1)) == 0
 
 
 def test_ctrl_c_saves_and_says_so(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
