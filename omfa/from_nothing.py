@@ -108,8 +108,9 @@ class Work:
             try:
                 code = run.wait(seconds)
             except subprocess.TimeoutExpired:
-                run.send_signal(signal.SIGTERM)  # it finishes its step and saves
-                code = run.wait()
+                run.send_signal(signal.SIGTERM)  # it finishes its step and saves, or is gone before it has begun
+                run.wait()
+                code = 0  # whatever it says of having been asked: what it saved is seen below
         self._check(stage, code)
         checkpoint = last_checkpoint(root / "checkpoints")
         if checkpoint is None:
