@@ -21,7 +21,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -41,6 +40,7 @@ from tqdm import tqdm
 
 from data_prep.journal import FAILURES, Journal, Line, StageItem, StageResult, no_tracebacks, told
 from data_prep.sources import told_apart
+from omfa.commands import end_with_parent
 from omfa.records.prepared import METADATA
 
 ENGINES = ("local", "ray")
@@ -320,14 +320,7 @@ def _executor(workers: int) -> ProcessPoolExecutor:
 def _begin_worker() -> None:
     """Leave Ctrl-C to the parent, and end with it, even when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _perform_ray(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -64,6 +67,19 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
     return int(text)
+
+
+def end_with_parent() -> None:
+    """In a process that another one has started: end when that one does, even when it is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 DEVICES = ("auto", "cpu", "cuda", "mps")

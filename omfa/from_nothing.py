@@ -101,6 +101,7 @@ class Work:
     def _trial(self, stage: str, base: Sequence[str], root: Path, seconds: float) -> tuple[int, int]:
         """The steps before and after so many seconds of training, by a run that is asked to stop."""
         before = last_checkpoint(root / "checkpoints")
+        (root / "config.yaml").unlink(missing_ok=True)  # of a run that was killed: this one writes it when it listens
         with self._log(stage).open("ab") as log:
             run = subprocess.Popen([sys.executable, "-m", *base, "--trainer.max_steps=1000000"], stdout=log, stderr=log)
             while not (root / "config.yaml").exists() and run.poll() is None:
@@ -108,9 +109,8 @@ class Work:
             try:
                 code = run.wait(seconds)
             except subprocess.TimeoutExpired:
-                run.send_signal(signal.SIGTERM)  # it finishes its step and saves, or is gone before it has begun
-                run.wait()
-                code = 0  # whatever it says of having been asked: what it saved is seen below
+                run.send_signal(signal.SIGTERM)  # it finishes its step and saves
+                code = run.wait()
         self._check(stage, code)
         checkpoint = last_checkpoint(root / "checkpoints")
         if checkpoint is None:

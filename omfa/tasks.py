@@ -130,8 +130,7 @@ class Tasks:
             if left:
                 several = options.get("generator")
                 batch = len(several) if isinstance(several, list | tuple) else 1
-                taken = self.try_off(_repeated(portrait, batch), left, **_shared(options)).garments
-                worn |= {c: [[p] for p in pictures] for c, pictures in taken.items()}
+                worn |= _one_each(self.try_off(_repeated(portrait, batch), left, **_shared(options)))
         return self(targets=["person"], garments=worn, face=face, pose=pose, **options)
 
     def transfer(
@@ -155,8 +154,7 @@ class Tasks:
             source_pose: the body in ``source``, as in :meth:`try_off`.
         """
         batch = max(len(images.as_list(source)), len(images.as_list(target)))
-        made = self.try_off(_repeated(source, batch), categories, source_pose, **_shared(options)).garments
-        taken = {c: [[p] for p in pictures] for c, pictures in made.items()}
+        taken = _one_each(self.try_off(_repeated(source, batch), categories, source_pose, **_shared(options)))
         return self.try_on(_repeated(target, batch), taken, pose=pose, face=face, keep=keep, **options)
 
     def turntable(
@@ -206,7 +204,7 @@ class Tasks:
             raise ValueError("a turntable needs body parameters to turn: give pose=BodyParameters.load('pose.npz')")
         if portrait is not None and keep == "others" and self._left_open(worn):
             taken = self.try_off(portrait, self._left_open(worn), **_shared(options | {"generator": generator}))
-            worn |= {c: [[p] for p in pictures] for c, pictures in taken.garments.items()}
+            worn |= _one_each(taken)
         poses = [turned(pose, 360.0 * i / views) for i in range(views)]
         seed = int(
             torch.randint(2**62, (1,), generator=generator, device=None if generator is None else generator.device)
@@ -274,6 +272,11 @@ def _repeated(pictures: Pictures, batch: int) -> Pictures:
     """One picture as a batch of the same; several stay as they are."""
     several = images.as_list(pictures)
     return several * batch if len(several) == 1 else several
+
+
+def _one_each(taken: OMFAPipelineOutput) -> dict[str, Any]:
+    """What was taken off, to be put on: one garment of a category for each picture of the batch."""
+    return {category: [[p] for p in pictures] for category, pictures in taken.garments.items()}
 
 
 def _shared(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,12 +125,8 @@ class Handlers:
         """
 
         def order() -> Order:
-            person = picture(photo, "The photo")
-            worn = self._worn(upper, lower, dress)
-            at = chosen_pose(pose, pose_photo, pose_file, self._size(person))
-            if person is None:
-                raise ValueError("Choose a photo of a person first.")
-            return Order(task="try-on", name="try_on", photo=person, garments=worn, pose=at, keep=keep)
+            asked = self._asked(photo, (upper, lower, dress), (pose, pose_photo, pose_file))
+            return Order(task="try-on", name="try_on", keep=keep, **asked)
 
         return self._made(order, (seed, steps, guidance), request, progress)
 
@@ -211,14 +207,10 @@ class Handlers:
         """
 
         def order() -> Order:
-            person = picture(photo, "The photo")
-            worn = self._worn(upper, lower, dress)
-            at = chosen_pose(pose, None, pose_file, self._size(person))
-            if person is None:
-                raise ValueError("Choose a photo of a person first.")
+            asked = self._asked(photo, (upper, lower, dress), (pose, None, pose_file))
             if not 1 <= views <= MOST_VIEWS:
                 raise ValueError(f"Choose 1 to {MOST_VIEWS} views.")
-            return Order(task="turntable", name="view", photo=person, garments=worn, pose=at, views=int(views))
+            return Order(task="turntable", name="view", views=int(views), **asked)
 
         return self._made(order, (seed, steps, guidance), request, progress)
 
@@ -227,9 +219,16 @@ class Handlers:
         if event := self._stops.get(str(request.session_hash)):
             event.set()
 
-    def _worn(self, *garments: str | None) -> dict[str, Image.Image]:
+    def _asked(
+        self, photo: str | None, garments: tuple[str | None, ...], pose: tuple[str | None, str | None, str | None]
+    ) -> dict[str, Any]:
+        """An order's photo, garments and pose, read."""
+        person = picture(photo, "The photo")
         found = {c: picture(g, f"The {c} garment") for c, g in zip(PARTS.values(), garments, strict=True)}
-        return {c: p for c, p in found.items() if p is not None}
+        at = chosen_pose(*pose, self._size(person))
+        if person is None:
+            raise ValueError("Choose a photo of a person first.")
+        return {"photo": person, "garments": {c: p for c, p in found.items() if p is not None}, "pose": at}
 
     def _size(self, person: Image.Image | None) -> tuple[int, int]:
         """(H, W) of a picture in a named pose: the photo's height, the model's shape."""

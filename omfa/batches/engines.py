@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,7 +19,7 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 
 from omfa.batches.rows import Batch, Row, order_of
-from omfa.commands import worker_device
+from omfa.commands import end_with_parent, worker_device
 from omfa.files import whole
 from omfa.orders import lazy_estimator
 from omfa.pipeline import OMFAPipeline
@@ -163,14 +162,7 @@ def _begin_worker(batch: Batch, load: Load, workers: Any) -> None:
     _maker = Maker(batch, load, worker)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // batch.processes))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _make(row: Row) -> Made:

@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from omfa.commands import end_with_parent
 from omfa.components import TaskKind
 from omfa.evaluation.judges import PATTERN_WEIGHTS
 from omfa.evaluation.learned_metrics import NEEDS, MissingWeights, find_weights, load_network, sha256
@@ -213,19 +213,12 @@ def _networks(names: Sequence[str], weights: Path | None, download: bool) -> tup
 _scorer: Scorer | None = None
 
 
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
-
-
 def _start(run: Run) -> None:
     global _scorer
     # One thread each: sums are then taken in the same order, and the last digit does not depend on --processes.
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    parent = multiprocessing.parent_process()
-    if parent is not None:  # a killed run leaves no workers behind
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent()  # a killed run leaves no workers behind
     _scorer = run.scorer()
 
 
