@@ -190,7 +190,8 @@ def tables(work: Work) -> dict[str, float]:
         of = ("--task", task, "--model", str(work.out / "model"), "--name", "compact", "--device", work.device)
         which = ("--split", "test", "--max-yaw", "60", "--limit", str(JUDGED))
         work.run("tables", "omfa.predict", *where, *of, *which, "--out", str(made))
-        work.run("tables", "omfa.evaluate", "run", *where, "--predictions", str(made), "--out", str(judged))
+        how = ("--predictions", str(made), "--protocol", "wardrobe", "--out", str(judged))  # pictures of any size
+        work.run("tables", "omfa.evaluate", "run", *where, *how)
     return {"pictures": 2 * JUDGED}
 
 
