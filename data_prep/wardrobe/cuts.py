@@ -23,11 +23,11 @@ class Cut:
     """The shape of a garment.
 
     Args:
-        kind: t-shirt, long-sleeve top, tank top, shirt, hoodie, trousers, shorts, skirt or dress.
+        kind: t-shirt, long-sleeve top, tank top, strap top, shirt, hoodie, trousers, shorts, skirt or dress.
         fit: 0 tight to 1 loose.
         hem: height of the lower hem at rest, metres.
         sleeve: where the sleeve ends on the arm (x at rest, metres); 0: none.
-        neck: crew, scoop, v, boat, collar or hood.
+        neck: crew, scoop, v, boat, collar, hood or straps.
         flare: how much a skirt widens, metres of radius per metre of length.
         folds: how many folds a skirt falls in.
     """
@@ -53,6 +53,7 @@ _NECKS = {  # half width, depth in front, depth behind, roundness (1: a V, 2: an
     "boat": (0.125, 0.050, 0.030, 2.0),
     "collar": (0.080, 0.075, 0.006, 1.3),
     "hood": (0.086, 0.075, 0.012, 1.6),
+    "straps": (0.106, 0.150, 0.130, 3.0),
 }
 _NECK_Y = 0.517
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.wardrobe.fields import noise
 from data_prep.wardrobe.meshes import Cloth, smoothstep
-from data_prep.wardrobe.patterns import noise
 from data_prep.wardrobe.tailor import tailor
 
 Array = NDArray[Any]

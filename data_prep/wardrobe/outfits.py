@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from data_prep.wardrobe.cuts import WAIST_Y, Cut
-from data_prep.wardrobe.patterns import Pattern, draw_colour, draw_pattern
+from data_prep.wardrobe.fabrics import DENIM, PLAIN, Fabric, draw_fabric
+from data_prep.wardrobe.patterns import Pattern, draw_colour, draw_pattern, enrich
 from data_prep.wardrobe.skirts import HEMS
 from omfa.components import Category
 
@@ -20,6 +21,7 @@ class Worn:
     cut: Cut
     pattern: Pattern
     phase: float
+    fabric: Fabric = PLAIN
 
     @property
     def category(self) -> Category:
@@ -46,6 +48,7 @@ class Outfit:
 
 
 _TOPS = {"t-shirt": 0.30, "long-sleeve top": 0.20, "tank top": 0.13, "shirt": 0.19, "hoodie": 0.18}
+_ALL_TOPS = {**_TOPS, "tank top": 0.09, "strap top": 0.10, "hoodie": 0.12}
 _BOTTOMS = {"trousers": 0.52, "shorts": 0.20, "skirt": 0.28}
 
 
@@ -65,6 +68,8 @@ def _draw_cut(rng: np.random.Generator, kind: str) -> Cut:
         return Cut(kind, fit, between(-0.10, -0.04), between(0.58, 0.715), one_of("crew", "v", "boat"))
     if kind == "tank top":
         return Cut(kind, 0.7 * fit, between(-0.09, -0.03), 0.0, one_of("scoop", "crew", "v"))
+    if kind == "strap top":
+        return Cut(kind, 0.5 * fit, between(-0.09, -0.03), 0.0, "straps")
     if kind == "shirt":
         return Cut(kind, 0.2 + 0.6 * fit, between(-0.11, -0.06), one_of(0.37, 0.70), "collar")
     if kind == "hoodie":
@@ -81,20 +86,34 @@ def _draw_cut(rng: np.random.Generator, kind: str) -> Cut:
     return Cut("dress", fit, between(*HEMS["dress"]), sleeve, neck, one_of(0.08, 0.20, 0.34), folds)
 
 
-def _draw_worn(rng: np.random.Generator, kind: str, skin: tuple[float, ...] | None) -> Worn:
+def _draw_worn(rng: np.random.Generator, kind: str, skin: tuple[float, ...] | None, photographic: bool) -> Worn:
     cut = _draw_cut(rng, kind)
     span = {"upper": (cut.hem, 0.45), "lower": (cut.hem, WAIST_Y), "dress": (cut.hem, 0.45)}[cut.category]
-    return Worn(cut, draw_pattern(rng, kind, span, skin), float(rng.uniform(0, 2 * np.pi)))
+    worn = Worn(cut, draw_pattern(rng, kind, span, skin), float(rng.uniform(0, 2 * np.pi)))
+    if not photographic:
+        return worn
+    fabric, pattern = draw_fabric(rng, kind), enrich(rng, worn.pattern, skin)
+    if fabric.weave == "denim":
+        blue = DENIM[rng.integers(len(DENIM))]
+        pattern = replace(pattern, kind="plain", names=("denim",), colours=(blue,), variant="", motif="disc", text="")
+    return replace(worn, pattern=pattern, fabric=fabric)
 
 
-def draw_outfit(rng: np.random.Generator, skin: tuple[float, ...] | None = None) -> Outfit:
-    """An outfit at random, a dress one time in five, in colours that nobody takes for the wearer's ``skin`` (RGB)."""
+def draw_outfit(rng: np.random.Generator, skin: tuple[float, ...] | None = None, photographic: bool = False) -> Outfit:
+    """An outfit at random, a dress one time in five.
+
+    Args:
+        rng: the outfit's.
+        skin: the wearer's (RGB), which nobody can take the cloth's colours for.
+        photographic: of all that the wardrobe has: strap tops, richer patterns, visible weaves, creases.
+    """
     if rng.random() < 0.2:
-        worn: tuple[Worn, ...] = (_draw_worn(rng, "dress", skin),)
+        worn: tuple[Worn, ...] = (_draw_worn(rng, "dress", skin, photographic),)
     else:
-        top = str(rng.choice(list(_TOPS), p=list(_TOPS.values())))
+        tops = _ALL_TOPS if photographic else _TOPS
+        top = str(rng.choice(list(tops), p=list(tops.values())))
         bottom = str(rng.choice(list(_BOTTOMS), p=list(_BOTTOMS.values())))
-        worn = (_draw_worn(rng, top, skin), _draw_worn(rng, bottom, skin))
+        worn = (_draw_worn(rng, top, skin, photographic), _draw_worn(rng, bottom, skin, photographic))
     tucked = len(worn) > 1 and worn[0].cut.kind != "hoodie" and worn[0].cut.fit < 0.6 and rng.random() < 0.35
     name, shoe = draw_colour(rng)
     sole = (0.93, 0.93, 0.91) if rng.random() < 0.6 else (0.12, 0.11, 0.10)

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.wardrobe.cuts import COLLAR, GROUND_Y, LEGS, SKIRT, SLEEVE, TORSO, WAIST_Y, Cut
+from data_prep.wardrobe.fields import mix, noise
 from data_prep.wardrobe.heads import Person, paint_skin
 from data_prep.wardrobe.meshes import smoothstep, unit
 from data_prep.wardrobe.outfits import Outfit, Worn
-from data_prep.wardrobe.patterns import luminance, noise
+from data_prep.wardrobe.patterns import luminance
 from omfa.components import Category
 from omfa.records.labels import LABEL_OF, Label
 
@@ -100,6 +101,9 @@ def paint_plain(p: Points, colour: tuple[float, float, float]) -> Painted:
 # ---------------------------------------------------------------------------------------------------- clothes
 
 
+_STITCH = np.array((0.72, 0.50, 0.24), np.float32)  # the thread of denim's seams
+
+
 def paint_cloth(p: Points, worn: Worn) -> Painted:
     """A garment: its pattern, its seams and hems, folds that bend the light."""
     cut, pattern = worn.cut, worn.pattern
@@ -113,6 +117,9 @@ def paint_cloth(p: Points, worn: Worn) -> Painted:
     if cut.kind in details:
         albedo, gain = details[cut.kind](p, worn, albedo, gain)
     gain = gain * (1 + 0.012 * noise(pattern.seed % 59 + 30, uv[:, 0], uv[:, 1], 0.03, 2))
+    gain = gain * worn.fabric.gain(uv[:, 0], uv[:, 1])
+    if worn.fabric.weave == "denim":
+        albedo = mix(albedo, _STITCH, 0.7 * smoothstep(0.004, 0.002, np.abs(edge - 0.018)))
     dull, label = np.zeros(len(uv), np.float32), np.full(len(uv), np.uint8(LABEL_OF[worn.category]))
     return Painted(albedo, gain.astype(np.float32), dull, folds(p, worn), label)
 
@@ -126,6 +133,7 @@ def folds(p: Points, worn: Worn) -> Array:
     n = p.normal.copy()
     n[:, 0] += depth * noise(seed, u, v * long, 0.11, 1)
     n[:, 1] += 0.6 * depth * noise(seed + 1, u, v * long, 0.11, 1)
+    n[:, :2] += worn.fabric.bend(u, v)
     return unit(n)
 
 

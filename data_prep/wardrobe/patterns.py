@@ -6,7 +6,7 @@ Coordinates are metres on the cloth: u around the body (0: the front's middle), 
 from __future__ import annotations
 
 import colorsys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.wardrobe import prints
+from data_prep.wardrobe.fields import edge, mix, noise, sample, wave
 from omfa.evaluation.judges import KINDS
 
 Array = NDArray[Any]
@@ -69,49 +71,6 @@ def draw_palette(
     return tuple(names), tuple(colours)
 
 
-def sample(texture: Array, x: Array, y: Array) -> Array:
-    """Bilinear look-up of a float32 texture (h, w) at n points in pixels, wrapped around."""
-    n = len(x)
-    width = 1024
-    height = -(-n // width)
-    maps: Array = np.zeros((2, height * width), np.float32)
-    maps[0, :n] = np.mod(x, texture.shape[1])
-    maps[1, :n] = np.mod(y, texture.shape[0])
-    maps = maps.reshape(2, height, width)
-    padded: Array = np.pad(texture, ((0, 1), (0, 1)), mode="wrap")
-    return cv2.remap(padded, maps[0], maps[1], cv2.INTER_LINEAR).reshape(-1)[:n]
-
-
-@lru_cache(maxsize=64)
-def noise_tile(seed: int, octaves: int = 3) -> Array:
-    """(256, 256) float32 tileable noise, zero mean, unit deviation; 16 cells a side, then finer octaves."""
-    rng = np.random.default_rng([seed, 77])
-    total: Array = np.zeros((256, 256), np.float32)
-    for octave in range(octaves):
-        cells = 16 * 2**octave
-        lattice: Array = np.pad(rng.normal(size=(cells, cells)).astype(np.float32), 2, mode="wrap")
-        step = 256 // cells
-        big = cv2.resize(lattice, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
-        total += big[2 * step : 2 * step + 256, 2 * step : 2 * step + 256] * 0.5**octave
-    return ((total - total.mean()) / total.std()).astype(np.float32)
-
-
-def noise(seed: int, u: Array, v: Array, cell: float, octaves: int = 3) -> Array:
-    """(n,) noise of unit deviation whose largest blobs are ``cell`` metres."""
-    return sample(noise_tile(seed, octaves), u * (16 / cell), v * (16 / cell))
-
-
-def _edge(d: Array, width: float = 0.0012) -> Array:
-    """0 to 1 across d = 0."""
-    return np.clip(d / (2 * width) + 0.5, 0, 1)
-
-
-def _wave(x: Array, period: float, share: float, soft: float = 0.0012) -> Array:
-    """1 inside a band of ``share`` of each period, 0 outside, edges softened (metres)."""
-    phase = np.mod(x, period)
-    return _edge(np.minimum(phase, share * period - phase), soft)
-
-
 @dataclass(frozen=True)
 class Pattern:
     """How a garment is coloured.
@@ -128,6 +87,7 @@ class Pattern:
         place: (u, v) of a print's centre, metres.
         span: (low, high) v between which a gradient runs.
         seed: of the noise.
+        variant: a richer form of the kind, of :mod:`data_prep.wardrobe.prints`; empty: the simple one.
     """
 
     kind: str
@@ -141,6 +101,7 @@ class Pattern:
     place: tuple[float, float] = (0.0, 0.27)
     span: tuple[float, float] = (-0.1, 0.45)
     seed: int = 0
+    variant: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -173,50 +134,64 @@ class Pattern:
             low, high = self.span
             t = np.clip((v - low) / (high - low), 0, 1)
             t = t * t * (3 - 2 * t)
-            return _mix(c[1], c[0], t)
+            return mix(c[1], c[0], t)
         a = u * np.cos(self.angle) + v * np.sin(self.angle)
         b = -u * np.sin(self.angle) + v * np.cos(self.angle)
+        if self.variant in prints.ALL_OVER:
+            return prints.ALL_OVER[self.variant](a, b, c, self.scale, self.seed)
         if self.kind == "stripes":
-            out = _mix(c[0], c[1], _wave(b, self.scale, self.share))
+            out = mix(c[0], c[1], wave(b, self.scale, self.share))
             if len(c) > 2:  # a thin line of a third colour between the bands
-                line = _wave(b - self.scale * (self.share + (1 - self.share) / 2 - 0.06), self.scale, 0.14)
+                line = wave(b - self.scale * (self.share + (1 - self.share) / 2 - 0.06), self.scale, 0.14)
                 out = out * (1 - line[:, None]) + c[2] * line[:, None]
             return out
         if self.kind == "checks":
-            first, crossing = _wave(a, self.scale, self.share), _wave(b, self.scale, self.share)
-            out = _mix(c[0], c[1], (first + crossing) / 2)
+            first, crossing = wave(a, self.scale, self.share), wave(b, self.scale, self.share)
+            out = mix(c[0], c[1], (first + crossing) / 2)
             if len(c) > 2:
                 shift = self.scale * (self.share + (1 - self.share) / 2 - 0.05)
-                line = np.maximum(_wave(a - shift, self.scale, 0.1), _wave(b - shift, self.scale, 0.1))
+                line = np.maximum(wave(a - shift, self.scale, 0.1), wave(b - shift, self.scale, 0.1))
                 out = out * (1 - 0.8 * line[:, None]) + 0.8 * c[2] * line[:, None]
             return out
         if self.kind == "dots":
             row = np.floor(b / self.scale)
             x = np.mod(a + 0.5 * self.scale * np.mod(row, 2), self.scale) - self.scale / 2
             y = np.mod(b, self.scale) - self.scale / 2
-            return _mix(c[0], c[1], _edge(self.scale * 0.5 * (0.35 + 0.5 * self.share) - np.hypot(x, y)))
+            return mix(c[0], c[1], edge(self.scale * 0.5 * (0.35 + 0.5 * self.share) - np.hypot(x, y)))
         if self.kind == "noise":
             field = noise(self.seed, u + 0.31, v, self.scale * 1.6)
-            out = _mix(c[0], c[1], _edge(field - 0.1, 0.06))
+            out = mix(c[0], c[1], edge(field - 0.1, 0.06))
             if len(c) > 2:
                 other = noise(self.seed + 1, u, v + 0.17, self.scale * 1.3)
-                cover = _edge(other - 0.75, 0.06)[:, None]
+                cover = edge(other - 0.75, 0.06)[:, None]
                 out = out * (1 - cover) + c[2] * cover
             return out
         u = np.where(np.abs(u) > 0.5, u - np.sign(u), u) if self.place[1] < 0 else u  # a print on each leg
-        size = self.scale
-        x = ((u - self.place[0]) / size + 0.5) * 128
-        y = (0.5 - (v - self.place[1]) / size) * 128
-        inside = (x >= 0) & (x < 127) & (y >= 0) & (y < 127)
-        cover = np.zeros(len(u), np.float32)
+        if self.variant == "picture":
+            colour = self._printed(prints.picture(self.seed), u, v)
+            return mix(c[0], colour[:, :3], colour[:, 3])
+        shape = prints.words(self.text, self.seed) if self.variant == "words" else motif_mask(self.motif, self.text)
+        return mix(c[0], c[1], self._printed(shape[..., None], u, v)[:, 0])
+
+    def _printed(self, texture: Array, u: Array, v: Array) -> Array:
+        """(n, d) what of a print (S, S, d) is at each point; zeros beside it."""
+        side = len(texture)
+        x = ((u - self.place[0]) / self.scale + 0.5) * side
+        y = (0.5 - (v - self.place[1]) / self.scale) * side
+        inside = (x >= 0) & (x < side - 1) & (y >= 0) & (y < side - 1)
+        out = np.zeros((len(u), texture.shape[-1]), np.float32)
         if inside.any():
-            cover[inside] = sample(motif_mask(self.motif, self.text), x[inside], y[inside])
-        return _mix(c[0], c[1], cover)
+            planes = np.moveaxis(texture, -1, 0)
+            out[inside] = np.stack([sample(plane, x[inside], y[inside]) for plane in planes], 1)
+        return out
 
     def words(self) -> str:
         """The pattern in plain words, colours first: ``red and white striped``."""
         names = self.names
         both = " and ".join(names[:2])
+        rich = {"tartan": "tartan", "flowers": "floral", "leopard": "leopard-print", "marble": "marbled"}
+        if self.variant in rich:
+            return f"{both} {rich[self.variant]}"
         return {
             "plain": names[0],
             "stripes": f"{both} striped",
@@ -227,10 +202,6 @@ class Pattern:
             "print": f"{names[0]} printed",
             "two_tone": f"{both} two-tone",
         }[self.kind]
-
-
-def _mix(a: Array, b: Array, t: Array) -> Array:
-    return (a + (b - a) * t.astype(np.float32)[:, None]).astype(np.float32)
 
 
 @lru_cache(maxsize=256)
@@ -307,3 +278,19 @@ def draw_pattern(
         motif if kind == "print" else "disc", text if kind == "print" and motif == "letters" else "",
         place, span, int(rng.integers(1 << 16)),
     )  # fmt: skip
+
+
+def enrich(rng: np.random.Generator, pattern: Pattern, skin: tuple[float, ...] | None = None) -> Pattern:
+    """Two times in three, a richer form of a pattern that has one; arguments as those of :func:`draw_pattern`."""
+    variants = prints.VARIANTS.get(pattern.kind, ())
+    if not variants or rng.random() < 1 / 3:
+        return pattern
+    variant = str(rng.choice(variants))
+    if variant == "words":
+        return replace(pattern, variant=variant, motif="letters", text=prints.draw_words(rng))
+    if variant == "picture":
+        return replace(pattern, variant=variant, motif="picture", text="")
+    names, colours = draw_palette(rng, int(rng.integers(2, 4)), skin)
+    angle = np.pi / 4 if variant == "tartan" and rng.random() < 0.15 else pattern.angle
+    scale = round(pattern.scale * float(rng.uniform(0.6, 1.3)), 4)
+    return replace(pattern, variant=variant, names=names, colours=colours, angle=angle, scale=scale)

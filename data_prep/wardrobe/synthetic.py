@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from data_prep.run import Outcome, run_stage, write_image
 from data_prep.wardrobe.dressing import dress
+from data_prep.wardrobe.fabrics import PLAIN
 from data_prep.wardrobe.heads import Person, draw_person
 from data_prep.wardrobe.outfits import Outfit, Worn, caption, draw_outfit
 from data_prep.wardrobe.tailor import tailor
@@ -83,13 +84,15 @@ class Sample:
         return np.isin(self.labels, PERSON)
 
 
-def other_clothes(rng: np.random.Generator, outfit: Outfit, skin: tuple[float, ...]) -> tuple[Outfit, tuple[str, ...]]:
+def other_clothes(
+    rng: np.random.Generator, outfit: Outfit, skin: tuple[float, ...], photographic: bool = False
+) -> tuple[Outfit, tuple[str, ...]]:
     """Another outfit with the same shoes: all of it changed, or the upper or the lower garment alone.
 
     Returns:
         The outfit, and the categories of ``outfit`` that it does not keep.
     """
-    other = draw_outfit(rng, skin)
+    other = draw_outfit(rng, skin, photographic)
     shoes = {f: getattr(outfit, f) for f in ("shoe_height", "shoe_colour", "sole_colour", "sock_colour", "shoe_name")}
     worn = [w.category for w in outfit.worn]
     alike = len(worn) == 2 and [w.category for w in other.worn] == worn
@@ -109,6 +112,7 @@ def make_outfit(
     views: int = VIEWS,
     portraits: bool = False,
     shoes: bool = False,
+    photographic: bool = False,
 ) -> list[Sample]:
     """One person in one outfit, in several pictures: a pure function of its arguments.
 
@@ -119,26 +123,28 @@ def make_outfit(
         views: pictures of the outfit; fewer are the first of more.
         portraits: show every view in other clothes, too. All else stays as it is.
         shoes: the pair of shoes is a garment, of every view that shows it. All else stays as it is.
+        photographic: richer clothes, rooms and streets, a camera's light, noise and JPEG. Other outfits than without.
 
     Returns:
         ``views`` samples that share face and shop pictures.
     """
     person = draw_person(np.random.default_rng([seed, 1, index // OUTFITS]))
-    outfit = draw_outfit(np.random.default_rng([seed, 2, index]), person.skin)
+    outfit = draw_outfit(np.random.default_rng([seed, 2, index]), person.skin, photographic)
     dressed = dress(person, outfit)
     other_day = np.random.default_rng([seed, 4, index])  # the portrait shows other clothes
-    face, face_params = portrait(dress(person, draw_outfit(other_day, person.skin)), other_day, face_size(size[1]))
+    then = dress(person, draw_outfit(other_day, person.skin, photographic))
+    face, face_params = portrait(then, other_day, face_size(size[1]), photographic)
     hanger = np.random.default_rng([seed, 5, index])
     shop = {w.category.value: shop_picture(w, size, hanger) for w in outfit.worn}
     if shoes:
         shop["shoes"] = shoes_picture(outfit, size, np.random.default_rng([seed, 7, index]))
-    other, changed = other_clothes(np.random.default_rng([seed, 6, index]), outfit, person.skin)
+    other, changed = other_clothes(np.random.default_rng([seed, 6, index]), outfit, person.skin, photographic)
     before = dress(person, other) if portraits else None
     samples = []
     for number in range(views):
         place = partial(np.random.default_rng, [seed, 3, index, number])  # pose, camera, light, background
-        view = make_view(dressed, place(), number, size)
-        old = None if before is None else make_view(before, place(), number, size)
+        view = make_view(dressed, place(), number, size, photographic)
+        old = None if before is None else make_view(before, place(), number, size, photographic)
         samples.append(
             Sample(
                 record=_record(seed, index, person, outfit, view, changed if portraits else (), shoes),
@@ -201,6 +207,8 @@ def _said(worn: Worn) -> dict[str, Any]:
     pattern = worn.pattern
     said: dict[str, Any] = {"kind": worn.cut.kind, "pattern": pattern.kind, "colours": list(pattern.names)}
     said |= {"rgb": [list(c) for c in pattern.colours], "cut": asdict(worn.cut)}
+    if worn.fabric != PLAIN:
+        said |= {"variant": pattern.variant, "fabric": asdict(worn.fabric)}
     if pattern.kind == "print":
         said |= {"motif": pattern.motif, "text": pattern.text}
     return said
@@ -219,6 +227,7 @@ def write_outfit(
     records: int,
     portraits: bool = False,
     shoes: bool = False,
+    photographic: bool = False,
 ) -> list[dict[str, Any]]:
     """Write one outfit's files; its lines of ``metadata.jsonl``.
 
@@ -231,8 +240,9 @@ def write_outfit(
         records: how many the whole call makes; the last outfit may have fewer views.
         portraits: write every view in other clothes, too.
         shoes: write the pair of shoes as a garment, too.
+        photographic: see :func:`make_outfit`.
     """
-    samples = make_outfit(seed, index, size, min(VIEWS, records - index * VIEWS), portraits, shoes)
+    samples = make_outfit(seed, index, size, min(VIEWS, records - index * VIEWS), portraits, shoes, photographic)
     first = samples[0]
     assert first.record.face is not None
     write_image(out / first.record.face.path, first.face)
@@ -267,12 +277,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--portraits", action="store_true", help="show every view in other clothes, too: the photo to be changed"
     )
     parser.add_argument("--shoes", action="store_true", help="the pairs of shoes are garments, too, with shop pictures")
+    parser.add_argument(
+        "--photographic", action="store_true", help="richer clothes, rooms and streets, a camera's light and noise"
+    )
 
 
 def main(args: argparse.Namespace) -> Outcome:
     """Make the records."""
     items = [(f"s{args.seed}-o{i}", i) for i in range(-(-args.records // VIEWS))][: args.limit]
-    how = {"portraits": args.portraits, "shoes": args.shoes}
+    how = {"portraits": args.portraits, "shoes": args.shoes, "photographic": args.photographic}
     work = partial(write_outfit, seed=args.seed, size=args.size, records=args.records, **how)
     return run_stage("synthetic", items, work, args.out, workers=args.workers, engine=args.engine)
 

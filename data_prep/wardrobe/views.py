@@ -16,6 +16,7 @@ from data_prep.wardrobe.dressing import Dressed, garment_layer, layers_of, pose_
 from data_prep.wardrobe.garment_meshes import make_garment, make_shoes
 from data_prep.wardrobe.meshes import Wearer
 from data_prep.wardrobe.outfits import Outfit, Worn
+from data_prep.wardrobe.photography import place, taken
 from data_prep.wardrobe.scene import STUDIO, Layer, background, draw_light, render
 from data_prep.wardrobe.tailor import tailor
 from omfa.bodies.named_poses import NAMED_POSES, clamp_pose, mirror_pose
@@ -170,8 +171,10 @@ def face_size(width: int) -> int:
     return -(-width // 64) * 32
 
 
-def portrait(dressed: Dressed, rng: np.random.Generator, side: int) -> tuple[Array, BodyParameters]:
-    """Head and shoulders, near the front, of its own pose, light and background.
+def portrait(
+    dressed: Dressed, rng: np.random.Generator, side: int, photographic: bool = False
+) -> tuple[Array, BodyParameters]:
+    """Head and shoulders, near the front, of its own pose, light and background; ``photographic`` as in `make_view`.
 
     Returns:
         The picture (side, side, 3) uint8, and the body in it.
@@ -186,7 +189,9 @@ def portrait(dressed: Dressed, rng: np.random.Generator, side: int) -> tuple[Arr
     transl = np.array([0, 0, K[1, 1] * 0.40 / side]) - head  # 40 cm fill the picture
     layers = layers_of(dressed, posed.moved(transl))
     shown = [layer for name, layer in layers.items() if name not in ("lower", "shoes")]
-    picture = render(shown, K, (side, side), draw_light(rng)).over(background(rng, (side, side), None))
+    light, behind = draw_light(rng), place if photographic and rng.random() < 0.7 else background
+    picture = render(shown, K, (side, side), light).over(behind(rng, (side, side), None))
+    picture = taken(rng, picture) if photographic else picture
     body, betas = tailor().body, np.array(dressed.person.betas, np.float32)
     return picture, BodyParameters(body.name, body.hash, betas, expression, pose, transl, K, (side, side))
 
@@ -203,8 +208,13 @@ class View:
     words: dict[str, Any]
 
 
-def make_view(dressed: Dressed, rng: np.random.Generator, view: int, size: tuple[int, int]) -> View:
-    """A dressed person in a pose, before a camera, in a place, all drawn from ``rng``."""
+def make_view(
+    dressed: Dressed, rng: np.random.Generator, view: int, size: tuple[int, int], photographic: bool = False
+) -> View:
+    """A dressed person in a pose, before a camera, in a place, all drawn from ``rng``.
+
+    ``photographic``: mostly in a room or a street, and as a camera gives it.
+    """
     name, pose = draw_pose(rng)
     yaw, pitch = draw_yaw(rng, view), float(round(rng.normal(3, 3), 2))
     turn = look_at(yaw, pitch)
@@ -228,12 +238,14 @@ def make_view(dressed: Dressed, rng: np.random.Generator, view: int, size: tuple
     if name == "sitting":
         layers.append(stool(posed, up, ground))
     picture = render(layers, K, size, draw_light(rng))
-    place = background(rng, size, _shadows(posed, up, ground, K))
+    behind = place if photographic and rng.random() < 0.7 else background
+    person = picture.over(behind(rng, size, _shadows(posed, up, ground, K)))
     body = tailor().body
     betas = np.array(dressed.person.betas, np.float32)
     params = BodyParameters(body.name, body.hash, betas, expression, pose, transl, K, size)
     words = {"view": view, "pose": name, "framing": "full" if full else "three-quarter", "yaw": yaw, "pitch": pitch}
-    return View(picture.over(place), picture.labels, picture.parts, params, posed.joints, words)
+    person = taken(rng, person) if photographic else person
+    return View(person, picture.labels, picture.parts, params, posed.joints, words)
 
 
 def _shadows(posed: Wearer, up: Array, ground: float, K: Array) -> Array:

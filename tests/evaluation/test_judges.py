@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_prep.__main__ import main as prepare
+from data_prep.wardrobe.fields import noise
 from data_prep.wardrobe.outfits import draw_outfit
-from data_prep.wardrobe.patterns import NAMED_COLOURS, Pattern, draw_palette, draw_pattern, like_skin, motif_mask, noise
+from data_prep.wardrobe.patterns import NAMED_COLOURS, Pattern, draw_palette, draw_pattern, like_skin, motif_mask
 from data_prep.wardrobe.views import shop_picture
 from omfa.evaluation.judges import KINDS, SIDE, garment_crops, pattern_kinds, pattern_logits, person_outline
 from omfa.evaluation.pairs import Item
