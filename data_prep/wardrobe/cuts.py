@@ -53,7 +53,7 @@ _NECKS = {  # half width, depth in front, depth behind, roundness (1: a V, 2: an
     "boat": (0.125, 0.050, 0.030, 2.0),
     "collar": (0.080, 0.075, 0.006, 1.3),
     "hood": (0.086, 0.075, 0.012, 1.6),
-    "straps": (0.106, 0.150, 0.130, 3.0),
+    "straps": (0.098, 0.150, 0.130, 2.6),
 }
 _NECK_Y = 0.517
 

@@ -46,7 +46,7 @@ class Fabric:
         seed, ones = self.seed % 47 + 60, np.ones(len(u), np.float32)
         if self.weave == "denim":
             washed = np.clip(noise(seed + 1, u, v * 0.6, 0.22, 2), -1, 1)
-            ones += 0.10 * noise(seed, u, v * 0.5, 0.012, 2) + 0.16 * washed
+            ones += 0.10 * noise(seed, u, v * 0.5, 0.012, 2) + 0.11 * washed
         elif self.weave == "knit":
             ones += 0.11 * np.sin(6.28 * u / 0.015 + 1.2 * np.sin(6.28 * v / 0.016))
         elif self.weave == "corduroy":
@@ -54,7 +54,7 @@ class Fabric:
         elif self.weave == "linen":
             ones += 0.05 * noise(seed, u, v * 0.1, 0.010, 2) + 0.05 * noise(seed + 1, u * 0.1, v, 0.010, 2)
         elif self.weave == "heather":
-            ones += 0.11 * noise(seed, u, v * 0.6, 0.016, 3)
+            ones += 0.10 * noise(seed, u, v * 0.6, 0.006, 2)
         if self.crease:
             ones += 0.24 * self.crease * (self._height(u, v) - 0.5)
         return ones
@@ -72,7 +72,7 @@ class Fabric:
         """(n,) from 0, a hollow, to 1, a ridge: long ridges where it hangs, short ones where it was pressed."""
         seed = self.seed % 47 + 70
         hangs = np.exp(-((noise(seed, u, v * 0.28, 0.15, 1) / 0.45) ** 2))
-        pressed = np.exp(-((noise(seed + 1, u + 0.4 * v, v - 0.4 * u, 0.12, 2) / 0.35) ** 2))
+        pressed = np.exp(-((noise(seed + 1, u + 0.5 * v, 0.45 * (v - 0.5 * u), 0.14, 1) / 0.35) ** 2))
         where = np.clip(0.5 + 0.7 * noise(seed + 2, u, v, 0.30, 1), 0, 1)
         return (0.5 * hangs + 0.5 * pressed * where).astype(np.float32)
 

@@ -163,4 +163,6 @@ def taken(rng: np.random.Generator, image: Array) -> Array:
     x = x + grain * (0.4 + np.sqrt(np.clip(x, 0, 1)))
     made = np.round(np.clip(x, 0, 1) * 255).astype(np.uint8)
     coded = cv2.imencode(".jpg", made[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(68, 97))])[1]
-    return np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+    read = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    assert read is not None
+    return np.ascontiguousarray(read[..., ::-1])

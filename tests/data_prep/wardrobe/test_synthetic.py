@@ -13,8 +13,10 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.check import validate
 from data_prep.wardrobe.dressing import dress, layers_of, pose_body
+from data_prep.wardrobe.fabrics import WEAVES, Fabric
 from data_prep.wardrobe.heads import HAIR_STYLES, draw_person
 from data_prep.wardrobe.outfits import Outfit, caption, draw_outfit
+from data_prep.wardrobe.prints import draw_words, words
 from data_prep.wardrobe.synthetic import Sample, make_outfit
 from data_prep.wardrobe.tailor import tailor
 from data_prep.wardrobe.views import draw_pose, draw_yaw, face_size, shop_picture
@@ -263,3 +265,37 @@ def test_shoes_are_a_garment_where_they_are_seen_and_change_nothing_else() -> No
     assert (shop[~mask] > 250).mean() > 0.9 and 0.1 < mask.mean() < 0.6
     joints = project(load_body().posed(params).joints[0].numpy()[[7, 8, 10, 11]], params.K).round().astype(int)
     assert all(mask[y, x] for x, y in joints)  # ankles and balls of both feet
+
+
+def test_the_photographic_world_is_richer_and_as_exact() -> None:
+    samples = [s for i in range(6) for s in make_outfit(11, i, SIZE, 1, portraits=True, photographic=True)]
+    again = make_outfit(11, 3, SIZE, 1, portraits=True, photographic=True)[0]
+    assert np.array_equal(again.person, samples[3].person)
+    assert np.array_equal(again.garments["upper"], samples[3].garments["upper"])
+    said = [g for s in samples for g in s.record.provenance["garments"].values()]
+    assert len({g["fabric"]["weave"] for g in said}) > 2, "several weaves"
+    assert any(g["variant"] for g in said), "richer patterns"
+    for s in samples:
+        assert s.portrait is not None and s.portrait_labels is not None
+        apart = (s.labels == Label.BACKGROUND) & (s.portrait_labels == Label.BACKGROUND)
+        difference = np.abs(s.person.astype(int) - s.portrait)[apart]
+        assert np.median(difference) <= 2, "the same place, the same camera"
+
+
+@pytest.mark.parametrize("weave", WEAVES)
+def test_a_weave_is_as_bright_as_smooth_cloth_and_creases_bend_it(weave: str) -> None:
+    u, v = np.random.default_rng(0).uniform(-0.3, 0.3, (2, 20000)).astype(np.float32)
+    ironed, rumpled = Fabric(weave), Fabric(weave, 0.8, 5)
+    assert abs(float(ironed.gain(u, v).mean()) - 1) < 0.1
+    assert not ironed.bend(u, v).any()
+    assert 0.05 < float(rumpled.bend(u, v).std()) < 0.6
+
+
+def test_words_are_told_apart_and_fill_their_print() -> None:
+    one, other = words("FOX", 1), words("BAY\n77", 1)
+    assert one.shape == other.shape and np.abs(one - other).mean() > 0.05
+    for shape in (one, other):
+        ink = np.nonzero(shape > 0.5)
+        assert max(np.ptp(ink[0]), np.ptp(ink[1])) > 0.7 * len(shape), "it fills the print"
+    for seed in range(40):  # every kind of letter draws every text
+        assert words(draw_words(np.random.default_rng(seed)), seed).max() > 0.5
