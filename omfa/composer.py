@@ -32,7 +32,7 @@ LAYERS = ("own", "draft", "photo")
 KINDS = ("person", *(c.value for c in CLOTHES))  # what the target is
 PATCH = 4  # pixels a side that the network takes for one place
 SPREADS = (1, 4, 16)  # places a side over which kept pixels are averaged; and over the whole picture
-_INPUTS = 3 + 1 + 3 + 3 + 1 + 3 + 1  # channels of Given
+_INPUTS = 3 + 1 + 3 + 3 + 1 + 3 + 1 + 3  # channels of Given
 _SAID = 3 + len(LAYERS)  # numbers said of each pixel: correction, weights
 _TOLD = 64  # numbers that say what the target is
 
@@ -42,7 +42,7 @@ class Given(NamedTuple):
 
     draft (B, 3, H, W) in [-1, 1], zero where not valid; valid (B, 1, H, W) 0 or 1; surface (B, 3, H, W) in [-1, 1], the
     surface map of the target's body; decoded and photo (B, 3, H, W) in [-1, 1], zero where there is none; has_decoded
-    and has_photo (B, 1, H, W) 0 or 1.
+    and has_photo (B, 1, H, W) 0 or 1; likeness (B, 3, H, W) in [0, 1], of :func:`omfa.bodies.likeness.likeness`.
     """
 
     draft: Tensor
@@ -52,6 +52,7 @@ class Given(NamedTuple):
     has_decoded: Tensor
     photo: Tensor
     has_photo: Tensor
+    likeness: Tensor
 
 
 class Composition(NamedTuple):
@@ -70,6 +71,7 @@ def given(
     photo: Tensor | None = None,
     has_decoded: Tensor | None = None,
     has_photo: Tensor | None = None,
+    likeness: Tensor | None = None,
 ) -> Given:
     """Layers as they are, or absent.
 
@@ -81,6 +83,8 @@ def given(
         photo: (B, 3, H, W) in [-1, 1] the photo to be kept, in the target's pose; None: nothing.
         has_decoded: (B,) bool, which examples have one; None: all, where ``decoded`` is given.
         has_photo: (B,) bool, likewise.
+        likeness: (B, 3, H, W) in [0, 1], how much the draft looks like skin and like the wall, the photo like skin;
+            None: 0.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -92,6 +96,7 @@ def given(
         "surface": (surface, 3),
         "decoded": (decoded, 3),
         "photo": (photo, 3),
+        "likeness": (likeness, 3),
     }
     for name, (x, channels) in shapes.items():
         if x is not None and tuple(x.shape) != (batch, channels, height, width):
@@ -103,6 +108,7 @@ def given(
         there = torch.full((batch,), layer is not None) if has is None else has & (layer is not None)
         plane = there.to(draft.device)[:, None, None, None].expand(batch, 1, height, width)
         planes += [draft.new_zeros(draft.shape) if layer is None else torch.where(plane, layer, 0), plane.to(draft)]
+    planes.append(draft.new_zeros(draft.shape) if likeness is None else likeness)
     known = valid > 0.5
     return Given(torch.where(known, draft, 0), known.to(draft), surface, *planes)
 

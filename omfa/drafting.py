@@ -15,7 +15,17 @@ from torch import Tensor
 
 from omfa import images
 from omfa.bodies.body import Body
-from omfa.bodies.drafts import Shown, changeable, coverage, draft_garment, draft_person, fitted, over, seen_map
+from omfa.bodies.drafts import (
+    Shown,
+    changeable,
+    coverage,
+    draft_garment,
+    draft_person,
+    fitted,
+    over,
+    seen_map,
+)
+from omfa.bodies.likeness import likeness
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.predicted_standing import garment_standing, standing_off
 from omfa.bodies.standing import Kind
@@ -132,7 +142,12 @@ def composed(
         drafted, valid, surface = (
             x[None].to(decoded.device) for x in (draft.picture, draft.valid[None], seen_map(body, params, size))
         )
-        layers = given_layers(drafted, valid, surface, large, photo)
+        wearer, off = drawn.bodies[PERSON][i], None
+        if slot != PERSON and wearer is not None:
+            off = Shown(_fit(request.given[PERSON][i], size, "edge")[0], wearer)
+        kept = None if photo is None else Shown(photo[0].cpu(), params)
+        looks = likeness(body, draft, off, kept)[None].to(decoded.device)
+        layers = given_layers(drafted, valid, surface, large, photo, likeness=looks)
         made[i] = composer.compose(layers, [kind]).picture[0]
         if photo is not None:
             where = changeable(body, params, draft, worn, _outline(request, i, size)).to(photo)

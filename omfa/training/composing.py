@@ -147,7 +147,11 @@ def as_example(
     photo = pixels_to_tensor(made.photo)[None] if keep and made.photo is not None else None
     valid = torch.from_numpy(made.valid > 127)[None, None] & with_draft
     large = None if decoded is None else enlarged(pixels_to_tensor(decoded)[None], made.valid.shape)
-    layers = given(pixels_to_tensor(made.draft)[None], valid, pixels_to_tensor(made.surface)[None], large, photo)
+    looks = torch.from_numpy(made.likeness.copy()).permute(2, 0, 1)[None].float() / 255
+    looks[:, :2] *= with_draft
+    looks[:, 2:] *= photo is not None
+    surface = pixels_to_tensor(made.surface)[None]
+    layers = given(pixels_to_tensor(made.draft)[None], valid, surface, large, photo, likeness=looks)
     area = torch.from_numpy(made.area.copy())[None].float() / 255
     number = torch.tensor(KINDS.index(kind))
     return ComposerExample(Given(*(x[0] for x in layers)), number, pixels_to_tensor(made.truth), area)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from omfa.bodies.body import Body
 from omfa.bodies.drafts import Shown, draft_garment, draft_person, nudged, seen_map
+from omfa.bodies.likeness import likeness
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.surface import Draft, NoDraft, resized
 from omfa.files import whole
@@ -45,6 +46,7 @@ class Drafted:
         surface: (H, W, 3) the target's surface map.
         truth: (H, W, 3).
         area: (H, W), 255 where the garment or the person truly is.
+        likeness: (H, W, 3), 255 is 1; see :func:`omfa.bodies.likeness.likeness`.
         photo: (H, W, 3) the portrait, for a person that has one.
     """
 
@@ -53,12 +55,13 @@ class Drafted:
     surface: Array
     truth: Array
     area: Array
+    likeness: Array
     photo: Array | None = None
 
     def save(self, path: Path) -> None:
-        """One PNG: draft and valid, surface and area, truth, photo, from left to right."""
+        """One PNG: draft and valid, surface and area, truth, likeness, photo, from left to right."""
         full = np.full_like(self.valid, 255)
-        pairs = [(self.draft, self.valid), (self.surface, self.area), (self.truth, full)]
+        pairs = [(self.draft, self.valid), (self.surface, self.area), (self.truth, full), (self.likeness, full)]
         pairs += [] if self.photo is None else [(self.photo, full)]
         strip = np.concatenate([np.dstack([colour[..., ::-1], alpha]) for colour, alpha in pairs], 1)
         with whole(path) as part:
@@ -72,11 +75,11 @@ class Drafted:
             ImageError: damaged.
         """
         strip = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-        if strip is None or strip.ndim != 3 or strip.shape[2] != 4 or strip.shape[1] not in (3 * width, 4 * width):
+        if strip is None or strip.ndim != 3 or strip.shape[2] != 4 or strip.shape[1] not in (4 * width, 5 * width):
             raise ImageError(f"{path}: no drafts of width {width}: delete the folder, they are made anew")
         panels = np.split(strip, strip.shape[1] // width, 1)
         colours, alphas = [p[..., 2::-1] for p in panels], [p[..., 3] for p in panels]
-        return cls(colours[0], alphas[0], colours[1], colours[2], alphas[1], *colours[3:])
+        return cls(colours[0], alphas[0], colours[1], colours[2], alphas[1], *colours[3:])  # likeness, photo
 
     def mirrored(self) -> Drafted:
         """Left and right changed over, in the surface map's colours too."""
@@ -118,9 +121,10 @@ class Drafter:
         made = draft_person(self.body, params, self.size, [shown[c] for c in order], face=face)
         labels = record.maps and record.maps.labels
         area = np.isin(self._grey(labels), PERSON) if labels else np.ones(self.size, bool)
-        photo = None if record.portrait is None else _pixels(self._picture(record.portrait.path))
+        kept = None if record.portrait is None else Shown(self._picture(record.portrait.path), params)
+        photo, looks = None if kept is None else _pixels(kept.picture), likeness(self.body, made, None, kept)
         truth = _pixels(self._picture(record.file_name))
-        return Drafted(*self._as_pixels(made, params), truth, area.astype(np.uint8) * 255, photo)
+        return Drafted(*self._as_pixels(made, params), truth, area.astype(np.uint8) * 255, _levels(looks), photo)
 
     def garment(self, record: Record, garment: GarmentRef, rng: np.random.Generator) -> Drafted:
         """A shop picture, framed anew, from the photo; errors as :meth:`person`."""
@@ -130,7 +134,8 @@ class Drafter:
             area = _warped(self._grey(garment.mask), turn, 0)
         else:
             area = np.where((truth < 250).any(-1), 255, 0).astype(np.uint8)
-        return Drafted(*self.off(record, stand), truth, area)
+        draft, valid, surface, looks = self.off(record, stand)
+        return Drafted(draft, valid, surface, truth, area, looks)
 
     def worn(
         self, record: Record, rng: np.random.Generator, onto_portrait: bool = False
@@ -147,10 +152,11 @@ class Drafter:
         stand = resized(self._params(garment.pose, record), self.size)
         return turn, replace(stand, K=turn @ stand.K)
 
-    def off(self, record: Record, stand: BodyParameters) -> tuple[Array, Array, Array]:
-        """Draft, valid and surface of a shop picture with that standing, from the record's photo."""
+    def off(self, record: Record, stand: BodyParameters) -> tuple[Array, Array, Array, Array]:
+        """Draft, valid, surface and likeness of a shop picture with that standing, from the record's photo."""
         photo = Shown(self._picture(record.file_name), self.params(record))
-        return self._as_pixels(draft_garment(self.body, stand, photo, wall=True), stand)
+        made = draft_garment(self.body, stand, photo, wall=True)
+        return *self._as_pixels(made, stand), _levels(likeness(self.body, made, photo))
 
     def _as_pixels(self, made: Draft, params: BodyParameters) -> tuple[Array, Array, Array]:
         surface = seen_map(self.body, params, self.size)
@@ -202,6 +208,10 @@ def _warped(picture: Array, turn: Array, fill: int) -> Array:
 
 def _pixels(picture: Tensor) -> Array:
     return rearrange((picture + 1) * 127.5, "c h w -> h w c").round().clamp(0, 255).byte().numpy()
+
+
+def _levels(planes: Tensor) -> Array:
+    return rearrange(planes * 255, "c h w -> h w c").round().byte().numpy()
 
 
 def drafted(drafter: Drafter, record: Record, target: str, kept: Path, rng: np.random.Generator, name: str) -> Drafted:

@@ -71,8 +71,8 @@ def test_a_mirrored_surface_is_that_of_the_mirrored_body(wardrobe: Path) -> None
     pose = np.zeros_like(stand.pose)
     pose[0, 0] = np.pi  # upright, facing the camera: its own mirror picture
     stand = replace(stand, pose=pose, betas=np.zeros(10), transl=np.array([0, 0, 4.0]))
-    *_, surface = drafter.off(record, stand)
-    made = Drafted(surface, surface[..., 0], surface, surface, surface[..., 0]).mirrored().surface
+    _, _, surface, _ = drafter.off(record, stand)
+    made = Drafted(surface, surface[..., 0], surface, surface, surface[..., 0], surface).mirrored().surface
     on = surface.any(-1) & made.any(-1)
     assert on.mean() > 0.05
     assert np.median(np.abs(made[on].astype(int) - surface[on]).max(-1)) <= 4
@@ -111,7 +111,7 @@ def test_drafts_are_those_that_a_call_gets(wardrobe: Path) -> None:
     params, photo = read(record.pose.params), read_trusted(wardrobe / record.file_name)
     stand = read(record.garments[0].pose)
     wanted = draft_garment(body, stand, Shown(photo, params), wall=True)
-    picture, valid, surface = drafter.off(record, stand)
+    picture, valid, surface, _ = drafter.off(record, stand)
     assert np.array_equal(valid > 127, wanted.valid.numpy())
     assert np.array_equal(picture, tensor_to_pixels(wanted.picture))
     assert wanted.valid.sum() > draft_garment(body, stand, Shown(photo, params)).valid.sum()
