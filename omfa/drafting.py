@@ -28,10 +28,11 @@ from omfa.bodies.drafts import (
     seen_map,
 )
 from omfa.bodies.likeness import likeness
+from omfa.bodies.paper import off_paper
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.predicted_standing import stand_in, standing_off
 from omfa.bodies.standing import Kind
-from omfa.bodies.surface import Draft, NoDraft, off_paper
+from omfa.bodies.surface import Draft, NoDraft
 from omfa.canvas import FACE, PERSON, PORTRAIT
 from omfa.components import ACCESSORIES, Category, State
 from omfa.composer import KINDS, Composer

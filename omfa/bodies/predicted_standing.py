@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omfa.bodies.body import Body, load_body
+from omfa.bodies.paper import check_range, off_paper
 from omfa.bodies.parameters import BETAS, EXPRESSION, BodyParameters
 from omfa.bodies.placing import camera, project, rotation
 from omfa.bodies.rasterise import NEAR
 from omfa.bodies.standing import ARMS, FOV, Kind, framed, shop_pose, standing
-from omfa.bodies.surface import Seen, Source, check_range, draft, off_paper, resized, see
+from omfa.bodies.surface import Seen, Source, draft, resized, see
 
 ASSETS = Path(str(files("omfa"))) / "assets"
 STAND_WEIGHTS, REACH_WEIGHTS = ASSETS / "standing.safetensors", ASSETS / "cloth_reach.safetensors"

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omfa.bodies.body import PARTS, Body, vertex_parts
+from omfa.bodies.paper import check_range, off_paper
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import rotation
 from omfa.bodies.pose_render import render_pose_map
@@ -39,8 +40,6 @@ GRAZING = 0.1  # cosine between normal and line of sight below which a picture s
 ASTRAY = 0.25  # metres on the body at rest: farther off, a pixel beside an arm shows the trunk, not the sleeve
 SEAM = 0.01  # metres; gaps narrower than this are closed
 AROUND = -0.7  # cosine down to which cloth beside the body still shows: it stands off the side that faces away
-_ONE = 1.01  # rounding is no error
-_LIKE = 0.04  # of [-1, 1]: paper is as plain as this
 SHARPNESS = 4  # of blending: weight = cosine to this power, so that the squarest view nearly wins alone
 _PLAIN = set(PARTS) - {"left_hand", "right_hand", "left_foot", "right_foot"}  # parts that clothes stand off from
 
@@ -102,7 +101,7 @@ class Source:
         picture: (3, H, W) in [-1, 1], of the size of ``seen``.
         seen: the body in it.
         mask: (H, W) bool or in [0, 1], what of the picture counts: a garment, or what a portrait keeps. None: all but
-            paper (:func:`off_paper`).
+            paper (:func:`omfa.bodies.paper.off_paper`).
         layer: 0 is outermost. What lies farther out hides what lies farther in; pictures of one layer are blended.
 
     Raises:
@@ -123,15 +122,6 @@ class Source:
             raise ValueError(f"mask is {tuple(self.mask.shape)}; the picture is {self.seen.size}")
         if self.mask is not None and not (self.mask > 0.5).any():
             raise NoDraft("the mask is empty: nothing of this picture counts; leave the picture out")
-
-
-def check_range(picture: Tensor) -> None:
-    """ValueError for a picture that holds anything but numbers in [-1, 1], such as levels of 0 to 255."""
-    if not (picture.numel() and torch.isfinite(picture).all()):
-        raise ValueError(f"a picture {tuple(picture.shape)} of no or not finite numbers; give (3, H, W) in [-1, 1]")
-    low, high = picture.min().item(), picture.max().item()
-    if not -_ONE <= low <= high <= _ONE:
-        raise ValueError(f"a picture of numbers from {low:g} to {high:g}; give them in [-1, 1]")
 
 
 class Draft(NamedTuple):
@@ -445,30 +435,3 @@ def _outline(source: Source) -> tuple[Tensor, bool]:
         return source.mask, True
     kept = off_paper(source.picture)
     return kept, not bool(kept.all())
-
-
-def off_paper(picture: Tensor, like: float = _LIKE) -> Tensor:
-    """Where a picture (3, H, W) in [-1, 1] shows anything but plain light paper that reaches in from its rim.
-
-    White cloth stays, as far as its edge can be told from the paper; so does paper that cloth encloses.
-
-    Args:
-        picture: see above.
-        like: of [-1, 1], how far from the rim's median a value may be to be paper.
-
-    Returns:
-        (H, W) bool on the picture's device; true everywhere if the rim is no paper, or paper of uneven brightness.
-
-    Raises:
-        ValueError: not one picture.
-    """
-    if picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
-        raise ValueError(f"a picture of shape {tuple(picture.shape)}; give one, (3, H, W)")
-    rim = torch.cat([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], 1).float()
-    paper = rim.median(1).values
-    off = (rim - paper[:, None]).abs().amax(0)
-    plain = bool((paper > 0.8).all() & (((off > like) & (off < 5 * like)).float().mean() < 0.05))
-    alike = ((picture - paper[:, None, None].to(picture)).abs().amax(0) < like) & plain
-    framed = np.pad(alike.cpu().numpy().astype(np.uint8), 1, constant_values=1)
-    _, label = cv2.connectedComponents(framed, connectivity=4)
-    return torch.from_numpy((label != label[0, 0])[1:-1, 1:-1]).to(picture.device)

@@ -14,10 +14,11 @@ from data_prep.wardrobe.synthetic import Sample, make_outfit
 from omfa.bodies.body import PARTS, Body, load_body
 from omfa.bodies.drafts import KEPT, Shown, draft_person
 from omfa.bodies.named_poses import NAMED_POSES, mirror_parameters
+from omfa.bodies.paper import off_paper
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import place, project, turned
 from omfa.bodies.standing import standing
-from omfa.bodies.surface import Draft, NoDraft, Source, covered, draft, head_mask, off_paper, see, surface_map
+from omfa.bodies.surface import Draft, NoDraft, Source, covered, draft, head_mask, see, surface_map
 from omfa.components import ACCESSORIES
 from omfa.records.labels import LABEL_OF, Label
 
