@@ -22,7 +22,7 @@ from omfa.drafting import draw
 from omfa.orders import Order, hand_estimator
 from omfa.pipeline import OMFAPipeline
 from omfa.records.drawn import Drawer
-from omfa.records.prepared import record_files
+from omfa.records.prepared import RecordError, record_files
 from omfa.records.shards import open_records
 from omfa.request import read_request
 from omfa.tasks import Estimate, PoseEstimator
@@ -50,6 +50,18 @@ def spoiled(world: Path, to: Path, role: str, **change: Any) -> Path:
     path.unlink()
     replace(params, **{k: f(params) if callable(f) else f for k, f in change.items()}).save(path)
     return to
+
+
+def test_numbers_beyond_all_bounds_are_the_record_s_fault_or_draw_nothing(world: Path, tmp_path: Path) -> None:
+    record = open_records(world).records()[0]
+    kind = record.garments[0].category.value
+    far = {"transl": lambda p: p.transl * 0 + [0, 0, 1e6], "K": lambda p: np.diag([9e5, 9e5, 1.0])}
+    folder = spoiled(world, tmp_path / "far", f"{kind}_pose", **far)
+    drawn = Drawer(open_records(folder), SIZE, load_body()).pictures(record)
+    assert f"{kind}_map" not in drawn and "person_draft" in drawn
+    folder = spoiled(world, tmp_path / "near", f"{kind}_pose", K=far["K"], image_size=lambda p: (8, 6))
+    with pytest.raises(RecordError, match="1e6"):
+        Drawer(open_records(folder), SIZE, load_body()).pictures(record)
 
 
 @pytest.mark.parametrize("role", ["pose_params", "face_pose", "garment"])

@@ -128,7 +128,10 @@ class Drawer:
         digest = hashlib.sha256(f"drawn\0{garment.path}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         picture, stand, mask = _standing_garment(self.source, garment, self.size, self.body)
-        given, chosen = nudged(stand, rng, GIVEN), nudged(stand, rng)
+        try:
+            given, chosen = nudged(stand, rng, GIVEN), nudged(stand, rng)
+        except ValueError as e:  # as far away as numbers go
+            raise NoDraft(str(e)) from None
         shown = Shown(picture, given, mask).checked(self.body)
         return _Garment(shown, as_map(self.body, given), chosen, as_map(self.body, chosen))
 
@@ -157,9 +160,9 @@ def _params(source: Source, path: str | None, inner: images.Box, size: tuple[int
         return None
     try:
         params = BodyParameters.load(Path(source.where(path)), source.read(path))
+        return fitted(params, inner.top, inner.left, (inner.height, inner.width), size)
     except ValueError as e:
         raise RecordError(str(e)) from None
-    return fitted(params, inner.top, inner.left, (inner.height, inner.width), size)
 
 
 def _standing_garment(
