@@ -55,7 +55,7 @@ def spoiled(world: Path, to: Path, role: str, **change: Any) -> Path:
 def test_numbers_beyond_all_bounds_are_the_record_s_fault_or_draw_nothing(world: Path, tmp_path: Path) -> None:
     record = open_records(world).records()[0]
     kind = record.garments[0].category.value
-    far = {"transl": lambda p: p.transl * 0 + [0, 0, 1e6], "K": lambda p: np.diag([9e5, 9e5, 1.0])}
+    far = {"transl": lambda p: p.transl * 0 + 1e6, "K": lambda p: np.diag([9e5, 9e5, 1.0])}
     folder = spoiled(world, tmp_path / "far", f"{kind}_pose", **far)
     drawn = Drawer(open_records(folder), SIZE, load_body()).pictures(record)
     assert f"{kind}_map" not in drawn and "person_draft" in drawn
