@@ -45,7 +45,8 @@ def compact_pipeline(
         token_dim: width of a new model's slot token.
         unconditional_on, default_steps, default_guidance, join, draft, pose_style, portraits,
             accessories: see :class:`OMFAPipeline`. A model that is trained at few ``timesteps``
-            (:class:`omfa.training.examples.RecordsDataset`) is to be sampled in as few steps.
+            (:class:`omfa.training.examples.RecordsDataset`) is to be sampled in as few steps. ``pose_style`` is
+            "parts_blend" where nothing is said, as old models and the paper's are; recipes of new ones say "surface".
 
     Raises:
         ValueError: no VAE or model there, or sizes that don't fit.

@@ -89,6 +89,8 @@ def given(
     Raises:
         ValueError: shapes that do not fit.
     """
+    if draft.ndim != 4:
+        raise ValueError(f"draft is {tuple(draft.shape)}; it must be (B, 3, H, W)")
     batch, _, height, width = draft.shape
     shapes = {
         "draft": (draft, 3),
@@ -195,8 +197,12 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
             kinds: B words of KINDS.
 
         Raises:
-            ValueError: an unknown kind, or not one for each.
+            ValueError: an unknown kind, or not one for each; or numbers that are not finite.
         """
+        if broken := [name for name, x in layers._asdict().items() if not torch.isfinite(x).all()]:
+            raise ValueError(
+                f"{', '.join(broken)}: numbers that are not finite, of which no picture can be put together"
+            )
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"kinds {', '.join(sorted(unknown))} are not known; known are {', '.join(KINDS)}")
         if len(kinds) != len(layers.draft):

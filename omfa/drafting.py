@@ -6,6 +6,8 @@ Legend: ``B`` pictures of a call, ``H W`` pixels.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -26,10 +28,11 @@ from omfa.bodies.drafts import (
     seen_map,
 )
 from omfa.bodies.likeness import likeness
+from omfa.bodies.paper import off_paper
 from omfa.bodies.parameters import BodyParameters
-from omfa.bodies.predicted_standing import garment_standing, standing_off
+from omfa.bodies.predicted_standing import stand_in, standing_off
 from omfa.bodies.standing import Kind
-from omfa.bodies.surface import Draft, NoDraft, off_paper
+from omfa.bodies.surface import Draft, NoDraft
 from omfa.canvas import FACE, PERSON, PORTRAIT
 from omfa.components import ACCESSORIES, Category, State
 from omfa.composer import KINDS, Composer
@@ -58,23 +61,31 @@ class Drawn(NamedTuple):
         return {slot: [None if p is None else as_map(body, p) for p in several] for slot, several in drawn.items()}
 
 
-def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
+def draw(request: Request, size: tuple[int, int], body: Body, tell: bool = True) -> Drawn:
     """Bodies and drafts of everything that a call asks for.
 
-    A body that can't be used makes no draft, with a warning that says why.
+    A body that can't be used makes no draft, and one in a given picture leaves that picture out of the others'.
 
     Args:
         request: whose person parameters, where known, are those of the photo (try-off) or of the wanted pose (try-on).
         size: (H, W) that person and garments are fitted to.
         body: everybody's.
+        tell: whether to warn of what can't be used and why.
     """
+    told: Callable[[str], None] = partial(warnings.warn, stacklevel=2) if tell else lambda _: None
     states = request.layout.states
     order = sorted(request.layout.categories, key=lambda slot: INSIDE_OUT.index(request.layout.categories[slot]))
     drawn = Drawn({s: [] for s in (PERSON, *order)}, {s: [] for s, state in states.items() if state is State.TARGET})
     for i in range(request.batch):
         params = _person(request, i, size)
         read = {slot: _garment(request, slot, i, size, body) for slot in order if states[slot] is State.GIVEN}
-        given = {slot: shown for slot, shown in read.items() if shown is not None}
+        read[FACE], given = _face(request, i), dict[str, Shown]()
+        for slot, shown in read.items():
+            try:
+                given |= {} if shown is None else {slot: shown.checked(body)}
+            except NoDraft as e:
+                told(f"no draft shows {request.layout.categories.get(slot, slot)}: {e}")
+        face = given.pop(FACE, None)
         drawn.bodies[PERSON].append(params)
         for slot in order:
             drawn.bodies[slot].append(given[slot].params if slot in given else None)
@@ -82,7 +93,7 @@ def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
             made, shows = None, 0.0
             try:
                 if params is not None and slot == PERSON and given:
-                    made = draft_person(body, params, size, list(given.values()), face=_face(request, i))
+                    made = draft_person(body, params, size, list(given.values()), face=face)
                     shows = coverage(made, body, params)
                 elif params is not None and states.get(PERSON) is State.GIVEN:
                     photo = _fit(request.given[PERSON][i], size, "edge")[0]
@@ -96,7 +107,7 @@ def draw(request: Request, size: tuple[int, int], body: Body) -> Drawn:
                     drawn.bodies[slot][i] = stand
                     shows = coverage(made, body, stand)
             except NoDraft as e:
-                warnings.warn(f"no draft of {slot}: {e}", stacklevel=2)
+                told(f"no draft of {request.layout.categories.get(slot, slot)}: {e}")
             drawn.drafts[slot].append(made if shows >= LEAST else None)
     return drawn
 
@@ -130,7 +141,7 @@ def composed(
     made, kind = list(decoded), str(request.layout.categories.get(slot, PERSON))
     if kind not in KINDS:
         return made
-    drawn, worn = draw(request, size, body), set(map(str, request.layout.categories.values()))
+    drawn, worn = draw(request, size, body, tell=False), set(map(str, request.layout.categories.values()))
     for i, draft in enumerate(drawn.drafts[slot]):
         if draft is None:
             continue
@@ -159,7 +170,11 @@ def composed(
 
 def composed_size(request: Request, slot: str, size: tuple[int, int]) -> tuple[int, int]:
     """(H, W) of the model's ``size`` enlarged to that of the photo or pose a target goes by; H at most 1024."""
-    sides = [p.size for p in request.pose] if slot == PERSON else [p.size for p in request.given.get(PERSON, ())]
+    sides = (
+        [p.size for p in request.pose if p is not None]
+        if slot == PERSON
+        else [p.size for p in request.given.get(PERSON, ())]
+    )
     times = min([min(h / size[0], w / size[1]) for w, h in sides], default=1.0)
     times = max(1.0, min(times, LARGEST / size[0]))
     return round(size[0] * times), round(size[1] * times)
@@ -185,7 +200,7 @@ def _garment(request: Request, slot: str, i: int, size: tuple[int, int], body: B
     if category in ACCESSORIES:  # a wrong draft is worse than none
         return None
     plain = images.pixels_to_tensor(np.asarray(request.given[slot][i]))
-    stand = garment_standing(plain, cast(Kind, category.value), (box.height, box.width), body)
+    stand, _ = stand_in(plain, cast(Kind, category.value), (box.height, box.width), body)
     return Shown(picture, _laid(stand, box, size))
 
 

@@ -189,6 +189,12 @@ def main(args: Sequence[str] | None = None) -> int:
             which = "" if call.split is None else f" of split {call.split!r}"
             raise ValueError(f"{call.records} holds no records{which}: there is nothing to encode")
         drawer = Drawer(source, call.size, load_body(), **model) if call.draft == "surface" else None
+        if drawer is not None and (bare := len(_without_body(records))):
+            print(
+                f"{bare} shop pictures have no body of their own and are drawn with their category's, which sampling "
+                "does better: python -m data_prep garment-poses predicts them",
+                file=sys.stderr,
+            )
         with sole(call.out):
             clear_parts(call.out)
             begin(call.out, fingerprint(vae), call.size, call.draft, **model)
@@ -206,6 +212,12 @@ def main(args: Sequence[str] | None = None) -> int:
     print("\n".join(failed), file=sys.stderr, end="\n" if failed else "")
     print(f"{len(records) - len(failed)} records encoded in {call.out}, {len(failed)} failed")
     return 1 if failed else 0
+
+
+def _without_body(records: Sequence[Record]) -> set[str]:
+    """Shop pictures of clothes whose body no record tells."""
+    garments = (g for record in records for g in record.garments)
+    return {g.path for g in garments if g.pose is None and g.kind == "shop" and g.category in CLOTHES}
 
 
 def _may_be_hub_id(name: str) -> bool:

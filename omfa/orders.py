@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from omfa.bodies.placing import place
 from omfa.components import Category
 from omfa.images import ENOUGH, as_list, read_image
 from omfa.pipeline import OMFAPipeline
-from omfa.tasks import Estimate, PoseEstimator
+from omfa.tasks import Estimate, NoEstimator, PoseEstimator
 
 TaskName = Literal["try-off", "try-on", "transfer", "turntable"]
 TASKS: tuple[TaskName, ...] = ("try-off", "try-on", "transfer", "turntable")
@@ -173,12 +172,18 @@ class Order:
 
 
 def lazy_estimator(make: Callable[[], PoseEstimator]) -> PoseEstimator:
-    """A pose estimator that is made at its first use; where its tools are missing, each use says the cure."""
+    """A pose estimator that is made at its first use; where its tools are missing, each use says the cure.
+
+    It raises NoEstimator there.
+    """
     made: list[PoseEstimator] = []
 
     def estimate(photo: Image.Image) -> Estimate:
         if not made:
-            made.append(make())
+            try:
+                made.append(make())
+            except ValueError as e:
+                raise NoEstimator(str(e)) from None
         return made[0](photo)
 
     return estimate
@@ -207,8 +212,7 @@ def hand_estimator(pipe: OMFAPipeline, make: Callable[[], PoseEstimator], needed
     if needed:
         pipe.pose_estimator = make()
     elif pipe.config.draft == "surface":
-        with suppress(ValueError):
-            pipe.pose_estimator = make()
+        pipe.pose_estimator = lazy_estimator(make)
 
 
 def check_seed(seed: int, name: str = "seed") -> int:

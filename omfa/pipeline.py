@@ -45,7 +45,7 @@ from omfa.weights import check_parts, not_finite
 
 MODELS = Path(str(files("omfa"))) / "models"
 MOST_PIXELS = 8192  # on a side
-POSE_STYLES = ("parts_blend", "surface")
+POSE_STYLES = ("parts_blend", "surface")  # the first where a saved config has no word on it: new recipes say "surface"
 
 
 class OMFAPipeline(Network, Tasks, DiffusionPipeline):
@@ -242,7 +242,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         person: Pictures | None = None,
         garments: Mapping[str, Worn] | None = None,
         face: Pictures | None = None,
-        pose: Pose | Sequence[Pose] | None = None,
+        pose: Pose | Sequence[Pose | None] | None = None,
         caption: str | None = None,
         portrait: Pictures | None = None,
         garment_poses: Mapping[str, Bodies] | None = None,
@@ -405,7 +405,7 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         planes: dict[str, list[Tensor | None]] = {}
         drafts: dict[str, list[Tensor | None]] = {}
         if request.pose:
-            planes[PERSON] = list(encode(self.vae, pixels(PERSON, request.pose)))
+            planes[PERSON] = encoded([None if p is None else pixels(PERSON, [p])[0] for p in request.pose])
         if "surface" in (self.config.draft, self.config.pose_style):
             height, width = self.config.person_size
             drawn = draw(request, (height, width), load_body())
@@ -430,8 +430,8 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             made[slot] = []
             for i, picture in enumerate(several):
                 pixels = images.tensor_to_pixels(picture[None])[0]
-                if slot == PERSON and request.pose:
-                    pose = request.pose[i]
+                pose = request.pose[i] if slot == PERSON and request.pose else None
+                if pose is not None:
                     pixels = pixels[images.fitted_box((pose.height, pose.width), pixels.shape[:2]).window]
                 made[slot].append(Image.fromarray(pixels))
         pictures = request.given | made

@@ -39,7 +39,7 @@ class Request:
         layout: of all pictures.
         batch: B.
         given: slot name to B pictures.
-        pose: B pose maps, or none.
+        pose: B pose maps, None for a photo of which none is known; or none.
         params: B body parameters behind them, None for a map that was given as a picture; or none.
         stands: slot of a garment or the face to B bodies that stand in its pictures, given or to be made, as far as
             they are known; None where not.
@@ -49,7 +49,7 @@ class Request:
     layout: Layout
     batch: int
     given: dict[str, list[Image.Image]]
-    pose: list[Image.Image]
+    pose: list[Image.Image | None]
     params: list[BodyParameters | None]
     stands: dict[str, list[BodyParameters | None]]
     outlines: list[Image.Image]
@@ -61,7 +61,7 @@ def read_request(
     person: Pictures | None,
     garments: Mapping[str, Worn] | None,
     face: Pictures | None,
-    pose: Pose | Sequence[Pose] | None,
+    pose: Pose | Sequence[Pose | None] | None,
     caption: str | None,
     portrait: Pictures | None = None,
     garment_poses: Mapping[str, Bodies] | None = None,
@@ -149,9 +149,12 @@ def read_request(
     read = {slot: [images.read_image(p, slot, images.ENOUGH) for p in several] for slot, several in pictures.items()}
     for outline in outlines:
         _check_mask(outline, read[PORTRAIT])
-    known = [_parameters(p) for p in poses]
-    maps = [pose_picture(p if k is None else k, style) for p, k in zip(poses, known, strict=True)]
-    return Request(
+    if PERSON in wanted and any(p is None for p in poses):
+        raise ValueError("pose: a person who is to be made needs one, in every picture of the batch; got None")
+    known = [None if p is None else _parameters(p) for p in poses]
+    asked = [p if k is None else k for p, k in zip(poses, known, strict=True)]
+    maps = [None if p is None else pose_picture(p, style) for p in asked]
+    request = Request(
         layout=Layout(Task(frozenset(kinds)).kind, states, categories, caption),
         batch=batch,
         given={slot: several * (batch // len(several)) for slot, several in read.items()},
@@ -160,13 +163,35 @@ def read_request(
         stands=_stands(garment_poses, face_pose, pictures, places, batch),
         outlines=outlines * (batch // len(outlines)) if outlines else [],
     )
+    _check_bodies(request)
+    return request
+
+
+def _alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two pictures' sizes (W, H) are of one shape; sides are cut to whole pixels where one is read smaller."""
+    return abs(one[0] * other[1] / (one[1] * other[0]) - 1) <= 0.02
+
+
+def _check_bodies(request: Request) -> None:
+    """Refuse bodies whose pictures have another shape than those given: stretched to them, they would stand beside."""
+    bodies: dict[str, list[BodyParameters | None]] = dict(request.stands)
+    photos = [slot for slot in (PERSON, PORTRAIT) if slot in request.given]
+    bodies |= {slot: request.params for slot in photos}
+    for slot, several in bodies.items():
+        for params, picture in zip(several, request.given.get(slot, ()), strict=False):
+            if params is not None and not _alike(params.image_size[::-1], picture.size):
+                what = "pose" if slot in photos else str(request.layout.categories.get(slot, slot))
+                size = f"{params.image_size[1]}x{params.image_size[0]}"
+                raise ValueError(
+                    f"{what}: body parameters of a picture of {size} for one of {picture.width}x{picture.height}: give "
+                    "those of the same picture, uncropped"
+                )
 
 
 def _check_mask(outline: Image.Image, portraits: Sequence[Image.Image]) -> None:
     """Refuse a mask that can't be of these portraits: fitted by itself, it would lie beside the person."""
     for portrait in portraits:
-        # sides are cut to whole pixels where a picture is read smaller
-        if abs(outline.width * portrait.height / (outline.height * portrait.width) - 1) > 0.02:
+        if not _alike(outline.size, portrait.size):
             raise ValueError(
                 f"portrait_mask is {outline.width}x{outline.height}, the portrait {portrait.width}x{portrait.height}: "
                 "give a mask of the same picture, uncropped and as upright"

@@ -62,7 +62,8 @@ def sdxl_pipeline(
         garment_slots: 1 (the paper's) or 2.
         variant: "fp16" to read the half-precision files.
         unconditional_on, join, draft, pose_style, portraits, accessories: see
-            :class:`omfa.pipeline.OMFAPipeline`.
+            :class:`omfa.pipeline.OMFAPipeline`. ``pose_style`` is "parts_blend" where nothing is said, as old models
+            and the paper's are; recipes of new ones say "surface".
 
     Raises:
         ValueError: weights that are not there; says how to get them.

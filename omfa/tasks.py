@@ -33,6 +33,10 @@ class Estimate(NamedTuple):
     outline: Image.Image | None = None
 
 
+class NoEstimator(ValueError):
+    """Nobody's body can be estimated here; says the cure."""
+
+
 Keep = Literal["auto", "photo", "others"] | None
 PoseEstimator = Callable[[Image.Image], Estimate]
 
@@ -62,13 +66,14 @@ class Tasks:
     canvas: Canvas
     config: Any
     pose_estimator: PoseEstimator | None
+    _told = False  # that there is no estimator, once
     __call__: Callable[..., OMFAPipelineOutput]
 
     def try_off(
         self,
         person: Pictures,
         categories: str | Collection[str] = "upper",
-        pose: Pose | Sequence[Pose] | None = None,
+        pose: Pose | Sequence[Pose | None] | None = None,
         **options: Any,
     ) -> OMFAPipelineOutput:
         """Take garments off a photo, as shop pictures. One photo is enough.
@@ -77,7 +82,7 @@ class Tasks:
             person: photo of a dressed person, or B of them.
             categories: which garments: "upper", "lower", "dress", "shoes", ..., or several.
             pose: the photo's body, for a model with drafts; None: what the pipeline's ``pose_estimator`` finds, if it
-                has one. Not needed.
+                has one. Not needed; in a list, None where it is not known.
             options: of the general call.
         """
         names = [categories] if isinstance(categories, str) else list(categories or ())
@@ -228,16 +233,22 @@ class Tasks:
         own = {k: v for k, v in options.items() if k != "face_pose"}  # the face is the photo's
         return self(targets=["person"], garments=worn, portrait=portrait, pose=pose, **own)
 
-    def _bodies(self, person: Pictures) -> list[BodyParameters] | None:
-        """The bodies in photos; None without an estimator, or where one of them is not found, with a warning."""
-        if self.pose_estimator is None:
-            warnings.warn("without pose= or a pose_estimator the garment is taken off without a draft", stacklevel=3)
-            return None
-        try:
-            return [self._estimate(p).params for p in images.as_list(person)]
-        except ValueError as e:
-            warnings.warn(f"the garment is taken off without a draft: {e}", stacklevel=3)
-            return None
+    def _bodies(self, person: Pictures) -> list[BodyParameters | None] | None:
+        """The bodies in photos, None where one is not found, with a warning; without an estimator, said once, none."""
+        photos, found = images.as_list(person), list[BodyParameters | None]()
+        for i, photo in enumerate(photos):
+            try:
+                found.append(self._estimate(photo).params)
+            except NoEstimator as e:
+                if not self._told:
+                    warnings.warn(f"garments are taken off without a draft: {e}", stacklevel=3)
+                self._told = True
+                return None
+            except ValueError as e:
+                which = f"photo {i + 1} of {len(photos)}: " if len(photos) > 1 else ""
+                warnings.warn(f"{which}the garment is taken off without a draft: {e}", stacklevel=3)
+                found.append(None)
+        return None if all(p is None for p in found) else found
 
     def _left_open(self, worn: Mapping[str, Any]) -> list[str]:
         """Categories to take from the portrait so that the person is dressed from head to foot."""
@@ -248,7 +259,7 @@ class Tasks:
 
     def _estimate(self, portrait: Picture) -> Estimate:
         if self.pose_estimator is None:
-            raise ValueError(
+            raise NoEstimator(
                 "pose or face is missing and this pipeline has no pose estimator: pass pose= (a pose map or "
                 "BodyParameters) and face= (a head crop), or set pipe.pose_estimator (the command line does)"
             )

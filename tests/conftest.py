@@ -63,6 +63,20 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert not changed, f"tests have changed the shared records: {changed}"
 
 
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two outfits of one person, three views each, with portraits: records with all bodies."""
+    from data_prep.wardrobe.synthetic import write_outfit
+
+    folder = tmp_path_factory.mktemp("world")
+    lines = [
+        line for k in (0, 2)
+        for line in write_outfit(f"s4-o{k}", k, folder, seed=4, size=SIZE, records=4 * k + 3, portraits=True)
+    ]  # fmt: skip
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
     """No file may grow beyond so many bytes."""

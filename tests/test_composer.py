@@ -161,3 +161,12 @@ def test_wrong_calls_are_told() -> None:
         composer.compose(given_, ["upper"])
     with pytest.raises(ValueError, match=r"photo is \(1, 3"):
         given(*given_[:3], photo=given_.photo[:1])
+
+
+def test_layers_that_are_no_pictures_are_refused() -> None:
+    draft, valid = torch.zeros(1, 3, *SIZE), torch.ones(1, 1, *SIZE, dtype=torch.bool)
+    with pytest.raises(ValueError, match="must be"):
+        given(draft[0], valid[0], draft[0])
+    with pytest.raises(ValueError, match="draft: numbers that are not finite"):
+        tiny().compose(given(draft * torch.nan, valid, draft), ["upper"])
+    assert tiny().compose(given(draft * torch.nan, ~valid, draft), ["upper"]).picture.isfinite().all()

@@ -16,7 +16,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_prep.poses.pose_maps import STRIP, write_sheets
@@ -27,34 +26,13 @@ from omfa.bodies.body import Body, load_body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import project
 from omfa.bodies.pose_render import person_mask
-from omfa.bodies.predicted_standing import KINDS, garment_standing
-from omfa.bodies.standing import Kind, standing
-from omfa.bodies.surface import off_paper, resized
+from omfa.bodies.predicted_standing import KINDS, stand_in
+from omfa.bodies.surface import resized
 from omfa.components import ACCESSORIES
-from omfa.images import read_image
+from omfa.images import pixels_to_tensor, read_image
 from omfa.records.prepared import GarmentRef, Record, resolve
 
 Array = NDArray[Any]
-
-_WITHIN: dict[Kind, tuple[int, ...]] = {"upper": (9,), "lower": (4, 5), "dress": (9, 0)}  # chest; knees; chest, pelvis
-_BEYOND = 0.25  # of the garment's height that knees may lie under shorts
-
-
-def stand_in(picture: Array, kind: Kind, body: Body) -> tuple[BodyParameters, str]:
-    """The body in a shop picture (H, W, 3) uint8, and how it is known: "predicted", or "category: " and the reason."""
-    tensor = torch.from_numpy(picture.copy()).permute(2, 0, 1) / 127.5 - 1
-    fixed = standing(body, kind, (picture.shape[0], picture.shape[1]))
-    shown = off_paper(tensor).numpy()
-    if shown.all() or not shown.any():
-        return fixed, "category: the garment can't be told from its ground"
-    params = garment_standing(tensor, kind, body=body)
-    rows, columns = np.nonzero(shown.any(1))[0], np.nonzero(shown.any(0))[0]
-    low, high = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]])
-    joints = project(body.posed(params).joints[0].cpu().numpy()[list(_WITHIN[kind])], params.K)
-    room = _BEYOND * (high - low) if kind == "lower" else 0
-    if not ((joints >= low - room) & (joints <= high + room)).all():
-        return fixed, "category: the predicted body doesn't stand in the garment"
-    return params, "predicted"
 
 
 def pose_garments(item_id: str, record: Record, out: Path, *, source: Path, body: Path | None) -> list[dict[str, Any]]:
@@ -72,7 +50,7 @@ def pose_garments(item_id: str, record: Record, out: Path, *, source: Path, body
         elif garment.kind == "cutout":
             how = "none: cut out before its person's body was known; fit it and cut again"
         else:
-            params, how = stand_in(picture, kind, wearer)
+            params, how = stand_in(pixels_to_tensor(picture), kind, body=wearer)
             garment = replace(garment, pose=str(PurePosixPath(garment.path).with_suffix(".npz")))
             assert garment.pose is not None
             params.save(out / garment.pose)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,11 +23,24 @@ from omfa.bodies.body import Body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import rest_colours
 from omfa.bodies.rasterise import interpolate
-from omfa.bodies.surface import Draft, Source, covered, draft, head_mask, resized, see
+from omfa.bodies.surface import Draft, Seen, Source, covered, draft, head_mask, resized, see
 
 ROOM = 0.015  # of a photo's height: how far beside an outline or a draft it may still change
+KEPT = 16  # bodies: one photo takes part in several drafts, one garment in those of many views
 
-_seen = lru_cache(16)(see)  # one photo takes part in several drafts, one garment in those of many views
+_kept: WeakKeyDictionary[BodyParameters, tuple[Body, tuple[int, int], Seen]] = WeakKeyDictionary()
+
+
+def _seen(body: Body, params: BodyParameters, size: tuple[int, int]) -> Seen:
+    """:func:`see`, once for the same parameters, and forgotten with them: a call's are gone when it is done."""
+    known = _kept.get(params)
+    if known is not None and known[:2] == (body, size):
+        return known[2]
+    seen = see(body, params, size)
+    for oldest in list(_kept)[: max(0, len(_kept) + 1 - KEPT)]:
+        _kept.pop(oldest, None)
+    _kept[params] = (body, size, seen)
+    return seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +61,11 @@ class Shown:
         """To look up in; errors as :class:`omfa.bodies.surface.Source`."""
         height, width = self.picture.shape[-2:]
         return Source(self.picture, _seen(body, self.params, (height, width)), self.mask, layer)
+
+    def checked(self, body: Body) -> Shown:
+        """Itself, if it can be looked up in: one that can't would lose the draft of all. Errors as :meth:`source`."""
+        self.source(body)
+        return self
 
 
 def draft_person(
@@ -73,6 +91,7 @@ def draft_person(
 
     Raises:
         NoDraft: another body's parameters, or a body that is not in its picture.
+        ValueError: a portrait of another size.
     """
     innermost = len(garments)
     sources = [g.source(body, innermost - 1 - i) for i, g in enumerate(garments)]
@@ -116,7 +135,9 @@ def seen_map(body: Body, params: BodyParameters, size: tuple[int, int]) -> Tenso
 
 
 def over(made: Draft, ground: Tensor) -> Draft:
-    """A draft laid over a picture (3, H, W) in [-1, 1]; all of it is valid."""
+    """A draft laid over a picture (3, H, W) in [-1, 1]; all of it is valid. ValueError for one of another size."""
+    if ground.shape != made.picture.shape:
+        raise ValueError(f"a picture of shape {tuple(ground.shape)} under a draft of {tuple(made.picture.shape)}")
     return Draft(torch.where(made.valid, made.picture, ground), torch.ones_like(made.valid))
 
 

@@ -27,10 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omfa.bodies.body import Body, load_body
+from omfa.bodies.paper import check_range, off_paper
 from omfa.bodies.parameters import BETAS, EXPRESSION, BodyParameters
-from omfa.bodies.placing import camera, rotation
-from omfa.bodies.standing import ARMS, FOV, Kind, framed, shop_pose
-from omfa.bodies.surface import Seen, Source, draft, off_paper, resized, see
+from omfa.bodies.placing import camera, project, rotation
+from omfa.bodies.rasterise import NEAR
+from omfa.bodies.standing import ARMS, FOV, Kind, framed, shop_pose, standing
+from omfa.bodies.surface import Seen, Source, draft, resized, see
 
 ASSETS = Path(str(files("omfa"))) / "assets"
 STAND_WEIGHTS, REACH_WEIGHTS = ASSETS / "standing.safetensors", ASSETS / "cloth_reach.safetensors"
@@ -41,6 +43,8 @@ WHOLE = (64, 48)  # (h, w) of what ReachNet sees
 _ENOUGH = 256  # pixels of height of the photo that it is made from; ReachNet has not seen more
 FREE = 0.07  # share of a shop picture left free on each side, as the wardrobe's are in the mean
 _WHOLE_PLACE = (0.57, 0.0, -0.15)  # scale, x, y of the body that ReachNet sees: all of it but the top of the head
+_WITHIN: dict[Kind, tuple[int, ...]] = {"upper": (9,), "lower": (4, 5), "dress": (9, 0)}  # chest; knees; chest, pelvis
+_BEYOND = 0.25  # of the garment's height that knees may lie under shorts
 _NEAR = -0.12  # metres: how far the front of a body is before its pelvis
 
 
@@ -68,7 +72,9 @@ class Stand:
     y: float
 
     def params(self, body: Body, size: tuple[int, int]) -> BodyParameters:
-        """The body in a picture of (H, W); ValueError if a number is none."""
+        """The body in a picture of (H, W); ValueError if a number is none, or the scale not above 0."""
+        if not self.scale > 0:
+            raise ValueError(f"scale {self.scale} must be above 0: the share of the picture's height that a metre is")
         K, pose = camera(size, FOV), shop_pose(self.arms, self.legs, yaw=self.yaw)
         depth = K[1, 1] / (self.scale * size[0])
         pelvis = np.array([self.x, self.y, 1.0]) * [size[0] / K[0, 0], size[0] / K[1, 1], 1.0] * depth
@@ -213,7 +219,7 @@ def find_stand(net: StandNet, picture: Tensor, category: Kind) -> Stand:
 def garment_standing(
     picture: Tensor, category: Kind, size: tuple[int, int] | None = None, body: Body | None = None
 ) -> BodyParameters:
-    """How a body would stand in a garment picture, wearing it.
+    """How a body would stand in a garment picture, wearing it: what the network says, right or not (:func:`stand_in`).
 
     Args:
         picture: (3, H, W) in [-1, 1], a garment on plain light ground.
@@ -230,11 +236,39 @@ def garment_standing(
     return resized(stand.params(load_body() if body is None else body, (height, width)), size or (height, width))
 
 
+def stand_in(
+    picture: Tensor, category: Kind, size: tuple[int, int] | None = None, body: Body | None = None
+) -> tuple[BodyParameters, str]:
+    """The body in a garment picture: :func:`garment_standing`, or the category's own where that can't be right.
+
+    Args:
+        picture, category, size, body: as there; so are errors.
+
+    Returns:
+        The body, and how it is known: "predicted", or "category: " and the reason.
+    """
+    _check(picture, category)
+    body, own = load_body() if body is None else body, (picture.shape[1], picture.shape[2])
+    shown = off_paper(picture).cpu().numpy()
+    if shown.all() or not shown.any():
+        return standing(body, category, size or own), "category: the garment can't be told from its ground"
+    params = garment_standing(picture, category, body=body)
+    posed = body.posed(params)
+    at = project(posed.joints[0].cpu().numpy()[list(_WITHIN[category])], params.K)
+    rows, columns = np.nonzero(shown.any(1))[0], np.nonzero(shown.any(0))[0]
+    low, high = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]])
+    room = _BEYOND * (high - low) if category == "lower" else 0
+    if float(posed.vertices[..., 2].min()) > NEAR and ((at >= low - room) & (at <= high + room)).all():
+        return resized(params, size or own), "predicted"
+    return standing(body, category, size or own), "category: the predicted body doesn't stand in the garment"
+
+
 def _check(picture: Tensor, category: Kind) -> None:
     if category not in KINDS:
         raise ValueError(f"category {category!r} must be one of {', '.join(KINDS)}")
-    if picture.ndim != 3 or picture.shape[0] != 3 or not torch.isfinite(picture).all():
+    if picture.ndim != 3 or picture.shape[0] != 3:
         raise ValueError(f"a picture of shape {tuple(picture.shape)}; give (3, H, W) of finite numbers in [-1, 1]")
+    check_range(picture)
 
 
 # ---------------------------------------------------------------------------------------------------- off a photo

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omfa.bodies.body import PARTS, Body, vertex_parts
+from omfa.bodies.paper import check_range, off_paper
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import rotation
 from omfa.bodies.pose_render import render_pose_map
@@ -39,7 +40,6 @@ GRAZING = 0.1  # cosine between normal and line of sight below which a picture s
 ASTRAY = 0.25  # metres on the body at rest: farther off, a pixel beside an arm shows the trunk, not the sleeve
 SEAM = 0.01  # metres; gaps narrower than this are closed
 AROUND = -0.7  # cosine down to which cloth beside the body still shows: it stands off the side that faces away
-_LIKE = 0.04  # of [-1, 1]: paper is as plain as this
 SHARPNESS = 4  # of blending: weight = cosine to this power, so that the squarest view nearly wins alone
 _PLAIN = set(PARTS) - {"left_hand", "right_hand", "left_foot", "right_foot"}  # parts that clothes stand off from
 
@@ -48,6 +48,7 @@ _LEGS = ("left_thigh", "right_thigh", "left_shin", "right_shin")
 _COVERS = {  # parts of the body
     "upper": ("torso", *_ARMS, *_LEGS[:2]), "lower": ("torso", *_LEGS), "dress": ("torso", *_ARMS, *_LEGS)
 }  # fmt: skip
+_ANYWHERE = {"shoes", "bag", "hat"}  # who knows where a bag hangs
 
 
 class NoDraft(ValueError):
@@ -100,11 +101,11 @@ class Source:
         picture: (3, H, W) in [-1, 1], of the size of ``seen``.
         seen: the body in it.
         mask: (H, W) bool or in [0, 1], what of the picture counts: a garment, or what a portrait keeps. None: all but
-            paper (:func:`off_paper`).
+            paper (:func:`omfa.bodies.paper.off_paper`).
         layer: 0 is outermost. What lies farther out hides what lies farther in; pictures of one layer are blended.
 
     Raises:
-        ValueError: shapes do not fit, or numbers are not finite.
+        ValueError: shapes do not fit, or numbers are not finite or not in [-1, 1].
         NoDraft: the mask is empty.
     """
 
@@ -116,8 +117,7 @@ class Source:
     def __post_init__(self) -> None:
         if tuple(self.picture.shape) != (3, *self.seen.size):
             raise ValueError(f"picture is {tuple(self.picture.shape)}; its body was seen at (3, *{self.seen.size})")
-        if not torch.isfinite(self.picture).all():
-            raise ValueError("picture holds numbers that are not finite; give (3, H, W) in [-1, 1]")
+        check_range(self.picture)
         if self.mask is not None and tuple(self.mask.shape) != self.seen.size:
             raise ValueError(f"mask is {tuple(self.mask.shape)}; the picture is {self.seen.size}")
         if self.mask is not None and not (self.mask > 0.5).any():
@@ -189,8 +189,15 @@ def at_most(params: BodyParameters, side: int) -> BodyParameters:
 
 
 def surface_map(body: Body, params: BodyParameters, size: tuple[int, int] | None = None) -> Array:
-    """(H, W, 3) uint8 each place at rest as its own colour, on black: the same place, the same colour in any pose."""
-    return render_pose_map(body, params if size is None else resized(params, size), "surface")
+    """(H, W, 3) uint8 each place at rest as its own colour, on black: the same place, the same colour in any pose.
+
+    Raises:
+        NoDraft: another body's parameters.
+    """
+    try:
+        return render_pose_map(body, params if size is None else resized(params, size), "surface")
+    except ValueError as e:
+        raise NoDraft(str(e)) from None
 
 
 def head_mask(seen: Seen, body: Body) -> Tensor:
@@ -205,10 +212,17 @@ def covered(seen: Seen, body: Body, categories: Collection[str], reach: float = 
     Args:
         seen: a body before a camera.
         body: the same.
-        categories: "upper", "lower", "dress"; of any other, all of the picture.
+        categories: "upper", "lower", "dress"; of "shoes", "bag" and "hat", all of the picture.
         reach: metres beside the body.
+
+    Raises:
+        ValueError: another word, or a reach that is none.
     """
-    if set(categories) - set(_COVERS):
+    if unknown := set(categories) - set(_COVERS) - _ANYWHERE:
+        known = ", ".join((*_COVERS, *sorted(_ANYWHERE)))
+        raise ValueError(f"categories {', '.join(sorted(map(str, unknown)))} are not known; known are {known}")
+    _check_reach(reach)
+    if set(categories) & _ANYWHERE:
         return torch.ones(seen.size, dtype=torch.bool, device=seen.vertices.device)
     parts, below = vertex_parts(body), body.template[:, 1] < body.rest_joints[6, 1]  # the waist
     on = np.zeros(len(parts), bool)
@@ -246,7 +260,9 @@ def draft(target: Seen, sources: Sequence[Source], reach: float = 0.2) -> Draft:
 
     Raises:
         NoDraft: a source shows another body.
+        ValueError: a reach that is none.
     """
+    _check_reach(reach)
     for source in sources:
         if source.seen.body_hash != target.body_hash:
             raise NoDraft(f"a source shows body {source.seen.body_hash}, the target is {target.body_hash}: convert one")
@@ -264,6 +280,11 @@ def draft(target: Seen, sources: Sequence[Source], reach: float = 0.2) -> Draft:
     picture[:, at.pixel], valid[at.pixel] = colour.T * known, known
     made = Draft(picture.reshape(3, height, width), valid.reshape(height, width))
     return _closed(made, max(1, round(SEAM * target.pixels_per_metre / 2)))
+
+
+def _check_reach(reach: float) -> None:
+    if not 0 <= reach < np.inf:
+        raise ValueError(f"reach is {reach}; give metres, 0 or more")
 
 
 def _closed(made: Draft, radius: int) -> Draft:
@@ -414,25 +435,3 @@ def _outline(source: Source) -> tuple[Tensor, bool]:
         return source.mask, True
     kept = off_paper(source.picture)
     return kept, not bool(kept.all())
-
-
-def off_paper(picture: Tensor, like: float = _LIKE) -> Tensor:
-    """Where a picture (3, H, W) in [-1, 1] shows anything but plain light paper that reaches in from its rim.
-
-    White cloth stays, as far as its edge can be told from the paper; so does paper that cloth encloses.
-
-    Args:
-        picture: see above.
-        like: of [-1, 1], how far from the rim's median a value may be to be paper.
-
-    Returns:
-        (H, W) bool on the picture's device; true everywhere if the rim is no paper, or paper of uneven brightness.
-    """
-    rim = torch.cat([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], 1).float()
-    paper = rim.median(1).values
-    off = (rim - paper[:, None]).abs().amax(0)
-    plain = bool((paper > 0.8).all() & (((off > like) & (off < 5 * like)).float().mean() < 0.05))
-    alike = ((picture - paper[:, None, None].to(picture)).abs().amax(0) < like) & plain
-    framed = np.pad(alike.cpu().numpy().astype(np.uint8), 1, constant_values=1)
-    _, label = cv2.connectedComponents(framed, connectivity=4)
-    return torch.from_numpy((label != label[0, 0])[1:-1, 1:-1]).to(picture.device)

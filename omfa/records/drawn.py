@@ -94,10 +94,10 @@ class Drawer:
         for role, garment in sorted(worn.items(), key=lambda item: INSIDE_OUT.index(item[1].category)):
             if garment.pose is None and garment.category in ACCESSORIES:
                 continue  # nobody knows its body, and no category of them has one
-            own = self._garment(garment)
-            shown[role], drawn[f"{role}_map"] = own.shown, own.shown_map
-            if params is not None and role in set(Category):
-                with suppress(NoDraft):
+            with suppress(NoDraft):
+                own = self._garment(garment)
+                shown[role], drawn[f"{role}_map"] = own.shown, own.shown_map
+                if params is not None and role in set(Category):
                     made = draft_garment(body, own.chosen, Shown(person, params), wall=True)
                     drawn |= {f"{role}_draft": made.picture, f"{role}_stand": own.chosen_map}
         if params is not None and shown:
@@ -118,15 +118,22 @@ class Drawer:
         picture = images.pixels_to_tensor(images.decode_pixels(self.source.read(files["face"]), where))
         size = picture.shape[1], picture.shape[2]
         params = _params(self.source, files["face_pose"], images.Box(0, 0, *size), size)
-        return None if params is None else Shown(picture, params)
+        if params is None:
+            return None
+        with suppress(NoDraft):
+            return Shown(picture, params).checked(self.body)
+        return None
 
     def _drawn_garment(self, garment: GarmentRef) -> _Garment:
         digest = hashlib.sha256(f"drawn\0{garment.path}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         picture, stand, mask = _standing_garment(self.source, garment, self.size, self.body)
-        given, chosen = nudged(stand, rng, GIVEN), nudged(stand, rng)
-        maps = as_map(self.body, given), as_map(self.body, chosen)
-        return _Garment(Shown(picture, given, mask), maps[0], chosen, maps[1])
+        try:
+            given, chosen = nudged(stand, rng, GIVEN), nudged(stand, rng)
+        except ValueError as e:  # as far away as numbers go
+            raise NoDraft(str(e)) from None
+        shown = Shown(picture, given, mask).checked(self.body)
+        return _Garment(shown, as_map(self.body, given), chosen, as_map(self.body, chosen))
 
 
 class _Garment(NamedTuple):
@@ -139,7 +146,7 @@ class _Garment(NamedTuple):
 
 
 def as_map(body: Body, params: BodyParameters) -> Tensor:
-    """The surface map (3, H, W) in [-1, 1]."""
+    """The surface map (3, H, W) in [-1, 1]; NoDraft for another's parameters."""
     return images.pixels_to_tensor(surface_map(body, params))
 
 
@@ -153,9 +160,9 @@ def _params(source: Source, path: str | None, inner: images.Box, size: tuple[int
         return None
     try:
         params = BodyParameters.load(Path(source.where(path)), source.read(path))
+        return fitted(params, inner.top, inner.left, (inner.height, inner.width), size)
     except ValueError as e:
         raise RecordError(str(e)) from None
-    return fitted(params, inner.top, inner.left, (inner.height, inner.width), size)
 
 
 def _standing_garment(

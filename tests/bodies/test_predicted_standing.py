@@ -25,6 +25,7 @@ from omfa.bodies.predicted_standing import (
     framing,
     garment_standing,
     load_standing,
+    stand_in,
     standing_off,
 )
 from omfa.bodies.standing import ARMS, standing
@@ -149,6 +150,22 @@ def test_a_picture_of_nothing_has_a_body_still(level: float) -> None:
     assert params.image_size == SIZE and np.isfinite(params.transl).all()
 
 
+def test_a_body_that_cant_be_is_the_categorys() -> None:
+    """A garment on a carpet, a thin strip, a sliver of a picture; and one that can be is what was predicted."""
+    rng = np.random.default_rng(0)
+    carpet = pixels(rng.integers(60, 160, (*SIZE, 3)).astype(np.uint8))
+    strip, sliver = torch.ones(3, *SIZE), torch.ones(3, 4, 400)
+    strip[:, 75:79, 12:106], sliver[:, 1:3, 100:300] = -0.7, -0.7
+    for picture in (carpet, strip, sliver):
+        found, how = stand_in(picture, "upper")
+        fixed = standing(body(), "upper", (picture.shape[1], picture.shape[2]))
+        assert how.startswith("category: ") and np.allclose(joints(found), joints(fixed))
+    shop, kind = shops()[0]
+    found, how = stand_in(pixels(shop.picture), kind, (80, 60))
+    assert how == "predicted" and found.image_size == (80, 60)
+    assert np.allclose(found.transl, garment_standing(pixels(shop.picture), kind).transl)
+
+
 # ---------------------------------------------------------------------------------------------------- off a photo
 
 
@@ -200,6 +217,12 @@ def test_what_is_no_picture_is_refused() -> None:
         garment_standing(photo + float("nan"), "upper")
     with pytest.raises(ValueError, match="finite"):
         standing_off(photo[:2], params, "upper", SIZE)
+    with pytest.raises(ValueError, match="no or not finite"):
+        garment_standing(torch.ones(3, 0, 5), "upper")
+    with pytest.raises(ValueError, match="from 200 to 200"):
+        garment_standing(torch.full((3, *SIZE), 200, dtype=torch.uint8), "upper")
+    with pytest.raises(ValueError, match="above 0"):
+        Stand(50, 0, 0, -1.0, 0, 0).params(body(), SIZE)
     away = Stand(50, 0, 0, 0.5, 9.0, 0.0).params(body(), SIZE)
     with pytest.raises(NoDraft, match="outside"):
         standing_off(photo, away, "upper", SIZE)

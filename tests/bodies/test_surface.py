@@ -1,5 +1,7 @@
 """Drafts against independent answers: a picture from itself, from another view, from a mirror, from a wrong body."""
 
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -10,11 +12,14 @@ from torch import Tensor
 
 from data_prep.wardrobe.synthetic import Sample, make_outfit
 from omfa.bodies.body import PARTS, Body, load_body
-from omfa.bodies.drafts import Shown, draft_person
+from omfa.bodies.drafts import KEPT, Shown, draft_person
 from omfa.bodies.named_poses import NAMED_POSES, mirror_parameters
+from omfa.bodies.paper import off_paper
+from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import place, project, turned
 from omfa.bodies.standing import standing
-from omfa.bodies.surface import Draft, NoDraft, Source, covered, draft, head_mask, off_paper, see, surface_map
+from omfa.bodies.surface import Draft, NoDraft, Source, covered, draft, head_mask, see, surface_map
+from omfa.components import ACCESSORIES
 from omfa.records.labels import LABEL_OF, Label
 
 SIZE = (160, 120)
@@ -83,11 +88,30 @@ def test_another_view_of_the_outfit_is_drafted_better_than_by_wrong_bodies() -> 
 
 
 def test_shop_pictures_dress_the_person() -> None:
+    """Better than if another body stood in them: the category's, or one that is turned or of another size."""
+
+    def dressed(sample: Sample, wrong: Callable[[str, BodyParameters], BodyParameters] | None = None) -> Draft:
+        sources = [shop(sample, c, k) for k, c in enumerate(sample.garments)]
+        if wrong is not None:
+            bodies = [wrong(c, sample.garment_params[c]) for c in sample.garments]
+            sources = [replace(s, seen=see(body(), p)) for s, p in zip(sources, bodies, strict=True)]
+        return draft(see(body(), sample.params), sources)
+
+    right: list[float] = []
+    gains: dict[str, list[float]] = {"fixed": [], "turned": [], "larger": []}
     for sample in (outfit[0] for outfit in outfits()):
-        made = draft(see(body(), sample.params), [shop(sample, c, k) for k, c in enumerate(sample.garments)])
-        cloth = torch.from_numpy(np.isin(sample.labels, [4, 5, 6]))
-        assert psnr(made, sample) > 13, sample.record.id
+        made, cloth = dressed(sample), torch.from_numpy(np.isin(sample.labels, [4, 5, 6]))
         assert made.valid[cloth].float().mean() > 0.5, sample.record.id
+        right.append(psnr(made, sample))
+        others: dict[str, Callable[[str, BodyParameters], BodyParameters]] = {
+            "fixed": lambda c, _: standing(body(), c, SIZE),  # type: ignore[arg-type]
+            "turned": lambda _, p: turned(p, 40),
+            "larger": lambda _, p: replace(p, transl=p.transl * [1, 1, 0.75]),
+        }
+        for name, wrong in others.items():
+            gains[name].append(right[-1] - psnr(dressed(sample, wrong), sample))
+    assert np.mean(right) > 18, right
+    assert np.mean(gains["fixed"]) > 4 and np.mean(gains["turned"]) > 2 and np.mean(gains["larger"]) > 2, gains
 
 
 def test_clothes_are_where_they_may_be_and_faces_and_hands_are_not() -> None:
@@ -248,6 +272,40 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         replace(flat(0), mask=torch.ones(8, 8))
     with pytest.raises(ValueError, match="not finite"):
         replace(flat(0), picture=torch.full((3, *SIZE), torch.nan))
+    with pytest.raises(ValueError, match=r"from 0 to 255; give them in \[-1, 1\]"):
+        replace(flat(0), picture=torch.arange(256.0).expand(3, SIZE[0], -1)[..., : SIZE[1]] * 255 / (SIZE[1] - 1))
+    with pytest.raises(ValueError, match="give one"):
+        off_paper(torch.ones(1, 3, *SIZE))
+    params = place(body(), NAMED_POSES["standing"], image_size=SIZE)
+    with pytest.raises(ValueError, match="under a draft of"):
+        draft_person(body(), params, SIZE, [], portrait=torch.zeros(3, 8, 8))
+
+
+def test_words_and_numbers_that_mean_nothing_are_refused() -> None:
+    for reach in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ValueError, match="0 or more"):
+            draft(flat(0).seen, [flat(0)], reach)
+        with pytest.raises(ValueError, match="0 or more"):
+            covered(flat(0).seen, body(), ["upper"], reach)
+    with pytest.raises(ValueError, match="uper are not known; known are upper, lower, dress, bag, hat, shoes"):
+        covered(flat(0).seen, body(), ["uper"])
+    assert all(covered(flat(0).seen, body(), [accessory.value]).all() for accessory in ACCESSORIES)
+
+
+def test_a_body_is_seen_once_and_forgotten_with_its_parameters() -> None:
+    params = place(body(), NAMED_POSES["standing"], image_size=SIZE)
+    mask = torch.ones(SIZE, dtype=torch.bool)
+    shown = Shown(torch.zeros(3, *SIZE), params, mask)
+    seen = weakref.ref(shown.source(body()).seen)
+    assert shown.source(body()).seen is seen()
+    assert Shown(torch.zeros(3, 80, 60), params).source(body()).seen.size == (80, 60)
+    del params, shown
+    assert seen() is None
+    several = [place(body(), NAMED_POSES["standing"], image_size=(8, 6)) for _ in range(KEPT + 1)]
+    first = weakref.ref(Shown(torch.zeros(3, 8, 6), several[0]).source(body()).seen)
+    for one in several[1:]:
+        Shown(torch.zeros(3, 8, 6), one).source(body())
+    assert first() is None  # so many at once, whoever holds on to parameters
 
 
 # ---------------------------------------------------------------------------------------------------- maps, standing

@@ -68,3 +68,15 @@ def test_what_nobody_measured_is_believed(body: Body) -> None:
     params = place(body, NAMED_POSES["standing"])
     found = Fit(params, np.random.default_rng(0).uniform(0, 900, (55, 2)), np.ones(55), {}, "import")
     assert measured(found, np.ones(params.image_size, bool)).residuals == {} and doubt(found) == ""
+
+
+@pytest.mark.parametrize("name", ["reprojection", "bone_degrees", "limb_degrees", "inside"])
+def test_no_number_is_within_no_limit(body: Body, name: str) -> None:
+    found = fit([standing(body)], body)[0]
+    assert doubt(found) == "" and doubt(replace(found, residuals=found.residuals | {name: np.nan}))
+
+
+def test_a_body_nowhere_in_the_picture_is_not_believed(body: Body) -> None:
+    found = fit([standing(body)], body)[0]
+    for outline in (found.outline, None):
+        assert "0%" in doubt(measured(replace(found, outline=outline), np.zeros((256, 192), bool)))
