@@ -43,11 +43,11 @@ class Inputs:
 
     def __post_init__(self) -> None:
         b, _, h, w = self.photo.shape if self.photo.ndim == 4 else (0, 0, 0, 0)
-        if not b:
+        if not b * h * w:
             raise ValueError(f"photo is {tuple(self.photo.shape)}; give (B, 3, H, W)")
         for name, channels in {"photo": 3, "mask": 1, "pose": JOINTS, "cloth": 3}.items():
             value: Tensor = getattr(self, name)
-            if value.shape != (b, channels, h, w) or not value.isfinite().all():
+            if value.shape != (b, channels, h, w) or not torch.stack(value.aminmax()).isfinite().all():
                 raise ValueError(f"{name} is {tuple(value.shape)}; give finite numbers of ({b}, {channels}, {h}, {w})")
         object.__setattr__(self, "categories", tuple(as_clothes(c) for c in self.categories))
         if len(self.categories) != b:

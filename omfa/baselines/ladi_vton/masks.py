@@ -151,11 +151,12 @@ def pose_map(keypoints: np.ndarray, size: Sequence[int]) -> Tensor:
         keypoints: (18, 2 or 3) in pixels of a picture of ``size``.
         size: (H, W).
     """
-    x, y = torch.arange(size[1], dtype=torch.float64), torch.arange(size[0], dtype=torch.float64)[:, None]
     maps = torch.zeros(JOINTS, *size)
+    lines = [torch.arange(side, dtype=torch.float64) for side in size]
     for joint, (px, py) in enumerate(_points(keypoints)):
         if max(px, py) > 0:
-            bump = torch.exp(-((x - px).square() + (y - py).square()) / SIGMA**2).float()
+            y, x = (torch.exp(-(line - at).square() / SIGMA**2) for line, at in zip(lines, (py, px), strict=True))
+            bump = torch.outer(y, x).float()  # of two lines: a hundred times fewer exponentials
             maps[joint] = bump / (bump.max() + torch.finfo(torch.float32).eps)
     return maps
 

@@ -74,6 +74,7 @@ def compact(
     width: int = 64,
     words: int = WORDS,
     warp_width: int = 32,
+    refine_width: int = 16,
     rules: Rules = "dresscode",
 ) -> LaDIVTONPipeline:
     """All of it new and small: no CLIP, so the encoders are trained along (``train_encoders``).
@@ -84,7 +85,7 @@ def compact(
         size: (height, width) of the pictures, multiples of 16 for the spline.
         width: of the text and the vision model.
         words: that a garment becomes.
-        warp_width: channels of the first layers of spline and refinement, 64 as published.
+        warp_width, refine_width: channels of the first layers of spline and refinement, 64 as published.
         rules: whose masks.
 
     Raises:
@@ -112,7 +113,7 @@ def compact(
         vision_encoder=CLIPVisionModel(CLIPVisionConfig(**layers, image_size=64, patch_size=8)),
         inversion_adapter=InversionAdapter(width, 2 * width, 4, 4 * width, words * width, words, dropout=0.0),
         tps=TPSWarping(size, width=warp_width),
-        refinement=Refinement(width=warp_width),
+        refinement=Refinement(width=refine_width),
         emasc=EMASC(codec.config.block_out_channels),
         size=list(size),
         rules=rules,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from omfa.backbone import latents_from
 from omfa.baselines.ladi_vton import emasc
 from omfa.baselines.ladi_vton.from_records import Example, Examples
-from omfa.baselines.ladi_vton.inputs import Inputs
+from omfa.baselines.ladi_vton.inputs import Inputs, stack
 from omfa.baselines.ladi_vton.perceptual import VGGLoss
 from omfa.baselines.ladi_vton.pipeline import LaDIVTONPipeline
 from omfa.baselines.ladi_vton.warping import regularisers, resize, sample
@@ -237,6 +237,8 @@ class RepaintModule(_Stage):
         drop: how often each of text, pose map and garment is left out, independently.
         train_adapter: train the inversion adapter along.
         train_encoders: and the text and the vision model: for compact models, which have no CLIP.
+        draws: steps and noises drawn for each picture, 1 as published. What is frozen runs once for all of them, and
+            on a small UNet that is most of the work.
     """
 
     trained: tuple[str, ...] = ("unet",)
@@ -249,47 +251,50 @@ class RepaintModule(_Stage):
         drop: float = 0.2,
         train_adapter: bool = False,
         train_encoders: bool = False,
+        draws: int = 1,
     ) -> None:
-        if not 0 <= drop < 1:
-            raise ValueError(f"drop {drop} must be in [0, 1)")
+        if not 0 <= drop < 1 or draws < 1:
+            raise ValueError(f"drop {drop} must be in [0, 1) and draws {draws} at least 1")
         if train_adapter or train_encoders:
             self.trained = (*self.trained, "inversion_adapter")
         if train_encoders:
             self.trained = (*self.trained, "text_encoder", "vision_encoder")
         super().__init__(pipeline, learning_rate, warmup_steps)
-        self.drop = drop
+        self.drop, self.draws = drop, draws
 
     def losses(self, batch: Example) -> Tensor:
-        """Squared error of the predicted noise."""
-        inputs, count = batch.inputs, len(batch.ids)
+        """Squared error of the predicted noise, mean over the draws."""
+        inputs, count = batch.inputs, self.draws * len(batch.ids)
         with torch.no_grad():
             worn = self.system.warp(inputs)
         text, nothing = self.system.encode_text(inputs)
         no_text, no_pose, no_cloth = torch.rand(3, count, device=self.device) < self.drop
-        text = torch.where(no_text[:, None, None], nothing, text)
-        return noise_losses(self.system, inputs, worn, text, no_pose, no_cloth)
+        text = torch.where(no_text[:, None, None], nothing, text.repeat(self.draws, 1, 1))
+        return noise_losses(self.system, inputs, worn, text, no_pose, no_cloth).view(self.draws, -1).mean(0)
 
 
 def noise_losses(
     pipe: LaDIVTONPipeline, inputs: Inputs, worn: Tensor, text: Tensor, no_pose: Tensor, no_cloth: Tensor
 ) -> Tensor:
-    """Each picture's mean squared error of the predicted noise at a random step, (B,).
+    """Each row's mean squared error of the predicted noise at a random step, (n B,): n rows a picture, B after B.
 
     Args:
         pipe: whose UNet is asked.
         inputs: B pictures.
         worn: the garment on the person, (B, 3, H, W).
-        text: (B, L, D).
-        no_pose, no_cloth: (B,) bool, whose pose map and garment are left out.
+        text: (n B, L, D).
+        no_pose, no_cloth: (n B,) bool, whose pose map and garment are left out.
     """
     scheduler, scale = pipe.scheduler, pipe.vae.config.scaling_factor
     with torch.no_grad():
         pictures = (inputs.photo, inputs.kept, worn)
-        moments = [pipe.vae.encode(x).latent_dist.parameters for x in pictures]
+        draws = len(text) // len(inputs)
+        moments = [pipe.vae.encode(x).latent_dist.parameters.repeat(draws, 1, 1, 1) for x in pictures]
         clean, kept, cloth = (latents_from(m, torch.randn_like(m.chunk(2, 1)[0]), scale) for m in moments)
         noise = torch.randn_like(clean)
         t = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), device=clean.device)
         noisy = scheduler.add_noise(clean, noise, t)
+        inputs = stack([inputs] * draws)
         pose = torch.where(no_pose[:, None, None, None], 0.0, inputs.pose)
         cloth = torch.where(no_cloth[:, None, None, None], 0.0, cloth)
         given = pipe.given(inputs, kept, cloth, pose)

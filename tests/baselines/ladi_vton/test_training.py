@@ -32,7 +32,7 @@ VAE = {
 
 def new() -> LaDIVTONPipeline:
     torch.manual_seed(0)
-    pipe = compact(VAE, SMALL, (64, 64), width=16, words=4, warp_width=4)
+    pipe = compact(VAE, SMALL, (64, 64), width=16, words=4, warp_width=4, refine_width=4)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -134,3 +134,21 @@ def test_wrong_settings_are_told() -> None:
     pipe.register_modules(emasc=None)
     with pytest.raises(ValueError, match="no emasc"):
         training.EMASCModule(pipe, None)
+
+
+def test_more_draws_of_a_picture_are_as_many_pictures() -> None:
+    """The rows of two draws, taken one by one: the loss is their mean, and each draw has noise of its own."""
+    module = training.RepaintModule(new(), learning_rate=1e-3, drop=0.0, draws=2)
+    rows: list[torch.Tensor] = []
+    plain = training.noise_losses
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "noise_losses", lambda *a: rows.append(plain(*a)) or rows[-1])
+        each = module.losses(batch())
+    assert rows[0].shape == (4,) and each.shape == (2,)
+    assert torch.allclose(each, (rows[0][:2] + rows[0][2:]) / 2)
+    assert (rows[0][:2] - rows[0][2:]).abs().min() > 1e-4
+
+
+def test_no_draws_are_refused() -> None:
+    with pytest.raises(ValueError, match="draws 0"):
+        training.RepaintModule(new(), draws=0)
