@@ -43,7 +43,8 @@ from omfa.components import CLOTHES, Category, TaskKind
 from omfa.evaluation.pairs import Item
 from omfa.images import read_image
 from omfa.records.keypoints import read_keypoints
-from omfa.records.labels import ARMS, HEAD, LEGS, PARTS_OF, read_labels, read_parts
+from omfa.records.labels import ARMS, HEAD, LEGS, PARTS_OF, read_labels
+from omfa.records.parts import part_map
 from omfa.records.prepared import GarmentRef, Record, RecordError, record_files, resolve
 from omfa.records.worn import clothes
 
@@ -202,14 +203,15 @@ def has(item: Item) -> frozenset[Input]:
     files, wears, worn = record_files(item.record), _wears(item), _worn(item)
     roles = {
         Input.PHOTO: "person", Input.PORTRAIT: "portrait", Input.FACE: "face", Input.FACE_POSE: "face_pose",
-        Input.POSE_MAP: "pose_map", Input.POSE: "pose_params", Input.KEYPOINTS: "keypoints", Input.PARTS: "parts",
+        Input.POSE_MAP: "pose_map", Input.POSE: "pose_params", Input.KEYPOINTS: "keypoints",
     }  # fmt: skip
     there = {name: role in files for name, role in roles.items()}
     there |= {
         Input.GARMENTS: bool(worn),
         Input.GARMENT_MASKS: bool(worn) and all(g.mask is not None for g in worn),
         Input.GARMENT_POSES: bool(worn) and all(g.pose is not None for g in worn),
-        Input.MASK: bool({"inpaint", "parts"} & set(files)),
+        Input.PARTS: bool({"parts", "labels"} & set(files)),
+        Input.MASK: bool({"inpaint", "parts", "labels"} & set(files)),
         Input.CAPTION: wears.caption is not None,
     }
     return frozenset(name for name, is_there in there.items() if is_there)
@@ -279,8 +281,11 @@ def _read(records: Path, item: Item, name: Input, wishes: Wishes) -> Any:
         return {c: resolve(records, worn[f"{c}{suffix}"]) for c in categories}
 
     def parts() -> np.ndarray:
-        picture = read_image(at("person"))
-        return read_parts(at("parts"), (picture.height, picture.width))
+        found, picture = part_map(records, item.record), read_image(at("person"))
+        if found.shape != (picture.height, picture.width):
+            what = f"no part map of {picture.width}x{picture.height} but of {found.shape[1]}x{found.shape[0]}"
+            raise RecordError(f"{item.record.id}: {what}; parse again")
+        return found
 
     match name:
         case Input.PHOTO:

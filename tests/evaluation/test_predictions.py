@@ -162,7 +162,7 @@ def test_a_damaged_input_is_named(records: Path, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"keypoints/0\.json: no keypoints"):
         batch_of(folder, Item(every[0]), Input.KEYPOINTS)
     cv2.imwrite(str(folder / f"parts/{every[1].id}.png"), np.zeros((10, 10), np.uint8))
-    with pytest.raises(ValueError, match=f"{every[1].id}.png: no part map of 48x64"):
+    with pytest.raises(ValueError, match=f"{every[1].id}: no part map of 48x64"):
         batch_of(folder, Item(every[1]), Input.MASK)
 
 

@@ -22,13 +22,14 @@ from torch.utils.data import Dataset
 from omfa import images
 from omfa.baselines.ladi_vton.inputs import Inputs, Person, fit_person, make_inputs, stack
 from omfa.baselines.ladi_vton.masks import JOINTS, Rules, garment_on_white
-from omfa.bodies.body import KEY_VERTICES, PARTS, Body, load_body
+from omfa.bodies.body import KEY_VERTICES, Body, load_body
 from omfa.bodies.parameters import JOINT_IDS, BodyParameters
 from omfa.bodies.placing import project
 from omfa.components import CLOTHES, Category
 from omfa.images import read_image
 from omfa.records.keypoints import read_keypoints
-from omfa.records.labels import Label, Part, read_labels
+from omfa.records.labels import Part, read_labels
+from omfa.records.parts import part_map
 from omfa.records.prepared import GarmentRef, Record, RecordError, read_records, resolve
 from omfa.records.worn import clothes
 
@@ -47,13 +48,6 @@ _ATR: dict[Part, int] = {
     **{Part.HAT: 1, Part.GLASSES: 3, Part.BAG: 16, Part.JEWELLERY: 8},
 }
 _LOWER = {Part.SKIRT: 6, Part.SKIN: 8}
-_OF_LABEL: dict[Label, Part] = {
-    **{Label.BACKGROUND: Part.BACKGROUND, Label.SKIN: Part.SKIN, Label.FACE: Part.FACE, Label.HAIR: Part.HAIR},
-    **{Label.UPPER: Part.UPPER, Label.LOWER: Part.PANTS, Label.DRESS: Part.DRESS, Label.SHOES: Part.SHOES},
-    Label.PROP: Part.BAG,
-}
-_LIMBS = {Part.LEFT_ARM: "left", Part.RIGHT_ARM: "right", Part.LEFT_LEG: "left", Part.RIGHT_LEG: "right"}
-_ARM, _LEG = ("upper_arm", "forearm", "hand"), ("thigh", "shin", "foot")
 _JOINTS = (
     *(None, None, "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist"),
     *("right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle"),
@@ -73,7 +67,7 @@ def labels_of(folder: Path, record: Record, category: Category, rules: Rules) ->
     Raises:
         RecordError: no label map, or one with unknown values.
     """
-    return ids_of_parts(_parts(folder, record), category, rules)
+    return ids_of_parts(part_map(folder, record), category, rules)
 
 
 def ids_of_parts(parts: np.ndarray, category: Category, rules: Rules) -> np.ndarray:
@@ -88,35 +82,6 @@ def ids_of_parts(parts: np.ndarray, category: Category, rules: Rules) -> np.ndar
     if rules == "dresscode" and category is Category.LOWER:
         table |= _LOWER
     return np.array([table[part] for part in Part], np.uint8)[parts]
-
-
-def _parts(folder: Path, record: Record) -> np.ndarray:
-    maps = record.maps
-    if maps is not None and maps.parts is not None:
-        return _read(folder, record, maps.parts, len(Part))
-    if maps is None or maps.labels is None:
-        raise RecordError(f"{record.id}: no label map to make a mask from; run 'python -m data_prep parse' first")
-    labels = _read(folder, record, maps.labels, len(Label))
-    parts = np.array([_OF_LABEL[label] for label in Label], np.uint8)[labels]
-    if maps.limbs is not None:
-        limbs = _read(folder, record, maps.limbs, len(PARTS) + 1)
-        if limbs.shape != labels.shape:
-            raise RecordError(f"{record.id}: maps of {labels.shape} and {limbs.shape} don't belong together")
-        for part, side in _LIMBS.items():
-            names = _ARM if part in (Part.LEFT_ARM, Part.RIGHT_ARM) else _LEG
-            ids = [1 + PARTS.index(f"{side}_{name}") for name in names]
-            parts[(labels == Label.SKIN) & np.isin(limbs, ids)] = part
-    return parts
-
-
-def _read(folder: Path, record: Record, path: str, count: int) -> np.ndarray:
-    try:
-        labels = read_labels(resolve(folder, path))
-    except ValueError as e:
-        raise RecordError(f"{record.id}: {e}") from None
-    if labels.max(initial=0) >= count:
-        raise RecordError(f"{record.id}: {path} holds {labels.max()}, known are values up to {count - 1}")
-    return labels
 
 
 def keypoints_of(folder: Path, record: Record) -> np.ndarray:

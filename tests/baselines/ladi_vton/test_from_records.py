@@ -75,7 +75,7 @@ def _through_parts(
 
     parts = table(names)[labels]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(from_records, "_parts", lambda *_: parts)
+        patch.setattr(from_records, "part_map", lambda *_: parts)
         return labels_of(folder, record(), category, rules)  # type: ignore[arg-type]
 
 
