@@ -28,7 +28,7 @@ from omfa.bodies.placing import project
 from omfa.components import CLOTHES, Category
 from omfa.images import read_image
 from omfa.records.keypoints import read_keypoints
-from omfa.records.labels import Part, read_labels
+from omfa.records.labels import PARTS_OF, Part, read_labels
 from omfa.records.parts import part_map
 from omfa.records.prepared import GarmentRef, Record, RecordError, read_records, resolve
 from omfa.records.worn import clothes
@@ -48,6 +48,9 @@ _ATR: dict[Part, int] = {
     **{Part.HAT: 1, Part.GLASSES: 3, Part.BAG: 16, Part.JEWELLERY: 8},
 }
 _LOWER = {Part.SKIRT: 6, Part.SKIN: 8}
+_DRESS = dict.fromkeys(
+    (Part.UPPER, Part.OUTER, Part.PANTS, Part.SKIRT, Part.BELT), 7
+)  # what a dress replaces
 _JOINTS = (
     *(None, None, "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist"),
     *("right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle"),
@@ -81,6 +84,8 @@ def ids_of_parts(parts: np.ndarray, category: Category, rules: Rules) -> np.ndar
     table = dict(_CIHP if rules == "vitonhd" else _ATR)
     if rules == "dresscode" and category is Category.LOWER:
         table |= _LOWER
+    if rules == "dresscode" and category is Category.DRESS and not np.isin(parts, PARTS_OF[Category.DRESS]).any():
+        table |= _DRESS  # the published rule knows wearers of dresses alone
     return np.array([table[part] for part in Part], np.uint8)[parts]
 
 

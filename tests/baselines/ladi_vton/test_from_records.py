@@ -13,6 +13,7 @@ from omfa.baselines.ladi_vton.from_records import (
     Examples,
     body_keypoints,
     cloth_of,
+    ids_of_parts,
     keypoints_of,
     labels_of,
     person_of,
@@ -22,7 +23,7 @@ from omfa.bodies.body import PARTS, load_body
 from omfa.bodies.named_poses import NAMED_POSES
 from omfa.bodies.placing import place
 from omfa.components import CLOTHES, Category
-from omfa.records.labels import ATR, CIHP, Label, table
+from omfa.records.labels import ATR, CIHP, Label, Part, table
 from omfa.records.prepared import GarmentRef, KeypointsRef, Maps, PoseRef, Record, RecordError
 from tests.baselines.ladi_vton import tiny
 from tests.baselines.ladi_vton.golden import read
@@ -152,3 +153,12 @@ def test_points_not_seen_stay_so(folder: Path) -> None:
     person = person_of(folder, record(), Category.UPPER, "dresscode", (256, 256))  # padded on both sides
     assert not person.keypoints[9].any() and person.keypoints[0, 0] == points[0, 0] + 32
     assert torch.isfinite(person.photo).all()
+
+
+def test_a_dress_takes_the_place_of_a_top_and_trousers() -> None:
+    """All that such a person wears is repainted; beside a dress, a jacket stays what it was."""
+    parts = np.array([[Part.UPPER, Part.PANTS, Part.SKIRT, Part.SHOES, Part.LEFT_ARM, Part.FACE]], np.uint8)
+    assert ids_of_parts(parts, Category.DRESS, "dresscode").tolist() == [[7, 7, 7, 9, 14, 11]]
+    assert ids_of_parts(parts, Category.UPPER, "dresscode").tolist() == [[4, 6, 5, 9, 14, 11]]
+    with_dress = np.array([[Part.DRESS, Part.OUTER]], np.uint8)
+    assert ids_of_parts(with_dress, Category.DRESS, "dresscode").tolist() == [[7, 4]]
