@@ -8,6 +8,7 @@ reads it alike (upright 8-bit RGB), else written again as PNG.
 from __future__ import annotations
 
 import argparse
+import json
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,10 +22,12 @@ from data_prep.data_sets.entries import Entry, Missing, Scan
 from data_prep.data_sets.folder import scan_folder
 from data_prep.data_sets.vitonhd import scan_vitonhd
 from data_prep.records import as_line, link
-from data_prep.run import Nothing, Outcome, add_source, run_stage, write_image
+from data_prep.run import Nothing, Outcome, add_source, run_stage, write_bytes, write_image
+from omfa.files import read_text
 from omfa.images import decode, is_plain, opened, read_file
+from omfa.records.keypoints import read_keypoints
 from omfa.records.labels import read_labels, to_parts
-from omfa.records.prepared import GarmentRef, Maps, Record, resolve
+from omfa.records.prepared import GarmentRef, KeypointsRef, Maps, Record, resolve
 
 
 def convert(
@@ -44,6 +47,9 @@ def convert(
         (path, names), parts = entry.labels, f"parts/{item_id}.png"
         maps = Maps(parts)
         write_image(out / parts, to_parts(read_labels(resolve(root, path, follow_links), names), names, size))
+    points = None if entry.keypoints is None else f"keypoints/{item_id}.json"
+    if entry.keypoints is not None and points is not None:
+        write_bytes(out / points, keypoints(resolve(root, entry.keypoints, follow_links), size))
     record = Record(
         id=item_id,
         split=entry.split,
@@ -52,11 +58,36 @@ def convert(
         file_name=person,
         garments=tuple(garments),
         maps=maps,
+        keypoints=None if points is None else KeypointsRef(points, "openpose-18"),
         caption=entry.caption,
         view_yaw=entry.view_yaw,
         provenance={"stage": stage, "source": entry.person},
     )
     return [as_line(record)]
+
+
+def keypoints(path: Path, size: tuple[int, int]) -> bytes:
+    """OpenPose's file of 18 points in pixels of a picture, out of OpenPose's own of 25 or of DressCode's.
+
+    Args:
+        path: ``people[0].pose_keypoints_2d``, x, y and confidence of 25 points in pixels; or ``keypoints``, x, y,
+            confidence and number of 18 points in a picture of 384x512, -1 where not seen.
+        size: (H, W) of the picture.
+
+    Raises:
+        ValueError: another file, or nobody in it.
+    """
+    said = json.loads(read_text(path))
+    if isinstance(said, dict) and "keypoints" in said:
+        try:
+            points = np.asarray(said["keypoints"], np.float64).reshape(18, -1)[:, :3]
+        except (ValueError, TypeError) as e:
+            raise ValueError(f"{path}: no 18 keypoints ({e}); write the file again") from None
+        points = points * [size[1] / 384, size[0] / 512, 1] * (points[:, :1] >= 0)
+    else:
+        points = read_keypoints(path, "openpose-25")
+    told = [round(float(value), 3) for value in points.flatten()]
+    return json.dumps({"people": [{"pose_keypoints_2d": told}]}).encode()
 
 
 def _take(root: Path, path: str, out: Path, target: str, follow_links: bool) -> tuple[str, tuple[int, int]]:

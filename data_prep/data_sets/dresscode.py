@@ -13,10 +13,11 @@ _DRESSCODE = {"upper_body": Category.UPPER, "lower_body": Category.LOWER, "dress
 
 
 def scan_dresscode(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
-    """DressCode: ``{upper_body,lower_body,dresses}/{images,label_maps}`` and the pair lists, which give the split.
+    """DressCode: ``{upper_body,lower_body,dresses}/{images,label_maps,keypoints}``, and the pair lists, which give the
+    split.
 
-    ``_0.jpg`` is the person, ``_1.jpg`` the garment, ``_4.png`` the label map. A picture in no list is of the split
-    ``unlisted``.
+    ``_0.jpg`` is the person, ``_1.jpg`` the garment, ``_4.png`` the label map, ``_2.json`` the keypoints. A picture in
+    no list is of the split ``unlisted``.
     """
     there = {folder: (root / folder / "images").is_dir() for folder in _DRESSCODE}
     if not any(there.values()):
@@ -24,8 +25,9 @@ def scan_dresscode(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
     for folder in (f for f in there if missing.check("folder of a category", f"{f}/images", there[f])):
         people, cloth = file_names(root, f"{folder}/images", missing, "_0", "_1")
         (maps,) = file_names(root, f"{folder}/label_maps", missing, "_4")
+        (points,) = file_names(root, f"{folder}/keypoints", missing, "_2", suffixes=(".json",))
         split_of = _dresscode_splits(root, folder, missing)
-        for name in sorted({*people, *cloth, *maps, *split_of}):
+        for name in sorted({*people, *cloth, *maps, *points, *split_of}):
             person = people.get(name, f"{folder}/images/{name}_0.jpg")
             if missing.check("person picture", person, name in people):
                 missing.check("entry in a pair list", person, name in split_of or not split_of)
@@ -33,7 +35,10 @@ def scan_dresscode(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
                 labels = maps.get(name, f"{folder}/label_maps/{name}_4.png")
                 worn = ((_DRESSCODE[folder], garment),) if missing.check("garment", garment, name in cloth) else ()
                 scheme = (labels, ATR) if missing.check("label map", labels, name in maps) else None
-                yield f"{folder}-{name}", Entry(person, split_of.get(name, "unlisted"), name, name, worn, scheme)
+                pose = points.get(name, f"{folder}/keypoints/{name}_2.json")
+                seen = pose if missing.check("keypoints", pose, name in points) else None
+                split = split_of.get(name, "unlisted")
+                yield f"{folder}-{name}", Entry(person, split, name, name, worn, scheme, seen)
 
 
 def _dresscode_splits(root: Path, folder: str, missing: Missing) -> dict[str, str]:

@@ -24,7 +24,7 @@ MISSING = "missing.jsonl"
 class Entry:
     """One person picture and what the data set has to it; paths relative to the data set.
 
-    ``labels``: the label map and the names of its ids.
+    ``labels``: the label map and the names of its ids. ``keypoints``: a file of OpenPose's or DressCode's.
     """
 
     person: str
@@ -33,6 +33,7 @@ class Entry:
     outfit_id: str
     garments: tuple[tuple[Category, str], ...] = ()
     labels: tuple[str, tuple[str, ...]] | None = None
+    keypoints: str | None = None
     caption: str | None = None
     view_yaw: float | None = None
 
@@ -85,7 +86,9 @@ class Missing:
 Scan = Callable[[Path, Missing], Iterator[tuple[str, Entry]]]
 
 
-def file_names(root: Path, folder: str, missing: Missing, *ends: str) -> list[dict[str, str]]:
+def file_names(
+    root: Path, folder: str, missing: Missing, *ends: str, suffixes: tuple[str, ...] = SUFFIXES
+) -> list[dict[str, str]]:
     """For each ending, like ``_0``, names of a folder's pictures without it and their suffix, to their paths.
 
     Suffixes may be of any kind of picture, in any case of letters, and a name's accents written in either way of
@@ -94,7 +97,7 @@ def file_names(root: Path, folder: str, missing: Missing, *ends: str) -> list[di
     names: list[dict[str, str]] = [{} for _ in ends]
     path = root / folder
     for file in sorted(os.listdir(path)) if path.is_dir() else []:
-        stem = one_name(file.removesuffix(Path(file).suffix)) if file.lower().endswith(SUFFIXES) else ""
+        stem = one_name(file.removesuffix(Path(file).suffix)) if file.lower().endswith(suffixes) else ""
         fits = [end for end in ends if stem.endswith(end) and len(stem) > len(end)]
         if missing.check("file named as documented", f"{folder}/{file}", bool(fits) or file.startswith(".")):
             for name, end in zip(names, ends, strict=True):

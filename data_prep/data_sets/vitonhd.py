@@ -11,7 +11,9 @@ from omfa.records.labels import CIHP
 
 
 def scan_vitonhd(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
-    """VITON-HD: ``{train,test}/{image,cloth,image-parse-v3}``, ``{train,test}_pairs.txt``; garments are uppers."""
+    """VITON-HD: ``{train,test}/{image,cloth,image-parse-v3,openpose_json}``, ``{train,test}_pairs.txt``; garments are
+    uppers.
+    """
     there = {split: (root / split / "image").is_dir() for split in ("train", "test")}
     if not any(there.values()):
         raise not_a("VITON-HD", root, "train/image/*.jpg or test/image/*.jpg, beside train_pairs.txt, test_pairs.txt")
@@ -19,9 +21,10 @@ def scan_vitonhd(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
         (people,) = file_names(root, f"{split}/image", missing, "")
         (cloth,) = file_names(root, f"{split}/cloth", missing, "")
         (maps,) = file_names(root, f"{split}/image-parse-v3", missing, "")
+        (points,) = file_names(root, f"{split}/openpose_json", missing, "_keypoints", suffixes=(".json",))
         listed = {listed_name(line[0]) for line in pair_list(root, f"{split}_pairs.txt")}
         missing.check("pair list", f"{split}_pairs.txt", bool(listed))
-        for name in sorted({*people, *cloth, *maps, *listed}):
+        for name in sorted({*people, *cloth, *maps, *points, *listed}):
             person = people.get(name, f"{split}/image/{name}.jpg")
             if missing.check("person picture", person, name in people):
                 missing.check(f"entry in {split}_pairs.txt", person, name in listed or not listed)
@@ -29,4 +32,6 @@ def scan_vitonhd(root: Path, missing: Missing) -> Iterator[tuple[str, Entry]]:
                 labels = maps.get(name, f"{split}/image-parse-v3/{name}.png")
                 worn = ((Category.UPPER, garment),) if missing.check("garment", garment, name in cloth) else ()
                 scheme = (labels, CIHP) if missing.check("label map", labels, name in maps) else None
-                yield f"{split}-{name}", Entry(person, split, name, name, worn, scheme)
+                pose = points.get(name, f"{split}/openpose_json/{name}_keypoints.json")
+                seen = pose if missing.check("keypoints", pose, name in points) else None
+                yield f"{split}-{name}", Entry(person, split, name, name, worn, scheme, seen)

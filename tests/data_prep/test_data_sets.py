@@ -17,6 +17,7 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.check import validate
 from omfa.components import Category
+from omfa.records.keypoints import read_keypoints
 from omfa.records.labels import ATR, CIHP, DEEPFASHION, LIP, PARTS_OF, Part, read_labels, read_parts, table, to_parts
 from omfa.records.prepared import Record, read_records
 from tests.samples import sample
@@ -38,12 +39,19 @@ def label_map(path: Path, ids: int, size: tuple[int, int] = SIZE) -> None:
     image.save(path)
 
 
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
 def vitonhd(root: Path) -> None:
     for split, names in (("train", ["00001_00", "00002_00"]), ("test", ["00003_00"])):
         for n, name in enumerate(names):
             picture(root / split / "image" / f"{name}.jpg", n)
             picture(root / split / "cloth" / f"{name}.jpg", n + 9)
             label_map(root / split / "image-parse-v3" / f"{name}.png", 20)
+            body25 = {"people": [{"pose_keypoints_2d": [k + d for k in range(25) for d in (0, 0.5, 0)]}]}
+            write(root / split / "openpose_json" / f"{name}_keypoints.json", body25)
         (root / f"{split}_pairs.txt").write_text("".join(f"{n}.jpg {n}.jpg\n" for n in names))
 
 
@@ -54,6 +62,8 @@ def dresscode(root: Path) -> None:
             picture(root / folder / "images" / f"{name}_0.jpg", n)
             picture(root / folder / "images" / f"{name}_1.jpg", n + 9)
             label_map(root / folder / "label_maps" / f"{name}_4.png", 18)
+            points = [[192.0, 256.0, 0.9, k] for k in range(17)] + [[-1.0, -1.0, 0.0, -1.0]]
+            write(root / folder / "keypoints" / f"{name}_2.json", {"keypoints": points})
         (root / folder / "train_pairs.txt").write_text(f"{names[0]}_0.jpg\t{names[0]}_1.jpg\n")
         (root / folder / "test_pairs_paired.txt").write_text(f"{names[1]}_0.jpg\t{names[1]}_1.jpg\n")
 
@@ -93,6 +103,11 @@ def by_id(out: Path) -> dict[str, Record]:
     return {r.id: r for r in read_records(out)}
 
 
+def seen(out: Path, record: Record) -> np.ndarray:
+    assert record.keypoints is not None
+    return read_keypoints(out / record.keypoints.path, record.keypoints.format)
+
+
 def missing(out: Path) -> list[tuple[str, str]]:
     if not (out / "missing.jsonl").exists():
         return []
@@ -114,6 +129,8 @@ def test_vitonhd(tmp_path: Path) -> None:
     assert kept == (tmp_path / "in/train/image/00001_00.jpg").read_bytes()
     parts = read_parts(tmp_path / "out/parts/train-00001_00.png", SIZE)
     assert (parts[:20, 0] == table(CIHP)).all()
+    points = seen(tmp_path / "out", records["train-00001_00"])
+    assert points[:8, 0].tolist() == [*range(8)] and points[8:, 0].tolist() == [*range(9, 19)]
 
 
 def test_dresscode(tmp_path: Path) -> None:
@@ -123,6 +140,8 @@ def test_dresscode(tmp_path: Path) -> None:
     assert records["upper_body-000000"].split == "train" and records["dresses-020001"].split == "test"
     assert [r.garments[0].category.value for r in records.values()] == 2 * ["upper"] + 2 * ["lower"] + 2 * ["dress"]
     assert missing(tmp_path / "out") == []
+    points = seen(tmp_path / "out", records["dresses-020001"])
+    assert np.allclose(points[:17, :2], [SIZE[1] / 2, SIZE[0] / 2]) and not points[17].any()
     for folder in ("upper_body", "lower_body", "dresses"):  # the lists of the root serve as well
         (tmp_path / "in" / folder / "train_pairs.txt").unlink()
     rows = [f"0{n}0000_0.jpg\t0{n}0000_1.jpg\t{n}\n" for n in range(3)]
@@ -335,7 +354,7 @@ def test_label_maps_are_checked(tmp_path: Path) -> None:
         read_labels(tmp_path / "rgb.png")
 
 
-@pytest.mark.parametrize(("stage", "ids", "lost"), [("vitonhd", 4, 7), ("dresscode", 4, 9)])
+@pytest.mark.parametrize(("stage", "ids", "lost"), [("vitonhd", 4, 9), ("dresscode", 4, 9)])
 def test_samples(tmp_path: Path, stage: str, ids: int, lost: int) -> None:
     assert run(stage, sample(stage), tmp_path / "out") == 0
     assert len(by_id(tmp_path / "out")) == ids and len(missing(tmp_path / "out")) == lost

@@ -48,9 +48,7 @@ _ATR: dict[Part, int] = {
     **{Part.HAT: 1, Part.GLASSES: 3, Part.BAG: 16, Part.JEWELLERY: 8},
 }
 _LOWER = {Part.SKIRT: 6, Part.SKIN: 8}
-_DRESS = dict.fromkeys(
-    (Part.UPPER, Part.OUTER, Part.PANTS, Part.SKIRT, Part.BELT), 7
-)  # what a dress replaces
+_DRESS = dict.fromkeys((Part.UPPER, Part.OUTER, Part.PANTS, Part.SKIRT, Part.BELT), 7)  # what a dress replaces
 _JOINTS = (
     *(None, None, "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist"),
     *("right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle"),
