@@ -65,7 +65,8 @@ class LaDIVTONPipeline(DiffusionPipeline):
     Args:
         vae, unet, scheduler, text_encoder, tokenizer: Stable Diffusion 2's for inpainting, the UNet widened.
         vision_encoder: CLIP's vision model that the garment's words come from.
-        inversion_adapter, tps, refinement, emasc: LaDI-VTON's own; ``emasc`` None decodes by the VAE alone.
+        inversion_adapter, tps, refinement, emasc: LaDI-VTON's own; ``refinement`` None leaves the garment as the
+            spline laid it, ``emasc`` None decodes by the VAE alone.
         size: (height, width) of the pictures, multiples of 64 as published.
         rules: whose masks it was trained with, "vitonhd" or "dresscode".
         eight_bit: see :func:`omfa.baselines.ladi_vton.inversion.clip_pixels`.
@@ -75,7 +76,7 @@ class LaDIVTONPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "tps->refinement->vision_encoder->inversion_adapter->text_encoder->unet->vae"
-    _optional_components = ["emasc"]  # noqa: RUF012
+    _optional_components = ["refinement", "emasc"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class LaDIVTONPipeline(DiffusionPipeline):
         vision_encoder: CLIPVisionModel,
         inversion_adapter: InversionAdapter,
         tps: TPSWarping,
-        refinement: Refinement,
+        refinement: Refinement | None = None,
         emasc: emasc.EMASC | None = None,
         size: list | tuple = (512, 384),
         rules: str = "dresscode",
@@ -219,6 +220,8 @@ class LaDIVTONPipeline(DiffusionPipeline):
     def warp(self, inputs: Inputs) -> Tensor:
         """The garment as worn, (B, 3, H, W) in [-1, 1]."""
         warped = sample(inputs.cloth, self.align(inputs).grid)
+        if self.refinement is None:
+            return warped
         return self.refinement(torch.cat([inputs.kept, inputs.pose, warped], 1)).clamp(-1, 1)
 
     def encode_text(self, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -24,9 +24,15 @@ from omfa.weights import read_part
 LETTERS = [chr(c) for c in range(ord("!"), ord("~") + 1)]
 
 
-def saved(folder: str) -> LaDIVTONPipeline:
-    """What the stage before has left, for a config."""
-    return LaDIVTONPipeline.from_pretrained(folder)
+def saved(folder: str, refined: bool = True) -> LaDIVTONPipeline:
+    """What the stage before has left, for a config.
+
+    Args:
+        folder: that it wrote.
+        refined: take the refinement; without it the garment stays as the spline laid it.
+    """
+    without: dict[str, Any] = {} if refined else {"refinement": None}
+    return LaDIVTONPipeline.from_pretrained(folder, **without)
 
 
 def fresh(

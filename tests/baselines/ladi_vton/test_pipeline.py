@@ -13,6 +13,8 @@ from omfa.baselines.ladi_vton import checkpoints, pipeline
 from omfa.baselines.ladi_vton.inputs import Inputs, fit_person, make_inputs, stack
 from omfa.baselines.ladi_vton.inversion import encode_prompts
 from omfa.baselines.ladi_vton.pipeline import Draws, LaDIVTONPipeline
+from omfa.baselines.ladi_vton.start import saved
+from omfa.baselines.ladi_vton.warping import sample
 from omfa.components import Category
 from tests.baselines.ladi_vton import tiny
 from tests.baselines.ladi_vton.golden import CLOSE, LOOSE, fill, read, tiny_emasc, tiny_text_encoder
@@ -100,6 +102,14 @@ def test_without_the_garments_latent_and_without_emasc(tmp_path: Path) -> None:
     assert pipe(inputs_of(), 1, output_type="pt").images.shape == (1, 3, *tiny.SIZE)
     pipe.save_pretrained(tmp_path / "model")
     assert LaDIVTONPipeline.from_pretrained(tmp_path / "model").emasc is None
+
+
+def test_without_the_refinement_the_garment_stays_as_the_spline_laid_it(tmp_path: Path) -> None:
+    tiny.tiny_pipeline(tmp_path).save_pretrained(tmp_path / "whole")
+    saved(str(tmp_path / "whole"), refined=False).save_pretrained(tmp_path / "model")
+    pipe, inputs = saved(str(tmp_path / "model")), inputs_of()
+    assert pipe.refinement is None
+    assert torch.equal(pipe.warp(inputs), sample(inputs.cloth, pipe.align(inputs).grid))
 
 
 def test_soft_masks_are_made_hard_and_grey_where_repainted() -> None:

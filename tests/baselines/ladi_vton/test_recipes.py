@@ -20,6 +20,6 @@ def test_every_stage_takes_the_last_ones_folder(kind: str) -> None:
         assert hasattr(training, module["class_path"].rpartition(".")[2])
         assert data["class_path"].endswith("LaDIVTONData")
         if before is not None:
-            assert module["init_args"]["pipeline"]["init_args"] == {"folder": f"{before}/model"}
+            assert module["init_args"]["pipeline"]["init_args"]["folder"] == f"{before}/model"
         before = recipe["trainer"]["default_root_dir"]
         assert before == f"runs/{kind}_{stage}"
