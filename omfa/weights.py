@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and DistributedDataParallel
+TEXT_TOWER = ("text_model.", "text_projection.", "visual_projection.", "logit_")  # CLIP's and SigLIP's, beside eyes
 _DERIVED = ("position_ids",)  # older transformers kept what is counted anew
 
 
@@ -69,12 +70,14 @@ def read_state(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
     return state
 
 
-def read_part(kind: Any, where: str | Path, **options: Any) -> Any:
+def read_part(kind: Any, where: str | Path, left_over: tuple[str, ...] = (), **options: Any) -> Any:
     """A network by its ``from_pretrained``, seen to be whole.
 
     Args:
         kind: a class of diffusers or transformers.
         where: as its ``from_pretrained`` takes it.
+        left_over: how names begin that the network has no use for, as a vision model has none for the text tower that
+            is published with it.
         options: likewise.
 
     Raises:
@@ -84,6 +87,7 @@ def read_part(kind: Any, where: str | Path, **options: Any) -> Any:
     part, told = kind.from_pretrained(where, output_loading_info=True, use_safetensors=True, **options)
     inside = Path(where, options.get("subfolder") or "")
     lacks, extra = set(told["missing_keys"]), {k for k in told["unexpected_keys"] if not k.endswith(_DERIVED)}
+    extra = {k for k in extra if not k.startswith(left_over)}
     if lacks or extra:
         _mend(part, inside, {*part.state_dict()} - lacks | extra)
     return part

@@ -10,14 +10,15 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, SiglipConfig, SiglipModel, SiglipVisionModel
 
 from omfa.backbone import fingerprint
 from omfa.images import ImageError, tensor_to_pixels
 from omfa.pipeline import OMFAPipeline
 from omfa.sdxl import sdxl_pipeline
 from omfa.tuning import ATTENTION, CONV_IN, LORA, choose_trained, load_tuned, save_tuned
-from omfa.weights import plain, read_part, read_state
+from omfa.weights import TEXT_TOWER, plain, read_part, read_state
 from tests.conftest import SIZE, VAE, make_compact
 
 State = dict[str, Tensor]
@@ -159,3 +160,35 @@ def test_names_and_files(tmp_path: Path) -> None:
     save_file(half(load_file(path)), path, {"format": "pt"})
     with pytest.raises(ValueError, match="lacks"):
         read_part(AutoencoderKL, tmp_path / "vae")
+
+
+TOWER = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+WORDS = {**TOWER, "vocab_size": 50, "max_position_embeddings": 16, "projection_size": 32}
+WORDS |= {"bos_token_id": 48, "eos_token_id": 49}
+EYES = {**TOWER, "image_size": 64, "patch_size": 16}
+
+
+@pytest.mark.parametrize(
+    "whole,kind",
+    [
+        (SiglipModel(SiglipConfig(text_config=WORDS, vision_config=EYES)), SiglipVisionModel),
+        (CLIPModel(CLIPConfig(text_config=WORDS, vision_config=EYES, projection_dim=32)), CLIPVisionModel),
+    ],
+)
+def test_eyes_are_read_out_of_a_model_with_a_text_tower(whole: nn.Module, kind: type, tmp_path: Path) -> None:
+    """SigLIP and CLIP are published whole; ``read_part`` leaves over what the caller names, and nothing else."""
+    whole.eval().save_pretrained(tmp_path)
+    pictures = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        seen = read_part(kind, tmp_path, TEXT_TOWER)(pictures).last_hidden_state
+        assert torch.equal(seen, whole.vision_model(pictures).last_hidden_state)
+    with pytest.raises(ValueError, match="has what nothing takes: logit_"):
+        read_part(kind, tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = load_file(path)
+    save_file(state | {"more.weight": torch.zeros(1)}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="has what nothing takes: more.weight"):
+        read_part(kind, tmp_path, TEXT_TOWER)
+    save_file({k: v for k, v in state.items() if "patch_embedding" not in k}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks .*patch_embedding"):
+        read_part(kind, tmp_path, TEXT_TOWER)

@@ -33,7 +33,7 @@ from omfa.baselines.ladi_vton.refinement import Refinement
 from omfa.baselines.ladi_vton.warping import TPSWarping, Warp, resize, sample
 from omfa.components import as_clothes
 from omfa.images import Picture
-from omfa.weights import check_parts, finite, read_part
+from omfa.weights import TEXT_TOWER, check_parts, finite, read_part
 
 STEPS, GUIDANCE = 50, 7.5
 
@@ -350,7 +350,7 @@ def base_parts(base: str | Path, vision: str | Path) -> dict[str, Any]:
             "text_encoder": read_part(CLIPTextModel, name, subfolder="text_encoder"),
             "tokenizer": CLIPTokenizer.from_pretrained(name, subfolder="tokenizer"),
             "scheduler": DDIMScheduler.from_pretrained(name, subfolder="scheduler"),
-            "vision_encoder": read_part(CLIPVisionModel, str(vision)),
+            "vision_encoder": read_part(CLIPVisionModel, str(vision), TEXT_TOWER),  # CLIP is published whole
         }
     except Exception as e:  # loaders raise almost anything
         first = next(iter(str(e).splitlines()), "")

@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from transformers import SiglipVisionModel
 
 from omfa.baselines.tryoffdiff.networks import Version, make_encoder
-from omfa.weights import read_part
+from omfa.weights import TEXT_TOWER, read_part
 
 SD14 = "CompVis/stable-diffusion-v1-4"
 SIGLIP_HUB = "google/siglip-base-patch16-512"
@@ -67,7 +67,10 @@ def _read(kind: Any, part: str, where: str) -> Any:
     repository, inside = ("/".join(pieces[:2]), "/".join(pieces[2:])) if is_hub_id else ("", "")
     if here or is_hub_id:
         options: dict[str, Any] = {"subfolder": inside} if inside else {}
-        options |= {"dtype" if part == "image_encoder" else "torch_dtype": torch.float32}
+        if part == "image_encoder":
+            options |= {"dtype": torch.float32, "left_over": TEXT_TOWER}  # SigLIP is published whole
+        else:
+            options |= {"torch_dtype": torch.float32}
         try:
             return read_part(kind, where if here else repository, **options).eval()
         except Exception as e:  # loaders raise almost anything

@@ -14,11 +14,12 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from einops import rearrange
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import SiglipVisionModel
+from transformers import SiglipConfig, SiglipModel, SiglipVisionModel
 
 from omfa.baselines.tryoffdiff.networks import ImageAdapter, Version, labels_of, make_encoder, make_scheduler, make_unet
+from omfa.baselines.tryoffdiff.parts import load_encoder
 from omfa.baselines.tryoffdiff.pictures import to_square
 from omfa.baselines.tryoffdiff.pipeline import PUBLISHED, TEXTBOOK, Quirks, TryOffDiffPipeline
 from omfa.baselines.tryoffdiff.weights import official_weights
@@ -249,6 +250,34 @@ def test_published_files_load_and_are_saved_as_diffusers_has_it(published: Path)
         one, two = (official_weights(p.unet, p.adapter) for p in (pipe, again))
         assert all(torch.equal(one[k], two[k]) for k in one) and one.keys() == two.keys()
     assert official(published, "model_epoch_9", default_steps=5).config.default_steps == 5
+
+
+def test_siglip_is_read_as_it_is_published_with_its_text_tower(tmp_path: Path) -> None:
+    words = {k: v for k, v in ENCODER.items() if k not in ("image_size", "patch_size")}
+    words |= {
+        "vocab_size": 50,
+        "max_position_embeddings": 16,
+        "projection_size": 32,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    whole = SiglipModel(SiglipConfig(text_config=words, vision_config=ENCODER)).eval()
+    whole.save_pretrained(tmp_path / "siglip")
+    pipe = tiny()
+    made = TryOffDiffPipeline(
+        pipe.vae, pipe.unet, pipe.adapter, load_encoder(str(tmp_path / "siglip")), pipe.scheduler, **PUBLISHED["mgt"]
+    )
+    made.save_pretrained(tmp_path / "saved")
+    again = TryOffDiffPipeline.from_pretrained(tmp_path / "saved")
+    photos = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        wanted = whole.vision_model(photos).last_hidden_state
+        for encoder in (made.image_encoder, again.image_encoder):
+            assert torch.equal(encoder(photos).last_hidden_state, wanted)
+    path = tmp_path / "siglip" / "model.safetensors"
+    save_file(load_file(path) | {"more.weight": torch.zeros(1)}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="has what nothing takes"):
+        load_encoder(str(tmp_path / "siglip"))
 
 
 def test_what_is_missing_is_named_with_its_cure(published: Path) -> None:
