@@ -12,43 +12,89 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from omfa.baselines.tryoffdiff.networks import ImageAdapter, Version
+from omfa.weights import plain
 
 NAMES: dict[Version, str] = {"v1": "TryOffDiff v1", "v2": "TryOffDiff v2 of one category", "mgt": "TryOffDiff MGT"}
-WRAPPERS = "_orig_mod.", "module."  # of torch.compile and of data parallel training
 CLASS_EMBEDDING, MIXER = "unet.class_embedding.weight", "transformer."
 
 
 def read_official(path: str | Path) -> dict[str, Tensor]:
-    """Names and weights of a published file, without the prefixes that wrapped models leave.
+    """Names and weights of a published file, without the prefixes that wrapped models leave, seen to be whole.
 
     Nothing but tensors and plain values is unpickled, so a file can do no more than hold wrong numbers.
 
     Raises:
-        ValueError: not there, damaged, cut short, with code in it, with anything but weights, or weights that are no
-            finite numbers; one line.
+        ValueError: not there, no such file, damaged, cut short, with code in it, with anything but weights, or weights
+            that are no finite numbers; one line.
     """
+    weights = open_official(path)
+    check_official(path, weights)
+    return weights
+
+
+def open_official(path: str | Path) -> dict[str, Tensor]:
+    """The same without a look at the numbers, which stay on the disk until they are used; errors as above."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; get one with 'hf download rizavelioglu/tryoffdiff', and give its path")
+    _check_kind(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as e:  # a damaged file raises almost anything
-        told = shorten(str(e).partition("\n")[0], 120)
         if "weights_only" in str(e) or "Unsupported" in str(e):
             raise ValueError(
                 f"{path}: holds more than weights, and none of it was run; get the published file"
             ) from None
-        raise ValueError(f"{path}: damaged or cut short ({type(e).__name__}: {told}); download it again") from None
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise _damaged(path, e) from None
+    if not isinstance(loaded, Mapping) or not loaded or not all(map(_is_weight, loaded, loaded.values())):
         raise ValueError(f"{path}: holds no plain weights by name, as the published files do; give one of those")
-    weights = {}
-    for name, value in loaded.items():
-        while name.startswith(WRAPPERS):
-            name = name.split(".", 1)[1]
-        weights[name] = value
-        if not value.is_floating_point() or not value.isfinite().all():
+    return {name: loaded[as_is] for name, as_is in plain(loaded).items()}
+
+
+def check_official(path: str | Path, weights: Mapping[str, Tensor]) -> None:
+    """See that the numbers of an opened file are those that were written, which torch doesn't, and finite.
+
+    Raises:
+        ValueError: damaged, or values that are no finite numbers; one line.
+    """
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as file:
+                bad = file.testzip()
+        except Exception as e:  # likewise
+            raise _damaged(path, e) from None
+        if bad is not None:
+            raise _damaged(path, f"the checksum of {bad} is another")
+    for name, value in weights.items():
+        if not value.is_floating_point() or not value.float().isfinite().all():
             raise ValueError(f"{path}: {name} holds values that are no finite numbers; download it again")
-    return weights
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what torch never wrote: its files are zip archives, the old ones pickles."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise _damaged(path, "it is empty")
+    start = head.lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        what = "a pointer of Git LFS, not the file itself"
+    elif start.startswith((b"<!doctype", b"<html")):
+        what = "a web page, not the file"
+    elif head.startswith((b"PK", b"\x80")):
+        return
+    else:
+        what = f"no file of weights (it begins with {head[:8]!r})"
+    raise ValueError(f"{path}: {what}; get it with 'hf download rizavelioglu/tryoffdiff {path.name}'")
+
+
+def _is_weight(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and value.is_cpu
+
+
+def _damaged(path: str | Path, how: Exception | str) -> ValueError:
+    told = how if isinstance(how, str) else f"{type(how).__name__}: " + shorten(str(how).partition("\n")[0], 120)
+    return ValueError(f"{path}: damaged or cut short ({told}); download it again")
 
 
 def official_version(weights: Mapping[str, Tensor], path: str | Path) -> Version:
