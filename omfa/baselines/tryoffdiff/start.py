@@ -42,9 +42,11 @@ def sd14_pipeline(
     if version == "mgt":
         add_classes(unet)
     known = categories or (list(CLASSES) if version == "mgt" else ["upper"])
+    encoder = load_encoder(image_encoder)
+    tokens = (encoder.config.image_size // encoder.config.patch_size) ** 2
     return TryOffDiffPipeline(
-        load_vae(vae or f"{base}/vae"), unet, make_adapter(version, width=unet.config.cross_attention_dim),
-        load_encoder(image_encoder), make_scheduler(version), known, **PUBLISHED[version],
+        load_vae(vae or f"{base}/vae"), unet, make_adapter(version, tokens, unet.config.cross_attention_dim), encoder,
+        make_scheduler(version), known, **PUBLISHED[version],
     )  # fmt: skip
 
 

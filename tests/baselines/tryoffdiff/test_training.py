@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 from omfa.baselines.tryoffdiff.networks import Version, make_scheduler
 from omfa.baselines.tryoffdiff.pipeline import TryOffDiffPipeline
@@ -17,9 +20,11 @@ from omfa.baselines.tryoffdiff.training import PairsDataset, TryOffDiffModule, n
 from omfa.fit import main
 from omfa.records.prepared import RecordError
 from omfa.training.checkpoints import last_checkpoint
+from tests import ranks
 from tests.baselines.tryoffdiff.common import golden, largest
 from tests.baselines.tryoffdiff.test_pipeline import ENCODER, PHOTOS, UNET, tiny
 from tests.conftest import VAE
+from tests.training.test_scale import needs_deepspeed
 
 CONFIGS = Path(__file__).parents[3] / "lightning_configs"
 
@@ -77,23 +82,31 @@ def test_a_loss_depends_on_its_own_example_alone(records: Path) -> None:
     assert together.shape == (3,) and torch.allclose(together[1:2], alone, rtol=1e-4)
 
 
-def call(version: str, records: Path, run: Path, steps: int, *more: str) -> list[str]:
-    """A tiny training of a version by its recipe: all its settings, a tiny pipeline in place of SD 1.4."""
-    settings = {"vae": VAE, "unet": UNET, "image_encoder": ENCODER}
+LAYERS = {
+    "v1": ["v1"], "v2": ["v2"], "mgt": ["v2", "mgt"], "compact": ["compact"],
+    "v1_24gb": ["v1", "24gb"], "v1_zero2": ["v1", "zero2"],
+}  # fmt: skip
+
+
+def call(recipe: str, records: Path, run: Path, steps: int, *more: str) -> list[str]:
+    """A tiny training by a recipe: all its settings, tiny networks in place of SD 1.4, SigLIP and the VAE.
+
+    The first layer's pipeline is the tiny one, of the recipe's version; what layers on it say of it stays.
+    """
     here = {
         "trainer": {"accelerator": "cpu", "devices": 1, "max_steps": steps, "default_root_dir": str(run)},
         "model": {"init_args": {"warmup_steps": 0, "train_encoder": True}},
         "data": {"init_args": {"folder": str(records), "batch_size": 4, "workers": 0}},
     }
-    names = {"mgt": ["v2", "mgt"]}.get(version, [version])
-    layers = [yaml.safe_load((CONFIGS / f"tryoffdiff_{n}.yaml").read_text()) for n in names]
-    known = layers[-1]["model"]["init_args"]["pipeline"]["init_args"]
-    layers[0]["model"]["init_args"]["pipeline"] = {
-        "class_path": "omfa.baselines.tryoffdiff.start.small_pipeline",
-        "init_args": {**settings, "version": known.get("version", "mgt"), "categories": known.get("categories")},
-    }
-    if len(layers) > 1:
-        del layers[1]["model"]["init_args"]["pipeline"]
+    layers = [yaml.safe_load((CONFIGS / f"tryoffdiff_{n}.yaml").read_text()) for n in LAYERS[recipe]]
+    first = layers[0]["model"]["init_args"]["pipeline"]
+    kept = {k: v for k, v in first["init_args"].items() if k in ("version", "categories")}
+    first["class_path"] = "omfa.baselines.tryoffdiff.start.small_pipeline"
+    first["init_args"] = {"vae": VAE, "unet": UNET, "image_encoder": ENCODER, **kept}
+    if "zero2" in recipe:
+        layers[1]["trainer"]["strategy"]["class_path"] = "tests.cpu_zero.CPUZeRO"  # the same, without a GPU
+    if "24gb" in recipe:
+        del here["data"]["init_args"]["batch_size"]
     files = []
     run.mkdir(exist_ok=True)
     for i, layer in enumerate([*layers, here]):
@@ -102,22 +115,37 @@ def call(version: str, records: Path, run: Path, steps: int, *more: str) -> list
     return [*files, *more]
 
 
+def moments(checkpoint: dict[str, Any]) -> list[Tensor]:
+    return [v for state in checkpoint["optimizer_states"][0]["state"].values() for v in state.values()]
+
+
 @pytest.mark.parametrize("version", ["v1", "v2", "mgt", "compact"])
 def test_a_recipe_trains_resumes_exactly_and_its_model_makes_pictures(
     version: str, records: Path, tmp_path: Path
 ) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert main(call(version, records, whole, 4, "--save_every=2")) == 0
-    (halves / "checkpoints").mkdir(parents=True)
-    for path in (whole / "checkpoints").glob("step=2.ckpt*"):
-        shutil.copy(path, halves / "checkpoints")
+    if version == "compact":
+        killer = ["--trainer.callbacks+=tests.killer.Killer", "--trainer.callbacks.at=3"]
+        assert ranks.run(call(version, records, halves, 4, "--save_every=2", *killer)).codes == [-9]
+        assert last_checkpoint(halves / "checkpoints") == halves / "checkpoints" / "step=2.ckpt"
+        assert not (halves / "model").exists()
+    else:
+        (halves / "checkpoints").mkdir(parents=True)
+        for path in (whole / "checkpoints").glob("step=2.ckpt*"):
+            shutil.copy(path, halves / "checkpoints")
     assert main(call(version, records, halves, 4, "--ckpt_path=last")) == 0
     ends = [last_checkpoint(run / "checkpoints") for run in (whole, halves)]
     one, two = (torch.load(end, weights_only=True) for end in ends if end is not None)
     assert one["global_step"] == two["global_step"] == 4 and one["lr_schedulers"] == two["lr_schedulers"]
     assert all(torch.equal(one["state_dict"][k], v) for k, v in two["state_dict"].items())
+    assert all(map(torch.equal, moments(one), moments(two))) and len(moments(one)) == len(moments(two)) > 0
     middle = torch.load(whole / "checkpoints" / "step=2.ckpt", weights_only=True)["state_dict"]
     assert not torch.equal(middle["unet.conv_in.weight"], one["state_dict"]["unet.conv_in.weight"])
+    saved = [p for p in sorted((whole / "model").rglob("*.safetensors"))]
+    assert saved and all(
+        p.read_bytes() == (halves / "model" / p.relative_to(whole / "model")).read_bytes() for p in saved
+    )
     pipe = TryOffDiffPipeline.from_pretrained(whole / "model")
     pipe.set_progress_bar_config(disable=True)
     made = pipe.try_off(PHOTOS, pipe.config.categories, num_inference_steps=2).garments
@@ -127,6 +155,44 @@ def test_a_recipe_trains_resumes_exactly_and_its_model_makes_pictures(
         assert str(tmp_path.parent) not in path.read_text()
     if version in ("v2", "mgt"):
         assert torch.equal(pipe.adapter.norm.weight, torch.ones(32)) and not pipe.adapter.norm.bias.any()
+
+
+@pytest.mark.parametrize("recipe", ["v1_24gb", pytest.param("v1_zero2", marks=needs_deepspeed)])
+def test_a_layer_trains_on_its_recipe(recipe: str, records: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ended = ranks.run(call(recipe, records, run, 1))
+    assert ended.codes == [0], ended.log
+    shown = yaml.safe_load((run / "config.yaml").read_text())
+    if recipe == "v1_24gb":
+        assert shown["trainer"]["precision"] == "bf16-mixed" and shown["model"]["init_args"]["gradient_checkpointing"]
+        assert shown["data"]["init_args"]["batch_size"] * shown["trainer"]["accumulate_grad_batches"] == 16
+    assert TryOffDiffPipeline.from_pretrained(run / "model").config.categories == ["upper"]
+
+
+def printed(capsys: pytest.CaptureFixture[str], *names: str) -> dict[str, Any]:
+    """What layers of recipes come to."""
+    files = [str(CONFIGS / f"tryoffdiff_{n}.yaml") for n in names]
+    with pytest.raises(SystemExit) as stop:
+        main([*(a for f in files for a in ("--config", f)), "--print_config"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    return yaml.safe_load(said[said.index("seed_everything:") :])
+
+
+def test_layers_come_to_what_their_notes_say(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = printed(capsys, "v1", "zero2")
+    assert shown["trainer"]["strategy"]["class_path"] == "omfa.training.zero.ZeRO"
+    assert shown["trainer"]["strategy"]["init_args"]["stage"] == 2
+    assert shown["trainer"]["devices"] == 4 and shown["trainer"]["precision"] in (None, "32-true")
+    assert shown["data"]["init_args"]["batch_size"] == 16 and shown["data"]["init_args"]["folder"].startswith(
+        "data/vito"
+    )
+    shown = printed(capsys, "v2", "mgt")
+    pipeline = shown["model"]["init_args"]["pipeline"]
+    assert pipeline["class_path"].endswith("sd14_pipeline") and pipeline["init_args"]["version"] == "mgt"
+    assert pipeline["init_args"]["categories"] == ["upper", "lower", "dress"]
+    epoch = math.ceil(48_392 / shown["data"]["init_args"]["batch_size"])
+    assert (shown["trainer"]["max_steps"], shown["model"]["init_args"]["warmup_steps"]) == (200 * epoch, 10 * epoch)
 
 
 def test_the_loss_falls(records: Path) -> None:
