@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omfa.commands import Parser, count, find_device
-from omfa.components import TaskKind
+from omfa.components import CLOTHES, TaskKind
 from omfa.evaluation.making import Job, run
 from omfa.evaluation.pairs import Selection, donors_from_file, make_items, unpaired_donors
 from omfa.evaluation.predictions import TellsOfWeights, find_class, wishes_of
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", help="only records of this split")
     p.add_argument("--max-yaw", type=float, metavar="DEG", help="only records turned by at most this")
     p.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
+    p.add_argument("--category", nargs="+", choices=[c.value for c in CLOTHES], help="try_off: only such garments")
     p.add_argument("--model", default=None, help=f"what from_pretrained is given (default: {WEIGHTS}, of OMFA)")
     p.add_argument("--class-path", default=CLASS_PATH, metavar="PATH", help=f"the model's class (default {CLASS_PATH})")
     p.add_argument("--name", help="what the model is called in tables")
@@ -56,7 +57,8 @@ def prepare(args: argparse.Namespace) -> Job:
     Raises:
         ValueError: something about the call is wrong.
     """
-    every, chosen = read_records(args.records), Selection(args.split, args.max_yaw, args.limit)
+    every = read_records(args.records)
+    chosen = Selection(args.split, args.max_yaw, args.limit, args.category and tuple(args.category))
     records = chosen.of(every)
     task, donors = TaskKind(args.task), None
     if args.pairs != "paired":
@@ -70,9 +72,9 @@ def prepare(args: argparse.Namespace) -> Job:
             donors, absent = donors_from_file(Path(args.pairs), Selection(args.split).of(every))
             if absent:
                 print(f"{len(absent)} pairs name no record here; the first: {absent[0]}", file=sys.stderr)
-    items = make_items(records, task, donors, every, args.limit)
+    items = make_items(records, task, donors, every, args.limit, chosen.categories)
     if not items:
-        raise ValueError(f"{args.records} holds no record of split {args.split!r} with garments; check --split")
+        raise ValueError(f"{args.records} holds no record of split {args.split!r} with such garments; check --split")
     device = find_device(args.device)
     kind = find_class(args.class_path)
     wishes_of(kind, task)

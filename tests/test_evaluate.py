@@ -243,10 +243,11 @@ def test_wrong_calls_end_with_two_and_one_line(wardrobe: Path, tmp_path: Path, c
     assert [p.name for p in (tmp_path / "none").iterdir()] == ["work"]
 
 
-@pytest.mark.parametrize(
-    "told",
-    [{"limit": "x"}, {"limit": -1}, {"max_yaw": "x"}, {"split": 5}, {"garments_from": 5}, {"garments_from": {"a": []}}],
-)
+NONSENSE = {"limit": ["x", -1], "max_yaw": ["x"], "split": [5], "garments_from": [5, {"a": []}]}
+NONSENSE |= {"categories": ["upper", [], ["shirt"]]}
+
+
+@pytest.mark.parametrize("told", [{name: value} for name, values in NONSENSE.items() for value in values])
 def test_predictions_that_say_nonsense_are_named(wardrobe: Path, tmp_path: Path, capsys, told: dict) -> None:
     made = predictions(wardrobe, tmp_path / "made", perfect, **told)
     assert run(wardrobe, made, tmp_path / "out")[0] == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from omfa import predict
+from omfa import evaluate, predict
 from omfa.evaluation.pairs import donors_from_file
 from omfa.evaluation.predictions import Batch, Input, weights_state
 from omfa.records.prepared import GarmentRef, Record, read_records
@@ -67,6 +67,18 @@ def test_predict_goes_on_and_refuses_to_mix(records: Path, tmp_path: Path, capsy
     assert all(p.stat().st_mtime_ns == t for p, t in kept.items()) and len(list(tmp_path.glob("*.png"))) == 14
     assert predicted(records, tmp_path, "--task", "try_off", "--seed", "5") == 2
     assert "another seed" in capsys.readouterr().err
+
+
+def test_garments_of_one_category_alone(records: Path, tmp_path: Path, capsys) -> None:
+    """Predicted, remembered in predictions.json, and scored; try-on has no such choice."""
+    out = tmp_path / "made"
+    assert predicted(records, out, "--task", "try_off", "--category", "lower", "dress", "--limit", "3") == 0
+    names = sorted(p.name for p in out.glob("*.png"))
+    assert len(names) == 3 and all(n.endswith((".lower.png", ".dress.png")) for n in names)
+    call = ["run", "--records", str(records), "--predictions", str(out), "--out", str(tmp_path / "scores")]
+    assert sorted(f"{i.key}.png" for i in evaluate.prepare(evaluate.parser().parse_args(call)).items) == names
+    assert predicted(records, tmp_path / "on", "--task", "try_on", "--category", "upper") == 2
+    assert "--category is for try_off" in capsys.readouterr().err
 
 
 def test_pairs_from_a_file(records: Path, tmp_path: Path, capsys) -> None:

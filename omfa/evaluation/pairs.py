@@ -6,11 +6,11 @@ Paired, a person wears their own garments and the true picture exists; unpaired,
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omfa.components import Category, TaskKind
+from omfa.components import CLOTHES, Category, TaskKind
 from omfa.files import read_text
 from omfa.records.prepared import GarmentRef, Record
 from omfa.records.worn import clothes
@@ -55,11 +55,13 @@ class Selection:
         split: only those of this split.
         max_yaw: only those turned by at most so many degrees.
         limit: only the first so many pictures, counted after pairing.
+        categories: of try-off, only garments of these.
     """
 
     split: str | None = None
     max_yaw: float | None = None
     limit: int | None = None
+    categories: tuple[str, ...] | None = None
 
     def of(self, records: Iterable[Record]) -> list[Record]:
         """Records of the split, turned by at most ``max_yaw``, in order."""
@@ -78,6 +80,7 @@ def make_items(
     donors: Mapping[str, str] | None,
     every: Sequence[Record],
     limit: int | None = None,
+    categories: Collection[str] | None = None,
 ) -> tuple[Item, ...]:
     """One item a picture: what is predicted is what is scored.
 
@@ -87,16 +90,20 @@ def make_items(
         donors: unpaired try-on: id to the id of the record whose garments are worn; None for paired.
         every: all records, donors among them.
         limit: only the first so many.
+        categories: of try-off, only garments of these; None: of all.
 
     Raises:
-        ValueError: a donor that is no record.
+        ValueError: a donor that is no record, or categories for try-on, which puts on whole outfits.
     """
+    if categories is not None and task != TaskKind.TRY_OFF:
+        raise ValueError("--category is for try_off; a try_on puts all garments on")
     by_id = {r.id: r for r in every}
     unknown = sorted(set((donors or {}).values()) - set(by_id))
     if unknown:
         raise ValueError(f"predictions wear garments of {unknown[0]!r}, which is no record; give the right --records")
     if task == TaskKind.TRY_OFF:
-        items = [Item(r, g.category) for r in chosen for g in clothes(r)]
+        wanted = CLOTHES if categories is None else categories
+        items = [Item(r, g.category) for r in chosen for g in clothes(r) if g.category in wanted]
     elif donors is None:
         items = [Item(r) for r in chosen if clothes(r)]
     else:

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from omfa.commands import end_with_parent
-from omfa.components import TaskKind
+from omfa.components import CLOTHES, TaskKind
 from omfa.evaluation.judges import PATTERN_WEIGHTS
 from omfa.evaluation.learned_metrics import NEEDS, MissingWeights, find_weights, load_network, sha256
 from omfa.evaluation.pairs import ALL, Item, Selection, make_items
@@ -163,7 +163,7 @@ def make_run(
     given = {field: value for field, value in vars(chosen).items() if value is not None}
     chosen = Selection(**({field: told.get(field) for field in vars(chosen)} | given))
     every = read_records(records)
-    items = make_items(chosen.of(every), kind, donors, every, chosen.limit)
+    items = make_items(chosen.of(every), kind, donors, every, chosen.limit, chosen.categories)
     if not items:
         raise ValueError(
             f"{records} holds nothing to score: {len(every)} records, {len(chosen.of(every))} of them of split "
@@ -189,12 +189,17 @@ def _told(predictions: Path) -> dict[str, Any]:
         "split": isinstance(told.get("split"), str | None),
         "max_yaw": isinstance(told.get("max_yaw"), int | float | None),
         "limit": told.get("limit") is None or (isinstance(told["limit"], int) and told["limit"] > 0),
+        "categories": told.get("categories") is None or _is_categories(told["categories"]),
         "garments_from": isinstance(donors, dict | None) and all(isinstance(d, str) for d in (donors or {}).values()),
     }
     for name, fit in fits.items():
         if not fit:
             raise ValueError(f"{path}: {name!r} can't be {told[name]!r:.80}; {cure}")
     return told
+
+
+def _is_categories(told: Any) -> bool:
+    return isinstance(told, list) and told != [] and all(c in CLOTHES for c in told)
 
 
 def _networks(names: Sequence[str], weights: Path | None, download: bool) -> tuple[dict[str, str], dict[str, str]]:
