@@ -88,7 +88,7 @@ class Protocol:
         crop: "centre" first cuts a prediction to the aspect of ``size`` (square outputs of a portrait model).
         truth_jpeg: quality the truth is saved with before it is compared, as some scripts do; None: untouched.
         set_truth: FID and KID see the truth in its original size or as resized.
-        dists_size: (height, width) for DISTS alone, bilinear with antialiasing; None: ``size``.
+        dists_size: (height, width) for DISTS alone, see ``omfa.evaluation.scoring.for_dists``; None: ``size``.
         metrics: the columns; None: all that can be had.
 
     Raises:
@@ -143,7 +143,9 @@ PROTOCOLS = {
         ),
         Protocol(
             "tryoffdiff", "TryOffDiff: square outputs cut to 3:4, luma SSIM and alex by pyiqa, DISTS at 341x256, "
-            "FID, CLIP-FID and KID (raw there, x 1000 here) against the original pictures; PNG",
+            "FID, CLIP-FID and KID (raw there, x 1000 here) against the original pictures; PNG. Ours: pictures of "
+            "another size are brought to 1024x768 as 8-bit values, bicubic (there the truth in float); DISTS is a mean "
+            "over pictures (there of the means of batches); CW-SSIM is absent",
             _OFF, "paired", (1024, 768), "bicubic", "bicubic", "centre", dists_size=(341, 256),
             metrics=("ssim_luma", "ms_ssim", "lpips_alex", "dists", "fid", "clip_fid", "kid"),
         ),

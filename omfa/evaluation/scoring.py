@@ -29,7 +29,7 @@ from omfa.records.labels import AREAS
 from omfa.records.prepared import RecordError, resolve
 from omfa.records.worn import clothes
 
-SCORING = 2  # counts changes of what a number means; results of another count are made anew
+SCORING = 3  # counts changes of what a number means; results of another count are made anew
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -95,7 +95,7 @@ class Scorer:
         score = Score()
         if self.pairing == "paired":
             score.values |= self._pixels(item, x, y)
-            score.values |= self._perceptual(x, y)
+            score.values |= self._perceptual(x, y, prediction, truth)
         self._embeddings(item, x, y, original, score)
         score.values = {k: v for k, v in score.values.items() if k in self.wanted and np.isfinite(v)}
         return score
@@ -152,12 +152,11 @@ class Scorer:
                 found[f"silhouette_{limb}"] = metrics.silhouette_iou(outline, true, where)
         return found
 
-    def _perceptual(self, x: Tensor, y: Tensor) -> dict[str, float]:
+    def _perceptual(self, x: Tensor, y: Tensor, prediction: Image.Image, truth: Image.Image) -> dict[str, float]:
         found = {n: float(self.networks[n](x, y)) for n in self.networks if n.startswith("lpips")}
         if "dists" in self.networks:
-            size = self.protocol.dists_size
-            if size is not None:
-                x, y = (F.interpolate(v, size, mode="bilinear", antialias=True).clamp(0, 1) for v in (x, y))
+            if self.protocol.dists_size is not None:
+                x, y = (v.to(self.device) for v in for_dists(prediction, truth, self.protocol))
             found["dists"] = float(self.networks["dists"](x, y))
         return found
 
@@ -220,6 +219,20 @@ def beside(
         truth.save(buffer, "JPEG", quality=protocol.truth_jpeg)
         truth = Image.open(buffer).convert("RGB")
     return prediction, truth
+
+
+def for_dists(prediction: Image.Image, truth: Image.Image, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    """Both pictures as TryOffDiff's program gives them to DISTS, (1, 3, *dists_size) in [0, 1].
+
+    Each is shrunk from its own size, not from the one that the other metrics compare at: the prediction, cut as there,
+    on 8-bit values; the truth after it has become float.
+    """
+    assert protocol.dists_size is not None
+    height, width = protocol.size or (truth.height, truth.width)
+    cut = _cut(prediction, height / width) if protocol.crop == "centre" else prediction
+    x, y = (torch.from_numpy(np.array(p)).permute(2, 0, 1)[None] for p in (cut, truth))
+    x, y = (F.interpolate(v, protocol.dists_size, mode="bilinear", antialias=True) for v in (x, y.float() / 255))
+    return x.float() / 255, y.clamp(0, 1)
 
 
 def _cut(picture: Image.Image, aspect: float) -> Image.Image:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from omfa.evaluation.protocols import PROTOCOLS, Protocol
-from omfa.evaluation.scoring import beside
+from omfa.evaluation.scoring import beside, for_dists
 
 
 def test_presets_hold_together() -> None:
@@ -30,3 +30,19 @@ def test_protocols_bring_pictures_to_their_size() -> None:
     half = Image.fromarray(np.repeat(np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8), 256, 1).repeat(512, 0))
     cut, _ = beside(half, portrait, PROTOCOLS["tryoffdiff"], "x")
     assert cut.getpixel((0, 500)) == (255, 0, 0) and cut.getpixel((767, 500)) == (0, 0, 255)
+
+
+def test_dists_sees_each_picture_shrunk_from_its_own_size() -> None:
+    """The prediction on 8-bit values, as PIL does it too; the truth in float."""
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    square = Image.fromarray(noise)
+    cut = square.crop((64, 0, 448, 512))
+    x, y = for_dists(square, cut, PROTOCOLS["tryoffdiff"])
+    assert x.shape == y.shape == (1, 3, 341, 256)
+    levels = (x * 255).round()
+    assert (x * 255 - levels).abs().max() < 1e-4 < (y * 255 - (y * 255).round()).abs().max()
+    theirs = np.asarray(cut.resize((256, 341), Image.Resampling.BILINEAR)).astype(float)
+    assert np.abs(levels[0].permute(1, 2, 0).numpy() - theirs).max() <= 1
+    assert 0 < (x - y).abs().max() < 1.5 / 255
+    portrait = for_dists(cut, cut, PROTOCOLS["tryoffdiff"])
+    assert (portrait[0] == x).all() and (portrait[1] == y).all()
