@@ -8,6 +8,7 @@ from typing import Self
 from diffusers.utils import logging
 from PIL import Image
 
+from omfa.baselines.tryoffdiff.parts import SUFFIXES
 from omfa.baselines.tryoffdiff.pipeline import TryOffDiffPipeline
 from omfa.evaluation.predictions import Batch, Input
 
@@ -27,16 +28,20 @@ class TryOffDiffModel:
 
     @classmethod
     def from_pretrained(cls, weights: str) -> Self:
-        """See :meth:`omfa.baselines.tryoffdiff.pipeline.TryOffDiffPipeline.from_pretrained`; silent."""
+        """Silent; see :meth:`omfa.baselines.tryoffdiff.pipeline.TryOffDiffPipeline.from_pretrained`.
+
+        Raises:
+            ValueError: it can't be loaded, or a published file, which does not say where SigLIP and the VAE lie.
+        """
         logging.disable_progress_bar()
-        pipe = TryOffDiffPipeline.from_pretrained(weights)
+        pipe = TryOffDiffPipeline.from_pretrained(_folder(weights))
         pipe.set_progress_bar_config(disable=True)
         return cls(pipe)
 
     @classmethod
     def sampler_defaults(cls, weights: str) -> tuple[int, float]:
         """The model's own steps and guidance."""
-        return TryOffDiffPipeline.sampler_defaults(weights)
+        return TryOffDiffPipeline.sampler_defaults(_folder(weights))
 
     @classmethod
     def weights_path(cls, weights: str) -> Path | None:
@@ -55,3 +60,12 @@ class TryOffDiffModel:
             list(map(str, batch.photos)), batch.category.value, batch.steps, batch.guidance, list(batch.generators)
         )
         return list(made.images)
+
+
+def _folder(weights: str) -> str:
+    if weights.endswith(SUFFIXES):
+        raise ValueError(
+            f"{weights}: a published file holds neither SigLIP nor the VAE: load it once by "
+            "TryOffDiffPipeline.from_pretrained, save it with pipe.save_pretrained(DIR), and give DIR"
+        )
+    return weights

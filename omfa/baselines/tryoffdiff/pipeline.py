@@ -36,7 +36,7 @@ from omfa.baselines.tryoffdiff.networks import (
 )
 from omfa.baselines.tryoffdiff.parts import DECODERS, SIGLIP_HUB, SUFFIXES, Part, load_encoder, load_vae, local_file
 from omfa.baselines.tryoffdiff.pictures import stretched, to_square
-from omfa.baselines.tryoffdiff.weights import load_official, official_version, read_official
+from omfa.baselines.tryoffdiff.weights import check_official, load_official, official_version, open_official
 from omfa.components import CLOTHES, Category
 from omfa.images import Box, Picture
 from omfa.weights import check_parts, finite
@@ -150,6 +150,14 @@ class TryOffDiffPipeline(DiffusionPipeline):
             )
         version_of(unet, adapter)
         self.register_modules(vae=vae, unet=unet, adapter=adapter, image_encoder=image_encoder, scheduler=scheduler)
+        eyes = image_encoder.config
+        seen = (eyes.image_size // eyes.patch_size) ** 2, eyes.hidden_size
+        if seen != (adapter.config.tokens, adapter.config.width) or eyes.image_size != self.side:
+            raise ValueError(
+                f"the image encoder makes {seen[0]} tokens, {seen[1]} wide, of {eyes.image_size} pixels a side, the "
+                f"adapter takes {adapter.config.tokens}, {adapter.config.width} wide, UNet and VAE make {self.side} "
+                f"pixels a side: give another image_encoder (for published files {SIGLIP_HUB})"
+            )
         self.register_to_config(
             categories=[str(c) for c in categories], noise=noise, unconditional=unconditional,
             default_steps=default_steps, default_guidance=default_guidance, as_published=as_published,
@@ -188,7 +196,7 @@ class TryOffDiffPipeline(DiffusionPipeline):
         where = str(pretrained_model_name_or_path)
         if where.endswith(SUFFIXES):
             path = local_file(where)
-            config = PUBLISHED[official_version(read_official(path), path)]
+            config = PUBLISHED[official_version(open_official(path), path)]
         else:
             _check_folder(where)
             config = cls.load_config(where)
@@ -220,7 +228,7 @@ class TryOffDiffPipeline(DiffusionPipeline):
             callback_on_step_end: called as ``f(pipe, i, t, {"latents": ...})`` after step i; may return new latents.
 
         Raises:
-            ValueError: a category it does not know, or numbers out of range.
+            ValueError: a category it does not know, no photo, numbers out of range, or a model that makes no numbers.
             ImageError: a picture that can't be used.
         """
         # 1. what is asked for
@@ -228,12 +236,15 @@ class TryOffDiffPipeline(DiffusionPipeline):
         quirks = self._quirks(quirks)
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
         guidance = self.config.default_guidance if guidance_scale is None else guidance_scale
-        if steps < 1 or guidance < 0 or output_type not in ("pil", "np", "pt", "latent"):
+        whole = isinstance(steps, int) and steps >= 1
+        if not whole or not 0 <= guidance < float("inf") or output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(
-                f"num_inference_steps {steps} must be 1 or more, guidance_scale {guidance} 0 or more, output_type "
-                f"{output_type!r} pil, np, pt or latent"
+                f"num_inference_steps {steps!r} must be a whole number from 1 on, guidance_scale {guidance} 0 or more, "
+                f"output_type {output_type!r} pil, np, pt or latent"
             )
         photos = [images.read_image(p, "person") for p in images.as_list(person)]
+        if not photos:
+            raise ValueError("no photo to take garments off: give one, or several")
         if isinstance(generator, list) and len(generator) != len(photos):
             raise ValueError(f"{len(generator)} generators for {len(photos)} photos: give one each, or one for all")
         # 2. the photos, as the network sees them
@@ -319,8 +330,8 @@ class TryOffDiffPipeline(DiffusionPipeline):
 
     def decode(self, latents: Tensor, quirks: Quirks) -> Tensor:
         """Latents (B, C, h, w) -> pictures (B, 3, S, S) in [-1, 1]."""
-        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
-        return stretched(pixels) if quirks.stretched else finite(pixels).clamp(-1, 1)
+        pixels = finite(self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float())
+        return stretched(pixels) if quirks.stretched else pixels.clamp(-1, 1)
 
     def _categories(self, asked: str | Collection[str] | None) -> list[str]:
         known = self.config.categories
@@ -366,6 +377,7 @@ def official_pipeline(
     version: Version | None = None,
     category: str | None = None,
     unet: Mapping[str, Any] = SD14_UNET,
+    torch_dtype: torch.dtype | None = None,
     **settings: Any,
 ) -> TryOffDiffPipeline:
     """A published model from its file, sampled as its authors do.
@@ -375,30 +387,38 @@ def official_pipeline(
         image_encoder: folder or hub id of SigLIP, which the file does not hold.
         vae: folder or hub id of the VAE; None: SD 1.4's for v1, its finetuned ft-mse for v2 and MGT, from the hub.
         version: what the file must be; None: whatever it is.
-        category: what a v2 model takes off; None: what the file's name says. v1 takes off "upper", MGT all.
+        category: what a v2 model takes off; None: what the file's name says. v1 takes off "upper", MGT all: None.
         unet: arguments of the UNet, where it is not SD 1.4's.
+        torch_dtype: cast all networks to it; None: float32.
         settings: of :class:`TryOffDiffPipeline`, other than the published ones.
 
     Raises:
         ValueError: a part that is not there, a file that is broken or of another version, or no category to be known.
     """
     path = local_file(str(file))
-    weights = read_official(path)
+    weights = open_official(path)
     found = official_version(weights, path)
     if version not in (None, found):
         raise ValueError(f"{path}: the file of {found}, not {version}; give version={found!r}, or another file")
+    categories = _taken_off(found, path, category)
+    encoder, codec = load_encoder(image_encoder), load_vae(DECODERS[found] if vae is None else vae)
+    check_official(path, weights)  # only now, for it reads gigabytes
     with torch.device("meta"):
         networks = make_unet(found, unet), make_adapter(found)
     load_official(weights, *networks, path)
     for network in networks:
         network.eval()
-    return TryOffDiffPipeline(
-        load_vae(DECODERS[found] if vae is None else vae), *networks, load_encoder(image_encoder),
-        make_scheduler(found), **({"categories": _taken_off(found, path, category)} | PUBLISHED[found] | settings),
-    )  # fmt: skip
+    own = {"categories": categories} | PUBLISHED[found] | settings
+    pipe = TryOffDiffPipeline(codec, *networks, encoder, make_scheduler(found), **own)
+    return pipe if torch_dtype is None else pipe.to(torch_dtype)
 
 
 def _taken_off(version: Version, path: Path, category: str | None) -> list[str]:
+    if version != "v2" and category is not None:
+        raise ValueError(
+            f"{path}: category={category!r} is for files of v2, and this is {version}'s: leave it out, and name what "
+            "to take off in the call"
+        )
     if version != "v2":
         return list(CLASSES) if version == "mgt" else ["upper"]
     named = [category] if category else [c for c in CLASSES if c in path.stem]

@@ -45,6 +45,7 @@ class Patches(nn.Module):
     """Stands in for SigLIP: the 16x16 patches themselves, values channel by channel; or given tokens."""
 
     dtype = torch.float32
+    config = SimpleNamespace(image_size=512, patch_size=16, hidden_size=768)
 
     def __init__(self, tokens: Tensor | None = None) -> None:
         super().__init__()
@@ -199,9 +200,14 @@ def test_wrong_calls_are_told() -> None:
         pipe(PHOTOS[0], "upper")
     with pytest.raises(ValueError, match="takes off upper, lower, dress; each once"):
         tiny()(PHOTOS[0], ["upper", "upper"])
-    for wrong in ({"num_inference_steps": 0}, {"guidance_scale": -1.0}, {"output_type": "jpg"}):
-        with pytest.raises(ValueError, match="must be 1 or more"):
+    for wrong in (
+        {"num_inference_steps": 0}, {"num_inference_steps": 2.5}, {"guidance_scale": -1.0},
+        {"guidance_scale": float("nan")}, {"output_type": "jpg"},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="must be a whole number from 1 on"):
             pipe(PHOTOS[0], **wrong)
+    with pytest.raises(ValueError, match="no photo"):
+        pipe([])
     with pytest.raises(ValueError, match="1 generators for 2 photos"):
         pipe(PHOTOS, generator=seeds(1))
     with pytest.raises(ValueError, match="latents of shape"):
@@ -212,6 +218,19 @@ def test_wrong_calls_are_told() -> None:
         tiny("v1", noise="exploding")
     with pytest.raises(ValueError, match="categories"):
         tiny(categories=["hat"])
+    for other in ({"image_size": 128}, {"hidden_size": 64}, {"patch_size": 8}, {"image_size": 128, "patch_size": 32}):
+        encoder = make_encoder(ENCODER | other)
+        with pytest.raises(ValueError, match="adapter takes 16, 32 wide, UNet and VAE make 64 pixels"):
+            TryOffDiffPipeline(pipe.vae, pipe.unet, pipe.adapter, encoder, pipe.scheduler)
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+@pytest.mark.parametrize("quirks", [True, False])
+def test_no_picture_is_made_of_what_is_no_number(output_type: str, quirks: bool) -> None:
+    pipe = tiny()
+    pipe.vae.decoder.conv_in.weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN or infinity instead of a picture"):
+        pipe(PHOTOS[0], num_inference_steps=1, quirks=quirks, output_type=output_type)
 
 
 @pytest.fixture
@@ -249,7 +268,9 @@ def test_published_files_load_and_are_saved_as_diffusers_has_it(published: Path)
         again = TryOffDiffPipeline.from_pretrained(published / "saved" / name)
         one, two = (official_weights(p.unet, p.adapter) for p in (pipe, again))
         assert all(torch.equal(one[k], two[k]) for k in one) and one.keys() == two.keys()
-    assert official(published, "model_epoch_9", default_steps=5).config.default_steps == 5
+    pipe = official(published, "model_epoch_9", default_steps=5, torch_dtype=torch.bfloat16)
+    assert pipe.config.default_steps == 5
+    assert {p.dtype for p in (pipe.unet, pipe.vae, pipe.adapter, pipe.image_encoder)} == {torch.bfloat16}
 
 
 def test_siglip_is_read_as_it_is_published_with_its_text_tower(tmp_path: Path) -> None:
@@ -287,12 +308,22 @@ def test_what_is_missing_is_named_with_its_cure(published: Path) -> None:
         "hf download google/siglip-base-patch16-512 --local-dir": {"image_encoder": str(published / "none")},
         "--include 'vae/\\*' --local-dir DIR' where there is a network, and give vae='DIR/vae'": {"vae": "no/vae/vae"},
         "no folder with a config.json": {"vae": str(published)},
+        "category='dress' is for files of v2, and this is mgt's": {"category": "dress"},
+        "category='upper' is for files of v2, and this is v1's": {"name": "model_epoch_9", "category": "upper"},
     }
     (published / "model_x.pth").write_bytes((published / "tryoffdiffv2_lower.pth").read_bytes())
     for said, options in cases.items():
         with pytest.raises(ValueError, match=said) as error:
             official(published, **{"name": "tryoffdiffv2_multi", **options})  # type: ignore[arg-type]
         assert "\n" not in str(error.value)
+    late = published / "model_x.pth"
+    content = late.read_bytes()
+    at = content.index(networks("v2")[1].proj.weight.detach().numpy().tobytes()) + 5
+    late.write_bytes(content[:at] + bytes([content[at] ^ 0x5A]) + content[at + 1 :])
+    with pytest.raises(ValueError, match="checksum"):
+        official(published, "model_x", category="lower")
+    with pytest.raises(ValueError, match="image_encoder could not be read"):  # said before a long file is read through
+        official(published, "model_x", category="lower", image_encoder=str(published / "none"))
     with pytest.raises(ValueError, match=r"hf download rizavelioglu/tryoffdiff x\.pth"):
         TryOffDiffPipeline.from_pretrained("rizavelioglu/tryoffdiff/x.pth")
     with pytest.raises(ValueError, match="no model folder"):
