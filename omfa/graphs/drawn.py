@@ -1,7 +1,7 @@
 """What bodies show, drawn ahead for a model that runs without torch: drafts, surface maps, where a photo may change.
 
-    python -m omfa.graphs.drawn photo.jpg garment.jpg --pose body.npz --category upper --model compact --out drawn.npz
-    python -m omfa.device photo.jpg garment.jpg --drawn drawn.npz --category upper --model FOLDER
+python -m omfa.graphs.drawn photo.jpg garment.jpg --pose body.npz --category upper --model compact --out drawn.npz
+python -m omfa.device photo.jpg garment.jpg --drawn drawn.npz --category upper --model FOLDER
 """
 
 from __future__ import annotations

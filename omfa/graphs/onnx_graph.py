@@ -7,7 +7,8 @@ time, so that a process holds little more than what is stored. int8 has one scal
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Numbers = Literal["float32", "float16", "int8"]
 OPSET = 20
@@ -63,7 +65,7 @@ def write_graph(
     _teach_rms_norm()
     drawn = BytesIO()
     module = module.eval()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _as_products():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
@@ -148,3 +150,38 @@ def _teach_rms_norm() -> None:
         return scaled if weight.node().mustBeNone() else g.op("Mul", scaled, weight)
 
     torch.onnx.register_custom_op_symbolic("aten::rms_norm", rms_norm, OPSET)
+
+
+@contextmanager
+def _as_products() -> Iterator[None]:
+    """Resizes that the tracing exporter does not know, as products with matrices of these sizes."""
+    interpolate, pool = F.interpolate, F.adaptive_avg_pool2d
+
+    def resized(x: Tensor, size: Any = None, *args: Any, antialias: bool = False, **options: Any) -> Tensor:
+        return _along_both(x, size, _triangles) if antialias else interpolate(x, size, *args, **options)
+
+    F.interpolate, F.adaptive_avg_pool2d = resized, lambda x, size: _along_both(x, size, _means)
+    try:
+        yield
+    finally:
+        F.interpolate, F.adaptive_avg_pool2d = interpolate, pool
+
+
+def _along_both(x: Tensor, size: Sequence[int], weights: Any) -> Tensor:
+    rows, columns = (torch.from_numpy(weights(int(n), int(m))) for n, m in zip(x.shape[-2:], size, strict=True))
+    return rows @ x @ columns.mT
+
+
+def _means(many: int, few: int) -> np.ndarray:
+    """(few, many) weights of adaptive mean pooling along one axis."""
+    i, at = np.arange(few)[:, None], np.arange(many)
+    inside = ((at >= i * many // few) & (at < -(-(i + 1) * many // few))).astype(np.float32)
+    return inside / inside.sum(1, keepdims=True)
+
+
+def _triangles(many: int, few: int) -> np.ndarray:
+    """(few, many) weights of an antialiased linear resize along one axis."""
+    wide = max(many / few, 1.0)
+    centre = (np.arange(few)[:, None] + 0.5) * many / few
+    weights = np.maximum(0, 1 - np.abs(np.arange(many) + 0.5 - centre) / wide)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)

@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from omfa import images
-from omfa.backbone import decode, encode
+from omfa.backbone import encode
 from omfa.canvas import PERSON, code_plane
 from omfa.composer import KINDS, Composer, given
 from omfa.conditioning import CELLS
@@ -125,9 +125,7 @@ class _Compose(nn.Module):
 
 
 @torch.no_grad()
-def write_graphs(
-    pipe: OMFAPipeline, folder: Path, numbers: Numbers = "float32", large: Sequence[int] = LARGE
-) -> None:
+def write_graphs(pipe: OMFAPipeline, folder: Path, numbers: Numbers = "float32", large: Sequence[int] = LARGE) -> None:
     """Write everything into a folder.
 
     Args:

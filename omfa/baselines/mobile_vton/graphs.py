@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import kornia
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from omfa.baselines.mobile_vton.light_unet import PIXELS_PER_LATENT
-from omfa.baselines.mobile_vton.pipeline import MobileVTON
+from omfa.baselines.mobile_vton.pipeline import MEAN, STD, MobileVTON, eye_window
 from omfa.baselines.mobile_vton.prompts import LENGTH, NEGATIVE, PLAIN, UNUSED, try_on_phrase
 from omfa.baselines.mobile_vton.sampling import GUIDANCE, SHIFT, STEPS, doubled
 from omfa.files import write_json
@@ -33,12 +34,31 @@ class _Encode(nn.Module):
 
 
 class _Look(nn.Module):
-    def __init__(self, pipe: MobileVTON) -> None:
+    """A garment's picture to context tokens; the resize before the eye as products with matrices of this size."""
+
+    rows: Tensor
+    columns: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, pipe: MobileVTON, size: Sequence[int]) -> None:
         super().__init__()
-        self.pipe, self.eye, self.adapter = pipe, pipe.parts.image_encoder, pipe.parts.tryon.encoder_hid_proj
+        self.eye, self.adapter = pipe.parts.image_encoder, pipe.parts.tryon.encoder_hid_proj
+        few, windows = eye_window(size)
+        for name, many, made, window in zip(("rows", "columns"), size, few, windows, strict=True):
+            self.register_buffer(name, _weights(many, made)[window].contiguous())
+        for name, values in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None])
 
     def forward(self, garment: Tensor) -> Tensor:
-        return self.adapter(self.pipe.features(garment)[0])
+        pixels = (self.rows @ (garment / 2 + 0.5) @ self.columns.mT).clamp(0, 1)
+        return self.adapter(self.eye((pixels - self.mean) / self.std, output_hidden_states=True).hidden_states[-2])
+
+
+def _weights(many: int, few: int) -> Tensor:
+    """(few, many) what :func:`omfa.baselines.mobile_vton.pipeline.for_the_eye` does along one axis."""
+    ones = torch.eye(many)[None, :, :, None].expand(-1, -1, -1, 16)  # a channel for each row that is 1
+    return kornia.geometry.resize(ones, (few, 16), interpolation="bicubic", antialias=few < many)[0, :, :, 8].T
 
 
 class _Garment(nn.Module):
@@ -73,7 +93,9 @@ class _Decode(nn.Module):
 
 
 @torch.no_grad()
-def write_graphs(pipe: MobileVTON, folder: Path, numbers: Numbers = "float32", size: Sequence[int] | None = None) -> None:
+def write_graphs(
+    pipe: MobileVTON, folder: Path, numbers: Numbers = "float32", size: Sequence[int] | None = None
+) -> None:
     """Write everything into a folder.
 
     Args:
@@ -107,7 +129,7 @@ def write_graphs(pipe: MobileVTON, folder: Path, numbers: Numbers = "float32", s
     features = garment(latents, t, context)
     twice = torch.cat([latents, latents], 2)
     write("encode", _Encode(parts.vae), {"pixels": pixels}, ["mean", "spread"])
-    write("look", _Look(pipe), {"garment": pixels}, ["tokens"])
+    write("look", _Look(pipe, (height, width)), {"garment": pixels}, ["tokens"])
     asked = {"latents": latents, "t": t, "context": context}
     write("garment", garment, asked, numbered("feature", len(features)))
     asked = {"x": twice, "seen": twice, "t": t, "context": torch.cat([context, tokens], 1), "feature": features}

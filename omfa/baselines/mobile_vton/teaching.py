@@ -58,7 +58,10 @@ class TeacherModule(pl.LightningModule):
         texts = TextEmbeds(
             torch.cat([batch.target_text, batch.garment_text]), torch.cat([batch.target_pooled, batch.garment_pooled])
         )
-        noise, s = (torch.cat([draws.normal(x0.shape[1:]) for _ in range(2)]), torch.cat([draws.levels(), draws.levels()]))
+        noise, s = (
+            torch.cat([draws.normal(x0.shape[1:]) for _ in range(2)]),
+            torch.cat([draws.levels(), draws.levels()]),
+        )
         velocity, _ = velocity_of(self.teacher, losses.noised(x0, noise, s), s, texts)
         loss = losses.flow_loss(velocity, x0, noise)
         self.log("loss", loss, batch_size=len(batch.id))
