@@ -3,9 +3,10 @@
     python -m omfa.export --run runs/compact --out models/mine [--dtype float16] [--ckpt_path last] [--whole]
     python -m omfa.export --model compact --runtime onnx --out models/device [--dtype int8] [--size 512x384]
 
-With ``--runtime onnx`` a folder that :mod:`omfa.device` runs without torch, of a run or of a model folder: OMFA's
-compact model in rows, or a Mobile-VTON. Works while the run goes on. The folder is plain diffusers: each subfolder loads as its own class. A run that trained
-LoRA or attention alone gives small files, for ``omfa.sdxl.load_small``; with ``--whole`` a whole pipeline.
+Works while the run goes on. The folder is plain diffusers: each subfolder loads as its own class. A run that trained
+LoRA or attention alone gives small files, for ``omfa.sdxl.load_small``; with ``--whole`` a whole pipeline. With
+``--runtime onnx`` a folder that :mod:`omfa.device` runs without torch, of a run or of a model folder: OMFA's compact
+model in rows, or a Mobile-VTON.
 """
 
 from __future__ import annotations

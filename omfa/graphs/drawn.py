@@ -58,7 +58,8 @@ def drawn(
     small, bigger = draw(request, (height, width), body), draw(request, (large[0], large[1]), body)
     made: dict[str, Any] = {"pose": fit_picture(request.pose[0], (height, width))[0]}
     if style == "surface":
-        made |= {"garment_map": m[0] for m in small.maps(body).values() if m[0] is not None}
+        (cloth,) = small.maps(body).values()
+        made |= {} if cloth[0] is None else {"garment_map": cloth[0]}
     if pipe.config.draft == "surface":
         draft = known_pictures(request, PERSON, small, (height, width))[0]
         made |= {} if draft is None else {"draft": draft}

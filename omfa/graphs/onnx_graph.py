@@ -34,7 +34,6 @@ def check_numbers(numbers: str) -> None:
         raise ValueError("graphs need the package onnx: pip install 'omfa[device]'") from None
 
 
-@torch.no_grad()
 def write_graph(
     module: nn.Module,
     inputs: Mapping[str, Tensor | Sequence[Tensor]],
@@ -46,11 +45,26 @@ def write_graph(
     """Write ``path``, and its weights beside it (``.weights``).
 
     Args:
+        module, inputs, outputs, dynamic: as :func:`traced` takes them.
+        path: ``*.onnx``.
+        numbers: what to store weights in.
+    """
+    write_traced(traced(module, inputs, outputs, dynamic), module, path, numbers)
+
+
+@torch.no_grad()
+def traced(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor | Sequence[Tensor]],
+    outputs: Sequence[str],
+    dynamic: Mapping[str, int] | None = None,
+) -> Any:
+    """The graph without its weights, which are inputs of it.
+
+    Args:
         module: float32, on the CPU; takes the inputs in their order. It is run once.
         inputs: name to an example; of a list each tensor is named with its number behind (:func:`numbered`).
         outputs: names, in order.
-        path: ``*.onnx``.
-        numbers: what to store weights in.
         dynamic: name of an input to the axis whose size may change (of all tensors of a list); all others are fixed.
     """
     import onnx
@@ -64,11 +78,10 @@ def write_graph(
     # The tracing exporter: ten times as fast as the one by torch.export, and it can leave all weights out.
     _teach_rms_norm()
     drawn = BytesIO()
-    module = module.eval()
     with warnings.catch_warnings(), _as_products():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module,
+            module.eval(),
             tuple(x if isinstance(x, Tensor) else list(x) for x in inputs.values()),
             drawn,
             dynamo=False,
@@ -79,18 +92,22 @@ def write_graph(
             output_names=list(outputs),
             dynamic_axes=axes,
         )
-    model = onnx.load_from_string(drawn.getvalue())
+    return onnx.load_from_string(drawn.getvalue())
+
+
+def write_traced(model: Any, module: nn.Module, path: Path, numbers: Numbers) -> None:
+    """Give a graph of :func:`traced` its weights, and write both."""
+    import onnx
+
     weights = {**dict(module.named_buffers()), **dict(module.named_parameters())}
     learned = {name for name, _ in module.named_parameters()}
-    called = {i.name for i in model.graph.input}
+    kept = [i for i in model.graph.input if i.name not in weights]
     with path.with_suffix(".weights").open("wb") as file:
-        for name in [i.name for i in model.graph.input if i.name not in tensors]:
-            plain = not (name in learned and weights[name].ndim > 1 and weights[name].numel() >= LEAST)
-            _store(model.graph, file, name, weights[name].numpy(), "float32" if plain else numbers)
-    kept = [i for i in model.graph.input if i.name in tensors]
+        for name in [i.name for i in model.graph.input if i.name in weights]:
+            large = name in learned and weights[name].ndim > 1 and weights[name].numel() >= LEAST
+            _store(model.graph, file, name, weights[name].detach().numpy(), numbers if large else "float32")
     del model.graph.input[:]
     model.graph.input.extend(kept)
-    assert called >= set(tensors), f"inputs that nothing depends on: {set(tensors) - called}"
     onnx.save(model, path)
 
 
@@ -167,8 +184,9 @@ def _as_products() -> Iterator[None]:
         F.interpolate, F.adaptive_avg_pool2d = interpolate, pool
 
 
-def _along_both(x: Tensor, size: Sequence[int], weights: Any) -> Tensor:
-    rows, columns = (torch.from_numpy(weights(int(n), int(m))) for n, m in zip(x.shape[-2:], size, strict=True))
+def _along_both(x: Tensor, size: int | Sequence[int], weights: Any) -> Tensor:
+    both = (size, size) if isinstance(size, int) else size
+    rows, columns = (torch.from_numpy(weights(int(n), int(m))) for n, m in zip(x.shape[-2:], both, strict=True))
     return rows @ x @ columns.mT
 
 

@@ -1,4 +1,4 @@
-"""Everything a distillation needs, small and from nothing: the folder that a compact student and its teacher begin with.
+"""All that a distillation needs, small and from nothing: what a compact student and its teacher begin with.
 
     python -m omfa.baselines.mobile_vton.start --records DIR --out DIR [--vae omfa/models/compact/vae] [--size 128x96]
 
