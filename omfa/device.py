@@ -204,8 +204,8 @@ def try_on(
         category: of the garment.
         steps, guidance: of the sampler; None: the model's own.
         seed: of the noise.
-        drawn: what bodies show, of :mod:`omfa.graphs.drawn`, for a model of OMFA's; without it, it goes by the
-            pictures alone, and what it makes is small.
+        drawn: what bodies show, of :mod:`omfa.graphs.drawn`, for a model of OMFA's. One that was trained with drafts
+            needs it; it goes by the pictures alone, badly, where this is an empty mapping.
         told: see there.
 
     Raises:
@@ -222,6 +222,10 @@ def try_on(
         if drawn is not None:
             raise ValueError("this model takes a photo and a garment, and nothing drawn")
         return _by_pair(model, photo, garment, category, steps, guidance, Noise(seed), told)
+    if drawn is None and model.about["drafts"]:
+        raise ValueError(
+            "this model goes by the body in the photo: give --drawn, made by python -m omfa.graphs.drawn where torch is"
+        )
     return _by_rows(model, photo, garment, category, steps, guidance, Noise(seed), drawn or {}, told)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from omfa import images
 from omfa.backbone import encode
 from omfa.canvas import PERSON, code_plane
-from omfa.composer import KINDS, Composer, given
+from omfa.composer import KINDS, Composer, Given
 from omfa.conditioning import CELLS
 from omfa.files import write_json
 from omfa.graphs.onnx_graph import Numbers, check_numbers, numbered, write_graph
@@ -118,8 +118,11 @@ class _Compose(nn.Module):
         self, decoded: Tensor, photo: Tensor, draft: Tensor, valid: Tensor, surface: Tensor, where: Tensor
     ) -> Tensor:
         """(1, 3, h, w) what was decoded, all else (1, 3 or 1, H, W), to (1, 3, H, W)."""
-        large = images.enlarged(decoded, self.size) if self.composer.config.decoded else None
-        layers = given(draft, valid, surface, large, photo)
+        known, there = valid > 0.5, torch.ones_like(valid)
+        large, seen = torch.zeros_like(photo), torch.zeros_like(valid)
+        if self.composer.config.decoded:
+            large, seen = images.enlarged(decoded, self.size), there
+        layers = Given(torch.where(known, draft, 0.0), known.to(draft), surface, large, seen, photo, there)
         made = self.composer(layers, torch.tensor([KINDS.index(PERSON)])).picture.clamp(-1, 1)
         return torch.lerp(photo, made, where)
 
@@ -177,6 +180,6 @@ def write_graphs(pipe: OMFAPipeline, folder: Path, numbers: Numbers = "float32",
         "kind": "rows", "numbers": numbers, "size": [height, width], "steps": config.default_steps,
         "guidance": config.default_guidance, "trained_steps": len(scheduler.alphas_cumprod), "slots": slots,
         "garment_slots": config.garment_slots, "kinds": list(pipe.slot_tokens.kinds), "cells": list(CELLS),
-        "composes": pipe.composer is not None, "large_size": list(large),
+        "drafts": config.draft == "surface", "composes": pipe.composer is not None, "large_size": list(large),
     }  # fmt: skip
     write_json(folder / "device.json", about)
