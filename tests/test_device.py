@@ -61,26 +61,16 @@ def test_the_same_picture_as_the_pipelines(
         generator=torch.Generator().manual_seed(5),
     ).images[0]
     pictures = device.read(photo), device.read(garment)
-    made = device.try_on(device.Model(folder, 1), *pictures, category, 3, guidance, seed=5)
+    made = device.try_on(device.Model(folder, 1), *pictures, category, 3, guidance, 5, drawn={})
     assert np.abs(np.asarray(made).astype(int) - np.asarray(wanted)).max() <= 1
 
 
 def test_one_file_alone_without_torch(folder: Path, tmp_path: Path) -> None:
     shutil.copy(device.__file__, tmp_path / "device.py")
     photo, garment = picture(tmp_path / "a.png", (40, 60), 0), picture(tmp_path / "b.jpg", (50, 50), 1)
-    call = [
-        "device",
-        str(photo),
-        str(garment),
-        "--model",
-        str(folder),
-        "--steps",
-        "1",
-        "--threads",
-        "1",
-        "--out",
-        "c.png",
-    ]
+    np.savez(tmp_path / "drawn.npz", draft=np.zeros((3, *device.Model(folder).size), np.float32))
+    options = ["--model", str(folder), "--drawn", "drawn.npz", "--steps", "1", "--threads", "1", "--out", "c.png"]
+    call = ["device", str(photo), str(garment), *options]
     program = f"import sys; sys.argv = {call!r}; import device; code = device.main(); "
     program += "sys.exit(code or sorted({'torch', 'omfa', 'diffusers', 'cv2', 'scipy'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
@@ -133,25 +123,12 @@ def test_weights_in_less_are_smaller_and_nearly_as_good(
     model: OMFAPipeline, folder: Path, tmp_path: Path, numbers: str, least: float
 ) -> None:
     model.save_pretrained(tmp_path / "model")
-    assert (
-        export(
-            [
-                "--model",
-                str(tmp_path / "model"),
-                "--runtime",
-                "onnx",
-                "--dtype",
-                numbers,
-                "--out",
-                str(tmp_path / "small"),
-            ]
-        )
-        == 0
-    )
+    whole, small = str(tmp_path / "model"), str(tmp_path / "small")
+    assert export(["--model", whole, "--runtime", "onnx", "--dtype", numbers, "--out", small]) == 0
     sizes = [sum(p.stat().st_size for p in f.glob("*.weights")) for f in (folder, tmp_path / "small")]
     assert sizes[1] < (0.6 if numbers == "float16" else 0.4) * sizes[0]
     photo, garment = (np.random.default_rng(i).integers(0, 256, (64, 48, 3), np.uint8) for i in range(2))
-    made = [device.try_on(device.Model(f, 1), photo, garment, steps=2) for f in (folder, tmp_path / "small")]
+    made = [device.try_on(device.Model(f, 1), photo, garment, steps=2, drawn={}) for f in (folder, tmp_path / "small")]
     error = np.square(np.asarray(made[0]).astype(float) - np.asarray(made[1])).mean()
     assert 10 * np.log10(255**2 / max(error, 1e-9)) > least
 
@@ -162,6 +139,7 @@ def test_wrong_calls_say_what_would_work(folder: Path, tmp_path: Path, capsys: p
         ([photo, photo, "--model", str(tmp_path)], "omfa.export --runtime onnx"),
         ([photo, str(tmp_path / "none.png"), "--model", str(folder)], "no picture that can be read"),
         ([photo, photo, "--model", str(folder), "--steps", "0"], "give 1 to 1000"),
+        ([photo, photo, "--model", str(folder)], "goes by the body in the photo: give --drawn"),
     ):
         assert device.main(call) == 2
         assert words in capsys.readouterr().err
