@@ -77,7 +77,7 @@ def traced(
     axes = {n: {axis: f"{n}_size"} for name, axis in (dynamic or {}).items() for n in tensors if _of(n, name)}
     # The tracing exporter: ten times as fast as the one by torch.export, and it can leave all weights out.
     _teach_rms_norm()
-    drawn = BytesIO()
+    drawn: Any = BytesIO()
     with warnings.catch_warnings(), _as_products():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -172,16 +172,20 @@ def _teach_rms_norm() -> None:
 @contextmanager
 def _as_products() -> Iterator[None]:
     """Resizes that the tracing exporter does not know, as products with matrices of these sizes."""
+    functional: Any = F
     interpolate, pool = F.interpolate, F.adaptive_avg_pool2d
 
     def resized(x: Tensor, size: Any = None, *args: Any, antialias: bool = False, **options: Any) -> Tensor:
         return _along_both(x, size, _triangles) if antialias else interpolate(x, size, *args, **options)
 
-    F.interpolate, F.adaptive_avg_pool2d = resized, lambda x, size: _along_both(x, size, _means)
+    def pooled(x: Tensor, size: Any) -> Tensor:
+        return _along_both(x, size, _means)
+
+    functional.interpolate, functional.adaptive_avg_pool2d = resized, pooled
     try:
         yield
     finally:
-        F.interpolate, F.adaptive_avg_pool2d = interpolate, pool
+        functional.interpolate, functional.adaptive_avg_pool2d = interpolate, pool
 
 
 def _along_both(x: Tensor, size: int | Sequence[int], weights: Any) -> Tensor:
