@@ -15,13 +15,18 @@ from PIL import Image
 from torch.nn import functional as F
 
 from omfa import device, images
+from omfa.bodies.body import load_body
+from omfa.bodies.standing import standing
+from omfa.composer import Composer
 from omfa.export import main as export
 from omfa.graphs import onnx_graph
+from omfa.graphs.drawn import drawn
 from omfa.graphs.rows_model import write_graphs
 from omfa.pipeline import OMFAPipeline
-from tests.conftest import make_compact
+from tests.conftest import SIZE, make_compact
 
 pytest.importorskip("onnxruntime")
+LARGE = (2 * SIZE[0], 2 * SIZE[1])
 
 
 def picture(path: Path, size: tuple[int, int], seed: int) -> Path:
@@ -34,14 +39,15 @@ def picture(path: Path, size: tuple[int, int], seed: int) -> Path:
 @pytest.fixture(scope="module")
 def model() -> OMFAPipeline:
     made = make_compact(join="rows", draft="surface", pose_style="surface", portraits=True)
-    made.set_progress_bar_config(disable=True)
+    made.register_modules(composer=Composer([8, 8, 8], size=(32, 24), shrink=1, decoded=True))
+    torch.nn.init.normal_(made.composer.last[2].weight, std=0.2)
     return made
 
 
 @pytest.fixture(scope="module")
 def folder(model: OMFAPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("device")
-    write_graphs(model, out)
+    write_graphs(model, out, large=LARGE)
     return out
 
 
@@ -49,19 +55,23 @@ def folder(model: OMFAPipeline, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_the_same_picture_as_the_pipelines(
     model: OMFAPipeline, folder: Path, tmp_path: Path, category: str, guidance: float
 ) -> None:
-    height, width = model.config.person_size
-    photo = picture(tmp_path / "photo.png", (width, height), 0)
-    garment = picture(tmp_path / "garment.png", (2 * width, height), 1)
+    photo = picture(tmp_path / "photo.png", LARGE[::-1], 0)
+    garment = picture(tmp_path / "garment.png", (60, 40), 1)
+    pose = standing(load_body(), "dress", LARGE)
     wanted = model(
         targets=["person"],
         portrait=photo,
         garments={category: garment},
+        pose=pose,
         num_inference_steps=3,
         guidance_scale=guidance,
         generator=torch.Generator().manual_seed(5),
     ).images[0]
+    shown = drawn(model, photo, garment, category, pose, LARGE)
+    assert set(shown) > {"pose", "garment_map", "draft", "large_where"}
     pictures = device.read(photo), device.read(garment)
-    made = device.try_on(device.Model(folder, 1), *pictures, category, 3, guidance, 5, drawn={})
+    made = device.try_on(device.Model(folder, 1), *pictures, category, 3, guidance, 5, shown)
+    assert made.size == wanted.size == LARGE[::-1]
     assert np.abs(np.asarray(made).astype(int) - np.asarray(wanted)).max() <= 1
 
 
