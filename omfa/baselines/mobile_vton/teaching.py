@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -43,7 +44,7 @@ class TeacherModule(pl.LightningModule):
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.latent_scale, self.latent_shift = latent_scale, latent_shift
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> Any:
         """AdamW with a warm-up."""
         optimizer = torch.optim.AdamW(self.teacher.parameters(), self.learning_rate, weight_decay=self.weight_decay)
         rise = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1)))
