@@ -85,11 +85,12 @@ class Person(nn.Module):
 class _Decode(nn.Module):
     def __init__(self, pipe: MobileVTON) -> None:
         super().__init__()
-        self.small, self.vae = pipe.parts.decoder, None if pipe.parts.decoder is not None else pipe.parts.vae
+        self.decoder = pipe.parts.vae if pipe.parts.decoder is None else pipe.parts.decoder
+        self.small = pipe.parts.decoder is not None
 
     def forward(self, latents: Tensor) -> Tensor:
         """The VAE's own latents to pixels."""
-        return self.small(latents) if self.vae is None else self.vae.decode(latents).sample
+        return self.decoder(latents) if self.small else self.decoder.decode(latents).sample
 
 
 @torch.no_grad()

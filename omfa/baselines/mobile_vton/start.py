@@ -42,8 +42,9 @@ def small_networks(size: Sequence[int], channels: int, image_width: int) -> tupl
         image_width: of the image encoder.
     """
     shared = {
-        "layers_per_block": 1, "sample_size": max(size) // PIXELS_PER_LATENT, "out_channels": channels, "block_out_channels": (32, 64, 128),
-        "attention_head_dim": (1, 2, 4), "transformer_layers_per_block": (1, 1, 2), "cross_attention_dim": WIDTH,
+        "sample_size": max(size) // PIXELS_PER_LATENT, "out_channels": channels, "block_out_channels": (32, 64, 128),
+        "layers_per_block": 1, "attention_head_dim": (1, 2, 4), "cross_attention_dim": WIDTH,
+        "transformer_layers_per_block": (1, 1, 2),
         "norm_num_groups": 8, "use_linear_projection": True, "down_block_kv_heads": 1, "mid_block_kv_heads": 1,
         "up_block_kv_heads": 1, "down_block_ff_mult": 3, "mid_block_ff_mult": 3, "up_block_ff_mult": 3,
         "down_block_resnet_middle_expansion": 2, "mid_block_resnet_middle_expansion": 2,
