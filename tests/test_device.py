@@ -26,7 +26,7 @@ from omfa.pipeline import OMFAPipeline
 from tests.conftest import SIZE, make_compact
 
 pytest.importorskip("onnxruntime")
-LARGE = (2 * SIZE[0], 2 * SIZE[1])
+LARGE = (SIZE[0] * 3 // 2, SIZE[1] * 3 // 2)  # three times what the composer sees: no mean of a mask is a half
 
 
 def picture(path: Path, size: tuple[int, int], seed: int) -> Path:
