@@ -191,7 +191,7 @@ def _as_products() -> Iterator[None]:
 def _along_both(x: Tensor, size: int | Sequence[int], weights: Any) -> Tensor:
     both = (size, size) if isinstance(size, int) else size
     rows, columns = (torch.from_numpy(weights(int(n), int(m))) for n, m in zip(x.shape[-2:], both, strict=True))
-    return rows @ x @ columns.mT
+    return rows @ x @ columns.T
 
 
 def _means(many: int, few: int) -> np.ndarray:

@@ -46,12 +46,13 @@ class _Look(nn.Module):
         self.eye, self.adapter = pipe.parts.image_encoder, pipe.parts.tryon.encoder_hid_proj
         few, windows = eye_window(size)
         for name, many, made, window in zip(("rows", "columns"), size, few, windows, strict=True):
-            self.register_buffer(name, _weights(many, made)[window].contiguous())
+            weights = _weights(many, made)[window]
+            self.register_buffer(name, (weights if name == "rows" else weights.T).contiguous())
         for name, values in (("mean", MEAN), ("std", STD)):
             self.register_buffer(name, torch.tensor(values)[:, None, None])
 
     def forward(self, garment: Tensor) -> Tensor:
-        pixels = (self.rows @ (garment / 2 + 0.5) @ self.columns.mT).clamp(0, 1)
+        pixels = (self.rows @ (garment / 2 + 0.5) @ self.columns).clamp(0, 1)
         return self.adapter(self.eye((pixels - self.mean) / self.std, output_hidden_states=True).hidden_states[-2])
 
 
