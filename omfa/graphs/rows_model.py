@@ -158,8 +158,8 @@ def write_graphs(pipe: OMFAPipeline, folder: Path, numbers: Numbers = "float32",
     for i, slot in enumerate(slots):
         if slot.startswith("garment"):
             arrays[f"code_{slot}"] = code_plane(i / len(slots), *rows, channels)[None]
-    plain: dict[str, Any] = {name: a.detach().numpy() for name, a in arrays.items()}
-    np.savez(folder / "arrays.npz", **plain)
+    kept: dict[str, Any] = {name: a.detach().numpy() for name, a in arrays.items()}
+    np.savez(folder / "arrays.npz", **kept)
 
     def write(name: str, module: nn.Module, inputs: dict[str, Any], outputs: list[str], **options: Any) -> None:
         write_graph(module, inputs, outputs, folder / f"{name}.onnx", numbers, **options)

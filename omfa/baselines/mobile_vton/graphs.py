@@ -122,8 +122,8 @@ def write_graphs(
     for category, plain in PLAIN.items():
         arrays[f"text_{category}"] = pipe.texts([try_on_phrase(category, plain)]).tokens[0]
         arrays[f"garment_{category}"] = pipe.texts([plain]).tokens[0]
-    plain: dict[str, Any] = {name: a.numpy() for name, a in arrays.items()}
-    np.savez(folder / "arrays.npz", **plain)
+    kept: dict[str, Any] = {name: a.numpy() for name, a in arrays.items()}
+    np.savez(folder / "arrays.npz", **kept)
 
     def write(name: str, module: nn.Module, inputs: dict[str, Any], outputs: list[str]) -> None:
         write_graph(module, inputs, outputs, folder / f"{name}.onnx", numbers)
