@@ -165,11 +165,12 @@ class Model:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # both keep what has been used
-        # Weights stored in less stay so: folding constants would turn all of them back at once.
-        off = [] if self.about["numbers"] == "float32" else ["ConstantFolding"]
-        session = ort.InferenceSession(
-            self.folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"], disabled_optimizers=off
-        )
+        if self.about["numbers"] != "float32":
+            # Weights stored in less are turned back one at a time: no constants folded, nodes in the graph's own order.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        file = str(self.folder / f"{name}.onnx")
+        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
         def run(**inputs: Array) -> list[Array]:
             return session.run(None, {k: np.ascontiguousarray(v, np.float32) for k, v in inputs.items()})
