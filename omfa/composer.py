@@ -159,7 +159,7 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
             layers: see :func:`given`.
             kind: (B,) indices into KINDS.
         """
-        height, width = layers.draft.shape[-2:]
+        height, width = map(int, layers.draft.shape[-2:])
         farther = max(height / self.config.size[0], width / self.config.size[1])
         if farther > 1.4:
             rows, columns = (max(1, round(n / farther / self.multiple)) * self.multiple for n in (height, width))
@@ -230,7 +230,7 @@ def put_together(layers: Given, said: Tensor, spread: Tensor) -> Composition:
 
 def _base(layers: Given, spread: Tensor) -> Tensor:
     """(B, 3, H, W) the draft's kept pixels spread out, mixed with each other and with what was decoded."""
-    size, (rows, columns) = layers.draft.shape[-2:], spread.shape[-2:]
+    size, (rows, columns) = layers.draft.shape[-2:], map(int, spread.shape[-2:])
     keep, mix = spread[:, :1].sigmoid(), spread[:, 1:]
     known = F.adaptive_avg_pool2d(torch.cat([layers.draft, layers.valid], 1), (rows, columns)) * keep
     means = []

@@ -33,7 +33,7 @@ FLOORS = (
         "sdxl",
         "judged",
     ),
-    "batches",
+    *("batches", "graphs"),
     *("bench", "training", "baselines"),
 )
 DOORS = (
@@ -41,6 +41,7 @@ DOORS = (
     "fit",
     "encode",
     "export",
+    "device",
     "predict",
     "evaluate",
     "yardsticks",

@@ -194,9 +194,15 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = (_head_norm(qk_norm, head_width, eps) for _ in range(2))
         self.to_out = nn.ModuleList([nn.Linear(heads * head_width, width)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None, table: Table | None = None) -> Tensor:
-        """(B, N, width) -> the same. Positions turn the queries, and the keys only where tokens ask themselves."""
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, table: Table | None = None, given: Tensor | None = None
+    ) -> Tensor:
+        """(B, N, width) -> the same. Positions turn the queries, and the keys only where tokens ask themselves.
+
+        ``given`` (B, n N, width) are other pictures' tokens, asked beside one's own.
+        """
         asked = x if context is None else context
+        asked = asked if given is None else torch.cat([asked, given], 1)
         q, k, v = (
             rearrange(to(of), "b n (h d) -> b h n d", d=self.head_width)
             for to, of in ((self.to_q, x), (self.to_k, asked), (self.to_v, asked))
@@ -255,8 +261,7 @@ class TransformerBlock(nn.Module):
         feature = None
         if self.self_attention:
             feature = self.norm1(x)
-            asked = feature if given is None else torch.cat([feature, given], 1)
-            x = x + self.attn1(asked, table=table)[:, : x.shape[1]]
+            x = x + self.attn1(feature, table=table, given=given)
         x = x + self.attn2(self.norm2(x), context, table)
         return x + self.ff(self.norm3(x)), feature
 

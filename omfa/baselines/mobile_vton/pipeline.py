@@ -27,7 +27,7 @@ from omfa.evaluation.predictions import Batch, Input
 from omfa.weights import finite
 
 SIZE = (1024, 768)
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # DINOv2's
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # DINOv2's
 _SHORT, _CROP = 256, 224
 
 
@@ -241,11 +241,8 @@ class MobileVTON:
 
         The pictures are resized and cropped as DINOv2 was trained to have them; the published program does not say.
         """
-        scale = _SHORT / min(garments.shape[-2:])
-        size = tuple(max(_SHORT, round(n * scale)) for n in garments.shape[-2:])
-        pixels = kornia.geometry.resize(garments / 2 + 0.5, size, interpolation="bicubic", antialias=scale < 1)
-        pixels = kornia.geometry.transform.center_crop(pixels.clamp(0, 1), (_CROP, _CROP))
-        mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (_MEAN, _STD))
+        pixels = for_the_eye(garments / 2 + 0.5).clamp(0, 1)
+        mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (MEAN, STD))
         pixels = torch.cat([(pixels - mean) / std, torch.zeros_like(pixels[:1])])
         states = self.parts.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
         return states[:-1], states[-1:]
@@ -256,6 +253,20 @@ class MobileVTON:
         if self.parts.decoder is not None:
             return finite(self.parts.decoder(raw)).clamp(-1, 1)
         return finite(self.parts.vae.decode(raw.to(self.parts.vae.dtype)).sample.float()).clamp(-1, 1)
+
+
+def for_the_eye(pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W), resized and cut to the square (B, 3, 224, 224) that DINOv2 looks at."""
+    size, (rows, columns) = eye_window(pictures.shape[-2:])
+    smaller = size[0] < pictures.shape[-2]
+    return kornia.geometry.resize(pictures, size, interpolation="bicubic", antialias=smaller)[..., rows, columns]
+
+
+def eye_window(size: Sequence[int]) -> tuple[tuple[int, int], tuple[slice, slice]]:
+    """What a picture of (H, W) is resized to for DINOv2, and the square that is cut out of it."""
+    height, width = (max(_SHORT, round(n * _SHORT / min(size))) for n in size)
+    rows, columns = (slice((n - _CROP) // 2, (n - _CROP) // 2 + _CROP) for n in (height, width))
+    return (height, width), (rows, columns)
 
 
 def scaled(raw: Tensor, vae: Any) -> Tensor:

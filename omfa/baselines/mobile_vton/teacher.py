@@ -12,8 +12,10 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
-from omfa.baselines.mobile_vton.prompts import TextEmbeds
+from omfa.baselines.mobile_vton.prompts import LENGTH, UNUSED, TextEmbeds
 from omfa.weights import read_part
+
+CONTEXT = "_context_length"  # in the config of a teacher that was trained with another number of text tokens than SD3
 
 
 def read_teacher(folder: str, subfolder: str | None = None) -> SD3Transformer2DModel:
@@ -36,7 +38,7 @@ def velocity_of(
     Args:
         network: teacher or fake-score network.
         x, s: noised latents and their level.
-        texts: phrases; tokens beyond the encoders' are left at zero.
+        texts: phrases; tokens beyond the encoders' are left at zero, as many as the network was trained with.
         taps: blocks whose tokens (B, N, D) are wanted.
     """
     tapped: dict[int, Tensor] = {}
@@ -48,10 +50,9 @@ def velocity_of(
         return network.transformer_blocks[block].register_forward_hook(keep)
 
     handles = [tap(block) for block in taps]
+    context = texts.context(network.config.joint_attention_dim, network.config.get(CONTEXT, LENGTH + UNUSED))
     try:
-        velocity = network(
-            x, texts.context(network.config.joint_attention_dim), texts.pooled, 1000 * s, return_dict=False
-        )[0]
+        velocity = network(x, context, texts.pooled, 1000 * s, return_dict=False)[0]
     finally:
         for handle in handles:
             handle.remove()

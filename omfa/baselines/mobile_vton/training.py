@@ -59,6 +59,12 @@ class Draws:
         return losses.shifted(low + (high - low) * u)
 
 
+def drawn(moments: Tensor, draws: Draws) -> Tensor:
+    """Mean and log-variance (B, 2C, h, w) -> a sample of the VAE's own latents (B, C, h, w)."""
+    posterior = DiagonalGaussianDistribution(moments)
+    return posterior.mean + posterior.std * draws.normal(posterior.mean.shape[1:])
+
+
 @dataclass(frozen=True)
 class Made:
     """What a pass of the student gave, without gradient, and what is compared with it.
@@ -213,9 +219,7 @@ class MobileVTONModule(pl.LightningModule):
 
     def latents(self, moments: Tensor, draws: Draws) -> Tensor:
         """Mean and log-variance (B, 2C, h, w) -> a sample (B, C, h, w), shifted and scaled."""
-        posterior = DiagonalGaussianDistribution(moments)
-        sample = posterior.mean + posterior.std * draws.normal(posterior.mean.shape[1:])
-        return (sample - self.latent_shift) * self.latent_scale
+        return (drawn(moments, draws) - self.latent_shift) * self.latent_scale
 
     def student_losses(self, batch: TryOnExample, draws: Draws) -> tuple[Made, dict[str, Tensor]]:
         """One pass of the student: what it made, and its losses by name."""

@@ -201,6 +201,15 @@ def test_the_adversary_alone_makes_samples_more_real_to_it() -> None:
     assert accuracy > 0.6 and after > before + 0.2 and abs(without - before) < 0.1
 
 
+@pytest.mark.slow
+def test_with_all_losses_the_discriminator_neither_wins_nor_loses() -> None:
+    made = module({"diffusion": 1.0, "feature": 1e-2, "adversarial": 5e-3, "consistency": 0.5})
+    log = fit(made, 90)
+    means = [log.mean("accuracy", slice(at, at + 30)) for at in (0, 30, 60)]
+    print("accuracy", means)
+    assert all(0.5 <= m <= 0.95 for m in means)
+
+
 # --------------------------------------------------------------------------------------------------- from records
 @pytest.fixture(scope="module")
 def encoded(records: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
