@@ -171,9 +171,11 @@ class Model:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         file = str(self.folder / f"{name}.onnx")
         session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        asked = {i.name for i in session.get_inputs()}  # a graph has no input for what its network never looks at
 
         def run(**inputs: Array) -> list[Array]:
-            return session.run(None, {k: np.ascontiguousarray(v, np.float32) for k, v in inputs.items()})
+            given = {k: np.ascontiguousarray(v, np.float32) for k, v in inputs.items() if k in asked}
+            return session.run(None, given)
 
         return run
 
@@ -365,7 +367,7 @@ def _by_rows(
         "compose",
         decoded=made,
         photo=large,
-        **{name: drawn[f"large_{name}"][None] for name in ("draft", "valid", "surface", "where")},
+        **{name: drawn[f"large_{name}"][None] for name in ("draft", "valid", "surface", "likeness", "where")},
     )
     return to_picture(made, box)
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from omfa.bodies.body import load_body
-from omfa.bodies.drafts import changeable, seen_map
+from omfa.bodies.drafts import Shown, changeable, seen_map
+from omfa.bodies.likeness import likeness
 from omfa.bodies.parameters import BodyParameters
-from omfa.canvas import PERSON
+from omfa.canvas import PERSON, PORTRAIT
 from omfa.commands import Parser
 from omfa.components import CLOTHES
 from omfa.drafting import draw, known_pictures
@@ -56,7 +57,9 @@ def drawn(
     )
     height, width = pipe.config.person_size
     small, bigger = draw(request, (height, width), body), draw(request, (large[0], large[1]), body)
-    made: dict[str, Any] = {"pose": fit_picture(request.pose[0], (height, width))[0]}
+    posed = request.pose[0]
+    assert posed is not None  # a person is made: nothing but a photo may lack its body
+    made: dict[str, Any] = {"pose": fit_picture(posed, (height, width))[0]}
     if style == "surface":
         (cloth,) = small.maps(body).values()
         made |= {} if cloth[0] is None else {"garment_map": cloth[0]}
@@ -65,10 +68,12 @@ def drawn(
         made |= {} if draft is None else {"draft": draft}
     draft_, params = bigger.drafts[PERSON][0], bigger.bodies[PERSON][0]
     if draft_ is not None and params is not None:
+        kept = Shown(fit_picture(request.given[PORTRAIT][0], (large[0], large[1]))[0], params)
         made |= {
             "large_draft": draft_.picture,
             "large_valid": draft_.valid[None],
             "large_surface": seen_map(body, params, (large[0], large[1])),
+            "large_likeness": likeness(body, draft_, portrait=kept),
             "large_where": changeable(body, params, draft_, {category})[None],
         }
     return {name: x.float().numpy() for name, x in made.items()}

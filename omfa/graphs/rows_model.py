@@ -115,14 +115,15 @@ class _Compose(nn.Module):
         self.composer, self.size = composer, tuple(size)
 
     def forward(
-        self, decoded: Tensor, photo: Tensor, draft: Tensor, valid: Tensor, surface: Tensor, where: Tensor
-    ) -> Tensor:
+        self, decoded: Tensor, photo: Tensor, draft: Tensor, valid: Tensor, surface: Tensor, likeness: Tensor,
+        where: Tensor,
+    ) -> Tensor:  # fmt: skip
         """(1, 3, h, w) what was decoded, all else (1, 3 or 1, H, W), to (1, 3, H, W)."""
         known, there = valid > 0.5, torch.ones_like(valid)
         large, seen = torch.zeros_like(photo), torch.zeros_like(valid)
         if self.composer.config.decoded:
             large, seen = images.enlarged(decoded, self.size), there
-        layers = Given(torch.where(known, draft, 0.0), known.to(draft), surface, large, seen, photo, there)
+        layers = Given(torch.where(known, draft, 0.0), known.to(draft), surface, large, seen, photo, there, likeness)
         made = self.composer(layers, torch.tensor([KINDS.index(PERSON)])).picture.clamp(-1, 1)
         return torch.lerp(photo, made, where)
 
@@ -175,7 +176,7 @@ def write_graphs(pipe: OMFAPipeline, folder: Path, numbers: Numbers = "float32",
     if pipe.composer is not None:
         plain, one = torch.zeros(1, 3, *large), torch.zeros(1, 1, *large)
         asked = {"decoded": torch.zeros(1, 3, height, width), "photo": plain, "draft": plain}
-        asked |= {"valid": one, "surface": plain, "where": one}
+        asked |= {"valid": one, "surface": plain, "likeness": plain, "where": one}
         write("compose", _Compose(pipe.composer, large), asked, ["picture"])
     about = {
         "kind": "rows", "numbers": numbers, "size": [height, width], "steps": config.default_steps,
