@@ -141,10 +141,23 @@ def over(made: Draft, ground: Tensor) -> Draft:
     return Draft(torch.where(made.valid, made.picture, ground), torch.ones_like(made.valid))
 
 
+def face_mask(seen: Seen, body: Body) -> Tensor:
+    """(H, W) bool where the face is seen: eyes, nose, cheeks, mouth; not the chin, nor where hair may hang."""
+    joints = torch.from_numpy(body.rest_joints).to(seen.rest)
+    eyes, head = joints[[23, 24]].mean(0), joints[15]
+    across, up, ahead = seen.rest[seen.faces].mean(1).unbind(1)
+    face = (up < eyes[1] + 0.02) & (up > eyes[1] - 0.08) & (ahead > (eyes[2] + head[2]) / 2)
+    face &= (across - eyes[0]).abs() < 0.06
+    shows = seen.fragments.face
+    return (shows >= 0) & face[shows.clamp_min(0)]
+
+
 def changeable(
     body: Body, params: BodyParameters, clothes: Draft, categories: Collection[str], outline: Tensor | None = None
 ) -> Tensor:
     """Where a photo may change when clothes are put on in it; whatever else a model makes of it, it stays the photo.
+
+    Faces never change.
 
     Args:
         body: everybody's.
@@ -162,8 +175,10 @@ def changeable(
     def grown(where: Tensor) -> Tensor:
         return F.max_pool2d(where[None].float(), 2 * radius + 1, 1, radius)[0] > 0
 
-    where = covered(_seen(body, params, (height, width)), body, categories)
+    seen = _seen(body, params, (height, width))
+    where = covered(seen, body, categories)
     where = (where if outline is None else where & grown(outline)) | grown(clothes.valid)
+    where &= ~face_mask(seen, body).to(where)  # a collar that is drafted too high must not cover it
     return F.avg_pool2d(where[None].float(), 2 * radius + 1, 1, radius, count_include_pad=False)[0]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from omfa.bodies.body import Body
-from omfa.bodies.drafts import Shown
+from omfa.bodies.drafts import Shown, face_mask
 from omfa.bodies.surface import Draft
 
 
@@ -39,16 +39,11 @@ def likeness(body: Body, made: Draft, photo: Shown | None = None, portrait: Show
 def _skin_and_wall(body: Body, shown: Shown) -> tuple[Tensor, Tensor]:
     """Colours (3,) in [-1, 1] of a person's face and of what is behind them; NaN where they can't be seen."""
     seen, width = shown.source(body).seen, shown.picture.shape[-1]
-    shows, joints = seen.fragments.face.cpu(), torch.from_numpy(body.rest_joints).float()
-    rest = seen.rest[seen.faces].mean(1).float().cpu()
-    eyes, head = joints[[23, 24]].mean(0), joints[15]
-    face = (rest[:, 1] < eyes[1] - 0.01) & (rest[:, 1] > eyes[1] - 0.08) & (rest[:, 2] > (eyes[2] + head[2]) / 2)
-    face &= (rest[:, 0] - eyes[0]).abs() < 0.06
-    on = (shows >= 0) & face[shows.clamp_min(0)]
+    on, nobody = face_mask(seen, body).cpu(), seen.fragments.face.cpu() < 0
     rim = torch.zeros_like(on)
     rim[:, : max(1, width // 16)] = rim[:, -max(1, width // 16) :] = True
     picture = shown.picture.cpu()
-    return _median(picture[:, on]), _median(picture[:, rim & (shows < 0)])
+    return _median(picture[:, on]), _median(picture[:, rim & nobody])
 
 
 def _median(colours: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ import torch
 
 from data_prep.wardrobe.synthetic import Sample, make_outfit
 from omfa.bodies.body import load_body
-from omfa.bodies.drafts import Shown, draft_garment
+from omfa.bodies.drafts import Shown, changeable, draft_garment, face_mask
 from omfa.bodies.likeness import likeness
 from omfa.bodies.placing import turned
+from omfa.bodies.surface import Draft, see
 from omfa.images import pixels_to_tensor
 from omfa.records.labels import LABEL_OF, Label
 
@@ -32,6 +33,18 @@ def test_skin_and_wall_are_told_from_clothes() -> None:
         assert kept[where["skin"]].mean() > kept[where["clothes"]].mean() + 0.3, seed
         assert wall[where["wall"]].mean() > wall[where["clothes"]].mean() + 0.3, seed
         assert not skin[~made.valid].any() and not wall[~made.valid].any()
+
+
+def test_a_face_never_changes_however_high_the_collar() -> None:
+    sample = near_the_front(4)
+    seen = see(load_body(), sample.params)
+    face = face_mask(seen, load_body())
+    assert face.sum() > 20
+    assert np.isin(sample.labels[face.numpy()], [Label.FACE, Label.HAIR]).mean() > 0.95
+    everywhere = Draft(torch.zeros(3, *SIZE), torch.ones(SIZE, dtype=torch.bool))
+    where = changeable(load_body(), sample.params, everywhere, ["upper"])
+    assert where[face].mean() < 0.4, "but for its soft rim"
+    assert where[~face].mean() > 0.95
 
 
 def test_from_behind_nothing_looks_like_skin() -> None:
