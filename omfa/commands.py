@@ -69,6 +69,20 @@ def count(text: str) -> int:
     return int(text)
 
 
+def size_of(text: str) -> tuple[int, int]:
+    """``HxW`` -> (height, width)."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} must be like 256x192, height first")
+    return int(height), int(width)
+
+
+def check_sides(size: tuple[int, int], step: int = 32) -> None:
+    """ValueError for a ``--size`` (height, width) that is not in steps of so many pixels."""
+    if any(n < step or n % step for n in size):
+        raise ValueError(f"--size {size[0]}x{size[1]} must be height x width, multiples of {step}, like 512x384")
+
+
 def end_with_parent() -> None:
     """In a process that another one has started: end when that one does, even when it is killed."""
     parent = multiprocessing.parent_process()

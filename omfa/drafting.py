@@ -17,16 +17,7 @@ from torch import Tensor
 
 from omfa import images
 from omfa.bodies.body import Body
-from omfa.bodies.drafts import (
-    Shown,
-    changeable,
-    coverage,
-    draft_garment,
-    draft_person,
-    fitted,
-    over,
-    seen_map,
-)
+from omfa.bodies.drafts import Shown, changeable, coverage, draft_garment, draft_person, fitted, over, seen_map
 from omfa.bodies.likeness import likeness
 from omfa.bodies.paper import off_paper
 from omfa.bodies.parameters import BodyParameters
@@ -141,31 +132,53 @@ def composed(
     made, kind = list(decoded), str(request.layout.categories.get(slot, PERSON))
     if kind not in KINDS:
         return made
-    drawn, worn = draw(request, size, body, tell=False), set(map(str, request.layout.categories.values()))
-    for i, draft in enumerate(drawn.drafts[slot]):
-        if draft is None:
+    drawn = draw(request, size, body, tell=False)
+    for i in range(request.batch):
+        layers = layers_of(request, slot, i, drawn, size, body)
+        if layers is None:
             continue
-        params = drawn.bodies[slot][i]
-        assert params is not None  # or there would be no draft
-        photos = request.given.get(PORTRAIT)
-        photo = None if photos is None else _fit(photos[i], size, "edge")[0][None].to(decoded)
+        draft, valid, surface, looks = (x[None].to(decoded.device) for x in layers[:4])
         large = images.enlarged(decoded[i : i + 1], size) if composer.config.decoded else None
-        drafted, valid, surface = (
-            x[None].to(decoded.device) for x in (draft.picture, draft.valid[None], seen_map(body, params, size))
-        )
-        wearer, off = drawn.bodies[PERSON][i], None
-        if slot != PERSON and wearer is not None:
-            off = Shown(_fit(request.given[PERSON][i], size, "edge")[0], wearer)
-        kept = None if photo is None else Shown(photo[0].cpu(), params)
-        looks = likeness(body, draft, off, kept)[None].to(decoded.device)
-        layers = given_layers(drafted, valid, surface, large, photo, likeness=looks)
-        made[i] = composer.compose(layers, [kind]).picture[0]
-        if photo is not None:
-            where = changeable(body, params, draft, worn, _outline(request, i, size)).to(photo)
-            made[i] = torch.lerp(photo[0], made[i], where)
+        photo = None if layers.photo is None else layers.photo[None].to(decoded)
+        given = given_layers(draft, valid, surface, large, photo, likeness=looks)
+        made[i] = composer.compose(given, [kind]).picture[0]
+        if photo is not None and layers.where is not None:
+            made[i] = torch.lerp(photo[0], made[i], layers.where.to(photo))
         if slot != PERSON:  # the ground of a shop picture is white
             made[i] = torch.where(off_paper(made[i], PAPER), made[i], 1.0)
     return made
+
+
+class Layers(NamedTuple):
+    """What one picture is put together from, beside what a model decoded, (3, H, W) or (1, H, W).
+
+    draft, valid, surface and likeness: as :func:`omfa.composer.given` takes them. photo: the portrait, and where it may
+    change; None for a new picture.
+    """
+
+    draft: Tensor
+    valid: Tensor
+    surface: Tensor
+    likeness: Tensor
+    photo: Tensor | None = None
+    where: Tensor | None = None
+
+
+def layers_of(request: Request, slot: str, i: int, drawn: Drawn, size: tuple[int, int], body: Body) -> Layers | None:
+    """The layers of a target of picture ``i`` of a call; None where there is no draft. Arguments as in `composed`."""
+    draft, params = drawn.drafts[slot][i], drawn.bodies[slot][i]
+    if draft is None:
+        return None
+    assert params is not None  # or there would be no draft
+    seen, wearer, photos = seen_map(body, params, size), drawn.bodies[PERSON][i], request.given.get(PORTRAIT)
+    off = None
+    if slot != PERSON and wearer is not None:
+        off = Shown(_fit(request.given[PERSON][i], size, "edge")[0], wearer)
+    if photos is None:
+        return Layers(draft.picture, draft.valid[None], seen, likeness(body, draft, off))
+    kept, worn = Shown(_fit(photos[i], size, "edge")[0], params), set(map(str, request.layout.categories.values()))
+    where = changeable(body, params, draft, worn, _outline(request, i, size))[None]
+    return Layers(draft.picture, draft.valid[None], seen, likeness(body, draft, off, kept), kept.picture, where)
 
 
 def composed_size(request: Request, slot: str, size: tuple[int, int]) -> tuple[int, int]:

@@ -17,7 +17,6 @@ here. Exit code 0: all well; 1: some records failed, each named; 2: the call was
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from tqdm import tqdm
 from omfa.backbone import fingerprint, posterior, vae_factor
 from omfa.bodies.body import load_body
 from omfa.canvas import FACE, PERSON, Canvas
-from omfa.commands import Parser, count, find_device
+from omfa.commands import Parser, count, find_device, size_of
 from omfa.components import ACCESSORIES, CLOTHES, Category
 from omfa.files import clear_parts, sole, unwritable, write_json
 from omfa.images import ImageError
@@ -140,14 +139,6 @@ def encode_prompts(
     for at in tqdm(range(0, len(todo), KEPT_PHRASES), unit="file of phrases", disable=None):
         captions.add(Prompts.of(todo[at : at + KEPT_PHRASES], texts, mark, device))
     return len(kept.config.phrases) + len(captions.where)
-
-
-def size_of(text: str) -> tuple[int, int]:
-    """``HxW`` -> (height, width)."""
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} must be like 256x192, height first")
-    return int(height), int(width)
 
 
 def main(args: Sequence[str] | None = None) -> int:

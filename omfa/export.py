@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from omfa.baselines.mobile_vton import graphs as pair
 from omfa.baselines.mobile_vton.folder import TRYON
 from omfa.baselines.mobile_vton.pipeline import MobileVTON
-from omfa.commands import Parser
+from omfa.commands import Parser, check_sides, size_of
 from omfa.files import aside, read_text, unwritable
 from omfa.graphs import rows_model
 from omfa.graphs.onnx_graph import check_numbers
@@ -109,18 +109,6 @@ def write_for_runtime(model: str, folder: Path, dtype: str, size: Sequence[int] 
         rows_model.write_graphs(OMFAPipeline.from_pretrained(model), folder, numbers, size or rows_model.LARGE)
 
 
-def _size(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        height, width = (int(n) for n in text.split("x"))
-    except ValueError:
-        height = width = 0
-    if min(height, width) < 32 or height % 32 or width % 32:
-        raise ValueError(f"--size {text} must be height x width, multiples of 32, like 512x384")
-    return [height, width]
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Write the folder; 0 all well, 2 the call or its input was wrong."""
     parser = Parser(prog="python -m omfa.export", description=(__doc__ or "").split("\n")[0])
@@ -131,16 +119,17 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=[*DTYPES, "int8"], help="float16 halves the files")
     parser.add_argument("--whole", action="store_true", help="a whole pipeline, LoRA merged, even of a small training")
     parser.add_argument("--runtime", choices=["onnx"], help="graphs for omfa.device in place of a model folder")
-    parser.add_argument("--size", help="with --runtime: height x width of what is made, like 512x384")
+    parser.add_argument("--size", type=size_of, help="with --runtime: height x width of what is made, like 512x384")
     parser.add_argument("--ckpt_path", default="last", help="a checkpoint of the run (default last)")
     call = parser.parse_args(args)
     try:
         if call.out.is_file() or (call.out.is_dir() and any(call.out.iterdir())):
             raise ValueError(f"--out {call.out} is there already: give a new folder, or remove that one")
-        size = _size(call.size)
+        if call.size is not None:
+            check_sides(call.size)
         if call.runtime is not None:
             check_numbers(call.dtype)
-        elif call.model is not None or size is not None or call.dtype == "int8":
+        elif call.model is not None or call.size is not None or call.dtype == "int8":
             raise ValueError("--model, --size and int8 are for graphs: add --runtime onnx")
         module, step = (None, 0) if call.run is None else load_run(call.run, call.ckpt_path)
     except (ValueError, OSError) as e:
@@ -153,7 +142,7 @@ def main(args: Sequence[str] | None = None) -> int:
                     if module is not None:
                         module.save(Path(whole), True, torch.float32)
                     folder.mkdir(parents=True, exist_ok=True)
-                    write_for_runtime(call.model or whole, folder, call.dtype, size)
+                    write_for_runtime(call.model or whole, folder, call.dtype, call.size)
             elif module is not None:
                 module.save(folder, call.whole, DTYPES[call.dtype])
                 if isinstance(module, Describes):

@@ -15,13 +15,11 @@ import numpy as np
 import torch
 
 from omfa.bodies.body import load_body
-from omfa.bodies.drafts import Shown, changeable, seen_map
-from omfa.bodies.likeness import likeness
 from omfa.bodies.parameters import BodyParameters
-from omfa.canvas import PERSON, PORTRAIT
-from omfa.commands import Parser
+from omfa.canvas import PERSON
+from omfa.commands import Parser, size_of
 from omfa.components import CLOTHES
-from omfa.drafting import draw, known_pictures
+from omfa.drafting import draw, known_pictures, layers_of
 from omfa.files import check_writable, whole
 from omfa.graphs.rows_model import LARGE
 from omfa.images import Picture, fit_picture
@@ -66,16 +64,9 @@ def drawn(
     if pipe.config.draft == "surface":
         draft = known_pictures(request, PERSON, small, (height, width))[0]
         made |= {} if draft is None else {"draft": draft}
-    draft_, params = bigger.drafts[PERSON][0], bigger.bodies[PERSON][0]
-    if draft_ is not None and params is not None:
-        kept = Shown(fit_picture(request.given[PORTRAIT][0], (large[0], large[1]))[0], params)
-        made |= {
-            "large_draft": draft_.picture,
-            "large_valid": draft_.valid[None],
-            "large_surface": seen_map(body, params, (large[0], large[1])),
-            "large_likeness": likeness(body, draft_, portrait=kept),
-            "large_where": changeable(body, params, draft_, {category})[None],
-        }
+    layers = layers_of(request, PERSON, 0, bigger, (large[0], large[1]), body)
+    if layers is not None:
+        made |= {f"large_{name}": x for name, x in layers._asdict().items() if name != "photo"}
     return {name: x.float().numpy() for name, x in made.items()}
 
 
@@ -87,14 +78,13 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--pose", required=True, type=Path, help="the body in the photo (.npz)")
     parser.add_argument("--category", default="upper", choices=[c.value for c in CLOTHES])
     parser.add_argument("--model", default="compact", help="the model that was exported")
-    parser.add_argument("--size", default="x".join(map(str, LARGE)), help="as in omfa.export")
+    parser.add_argument("--size", type=size_of, default=LARGE, help="as in omfa.export")
     parser.add_argument("--out", required=True, type=Path, help="file to write (.npz)")
     call = parser.parse_args(args)
     try:
-        large = [int(n) for n in call.size.split("x")]
         check_writable(call.out.parent)
         pipe, pose = OMFAPipeline.from_pretrained(call.model), BodyParameters.load(call.pose)
-        made = drawn(pipe, call.photo, call.garment, call.category, pose, large)
+        made = drawn(pipe, call.photo, call.garment, call.category, pose, call.size)
         with whole(call.out) as part, part.open("wb") as file:
             np.savez_compressed(file, **made)  # type: ignore[arg-type]
     except (ValueError, OSError) as e:

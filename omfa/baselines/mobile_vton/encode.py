@@ -21,7 +21,7 @@ from omfa.backbone import fingerprint, posterior
 from omfa.baselines.mobile_vton.examples import ENCODING, NOTHING, PROMPTS, encoded_file, target_phrase
 from omfa.baselines.mobile_vton.pipeline import SIZE, MobileVTON
 from omfa.baselines.mobile_vton.prompts import NEGATIVE, PLAIN, PromptBook, TextEncoders, try_on_phrase
-from omfa.commands import Parser, find_device
+from omfa.commands import Parser, find_device, size_of
 from omfa.files import check_writable, clear_parts, sole, whole, write_json
 from omfa.records.latents import MADE_FROM, Hashes
 from omfa.records.prepared import RecordError, garment_roles, read_records, record_pictures, resolve
@@ -87,15 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--records", type=Path, required=True, help="records folder")
     parser.add_argument("--model", type=Path, required=True, help="folder of the published layout")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is made")
-    parser.add_argument("--size", default="x".join(map(str, SIZE)), help="height x width, like 1024x768")
+    parser.add_argument("--size", type=size_of, default=SIZE, help="height x width, like 1024x768")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     args = parser.parse_args(argv)
     try:
-        size = [int(n) for n in args.size.split("x")]
         pipe = MobileVTON.from_pretrained(args.model).to(find_device(args.device))
         with sole(args.out):
             clear_parts(args.out)
-            encode_records(pipe, args.records, args.out, size)
+            encode_records(pipe, args.records, args.out, args.size)
     except (ValueError, RecordError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -23,7 +23,7 @@ from omfa.baselines.mobile_vton.folder import Parts
 from omfa.baselines.mobile_vton.light_unet import PIXELS_PER_LATENT, LightUNet
 from omfa.baselines.mobile_vton.prompts import LENGTH, NEGATIVE, PLAIN, TextEncoders, try_on_phrase
 from omfa.baselines.mobile_vton.teacher import CONTEXT
-from omfa.commands import Parser
+from omfa.commands import Parser, check_sides, size_of
 from omfa.files import check_writable
 from omfa.records.prepared import RecordError, read_records
 from omfa.records.worn import clothes
@@ -139,17 +139,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--records", type=Path, required=True, help="records folder, for the words of its captions")
     parser.add_argument("--out", type=Path, required=True, help="folder for the parts")
     parser.add_argument("--vae", default="omfa/models/compact/vae", help="folder of a trained VAE")
-    parser.add_argument("--size", default="x".join(map(str, SIZE)), help="height x width, multiples of 32")
+    parser.add_argument("--size", type=size_of, default=SIZE, help="height x width, multiples of 32")
     args = parser.parse_args(argv)
     try:
-        size = [int(n) for n in args.size.split("x")]
-        if len(size) != 2 or any(n < 32 or n % 32 for n in size):
-            raise ValueError(f"--size {args.size} must be height x width, multiples of 32, like 128x96")
+        check_sides(args.size)
         check_writable(args.out)
         phrases = [NEGATIVE, *PLAIN.values(), *(try_on_phrase(c, d) for c, d in PLAIN.items())]
         phrases += [target_phrase(r, g.category) for r in read_records(args.records) for g in clothes(r)]
         torch.manual_seed(0)
-        small_parts(read_part(AutoencoderKL, Path(args.vae)), phrases, args.out, size).write(args.out)
+        small_parts(read_part(AutoencoderKL, Path(args.vae)), phrases, args.out, args.size).write(args.out)
     except (ValueError, RecordError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
