@@ -57,25 +57,25 @@ class Shares:
     """How often each task is drawn, and how often the draft is missing.
 
     Args:
-        off: a garment off its photo.
-        on: a person in the given garments.
+        try_off: a garment off its photo.
+        try_on: a person in the given garments.
         keep: the same with the photo to be kept.
         no_draft: probability.
     """
 
-    off: float = 0.5
-    on: float = 0.25
+    try_off: float = 0.5
+    try_on: float = 0.25
     keep: float = 0.25
     no_draft: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(vars(self).values()) < 0 or self.off + self.on + self.keep <= 0 or self.no_draft > 1:
+        if min(vars(self).values()) < 0 or self.try_off + self.try_on + self.keep <= 0 or self.no_draft > 1:
             raise ValueError(f"{self}: shares must be at least 0 and not all 0, no_draft at most 1")
 
     def draw(self, u: float) -> str:
-        """``off``, ``on`` or ``keep``, for a number in [0, 1)."""
-        place = u * (self.off + self.on + self.keep)
-        return "off" if place < self.off else "on" if place < self.off + self.on else "keep"
+        """``try_off``, ``try_on`` or ``keep``, for a number in [0, 1)."""
+        place = u * (self.try_off + self.try_on + self.keep)
+        return "try_off" if place < self.try_off else "try_on" if place < self.try_off + self.try_on else "keep"
 
 
 def rng_of(seed: int, name: str) -> np.random.Generator:
@@ -109,20 +109,20 @@ class ComposerExamples(RecordExamples[ComposerExample]):
         """See :class:`RecordExamples`."""
         u = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
         task = self.shares.draw(u[0])
-        if task == "off" and abs(record.view_yaw or 0) > FARTHEST_YAW:
-            task = "on" if u[1] < 0.5 else "keep"
+        if task == "try_off" and abs(record.view_yaw or 0) > FARTHEST_YAW:
+            task = "try_on" if u[1] < 0.5 else "keep"
         if task == "keep" and record.portrait is None:
-            task = "on"
+            task = "try_on"
         worn = clothes(record)
         garment = worn[int(u[1] * len(worn))].category.value
-        target = {"off": garment, "on": "person", "keep": "portrait"}[task]
+        target = {"try_off": garment, "try_on": "person", "keep": "portrait"}[task]
         name = f"{record.id}-{target}-{int(u[2] * self.nudges)}"
         made, picture = drafted(self.drafter, record, target, self.kept, rng_of(self.seed, name), name), None
         if self.decoder is not None:
             picture = self.decoder.decoded(record, target, rng_of(self.seed, name), name)
         if u[3] < 0.5:
             made, picture = made.mirrored(), None if picture is None else picture[:, ::-1]
-        kind = garment if task == "off" else "person"
+        kind = garment if task == "try_off" else "person"
         return as_example(made, kind, task == "keep", u[4] >= self.shares.no_draft, picture)
 
     def collate(self, examples: list[ComposerExample]) -> ComposerExample:
@@ -243,7 +243,7 @@ class ComposerModule(TrainedModule):
         with torch.no_grad():
             seen = psnr((made.picture.clamp(-1, 1) + 1) / 2, (batch.truth + 1) / 2, batch.area)
             kept = batch.layers.has_photo.amax((1, 2, 3)) > 0
-            tasks = {"off": batch.kind > 0, "on": (batch.kind == 0) & ~kept, "keep": kept}
+            tasks = {"try_off": batch.kind > 0, "try_on": (batch.kind == 0) & ~kept, "keep": kept}
             for name, chosen in tasks.items():
                 if chosen.any():
                     self.log(f"psnr/{name}", seen[chosen].nanmean(), batch_size=int(chosen.sum()))

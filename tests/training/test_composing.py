@@ -40,6 +40,10 @@ def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def only(task: str) -> dict[str, float]:
+    return {name: float(name == task) for name in ("try_off", "try_on", "keep")}
+
+
 def examples(wardrobe: Path, kept: Path, **shares: float) -> ComposerExamples:
     return ComposerExamples(wardrobe, kept, SIZE, Shares(**{"no_draft": 0.0} | shares))
 
@@ -143,7 +147,7 @@ def test_an_example_is_a_function_of_its_seed(wardrobe: Path, tmp_path: Path) ->
 def test_what_a_model_decodes_is_given_too(wardrobe: Path, tmp_path: Path) -> None:
     pipe = make_compact(join="rows", draft="surface", pose_style="surface", portraits=True)
     pipe.save_pretrained(tmp_path / "model")
-    for shares in ({"off": 1, "on": 0, "keep": 0}, {"off": 0, "on": 1, "keep": 0}, {"off": 0, "on": 0, "keep": 1}):
+    for shares in map(only, ("try_off", "try_on", "keep")):
         data = ComposerExamples(
             wardrobe, tmp_path / "kept", SIZE, Shares(**shares), model=str(tmp_path / "model")
         )  # fmt: skip
@@ -157,9 +161,9 @@ def test_what_a_model_decodes_is_given_too(wardrobe: Path, tmp_path: Path) -> No
 
 def test_tasks_say_what_is_given(wardrobe: Path, tmp_path: Path) -> None:
     for shares, kinds, photo in (
-        ({"off": 1, "on": 0, "keep": 0}, {"upper", "lower", "dress"}, False),
-        ({"off": 0, "on": 1, "keep": 0}, {"person"}, False),
-        ({"off": 0, "on": 0, "keep": 1}, {"person"}, True),
+        (only("try_off"), {"upper", "lower", "dress"}, False),
+        (only("try_on"), {"person"}, False),
+        (only("keep"), {"person"}, True),
     ):
         data = examples(wardrobe, tmp_path, **shares)
         e = data.example(data.records[0], seeded(1))
@@ -167,7 +171,7 @@ def test_tasks_say_what_is_given(wardrobe: Path, tmp_path: Path) -> None:
         assert bool(e.layers.has_photo.all()) is photo and bool(e.layers.has_photo.any()) is photo
         assert (e.layers.valid == 1).any() and 0 < e.area.mean() < 1
         assert not (data.example(data.records[0], seeded(1)).layers.has_decoded == 1).any()
-    bare = examples(wardrobe, tmp_path, off=0, on=1, keep=0, no_draft=1.0)
+    bare = examples(wardrobe, tmp_path, **only("try_on"), no_draft=1.0)
     assert not bare.example(bare.records[0], seeded(1)).layers.valid.any()
 
 
@@ -247,7 +251,7 @@ def test_a_run_stops_goes_on_and_leaves_a_composer(wardrobe: Path, tmp_path: Pat
     whole, halves = (load_file(tmp_path / run / name) for run in ("whole", "halves"))
     assert whole.keys() == halves.keys() and all(torch.equal(whole[k], halves[k]) for k in whole)
     composer = Composer.from_pretrained(tmp_path / "whole" / "model")
-    data = examples(wardrobe, tmp_path / "kept", off=0, on=0, keep=1)
+    data = examples(wardrobe, tmp_path / "kept", **only("keep"))
     e = data.example(data.records[0], seeded(0))
     made = composer.compose(Given(*(x[None] for x in e.layers)), ["person"]).picture
     assert made.shape == (1, 3, *SIZE) and made.abs().max() <= 1
