@@ -134,8 +134,8 @@ class Work:
 
 
 def wardrobe(work: Work) -> dict[str, float]:
-    """Dressed people and their garments, with bodies and portraits."""
-    options = ("--records", str(work.records), "--seed", str(work.seed), "--portraits")
+    """Dressed people and their garments, with bodies and portraits; half of them as a camera sees them."""
+    options = ("--records", str(work.records), "--seed", str(work.seed), "--portraits", "--photographic", "0.5")
     workers = ("--workers", str(os.cpu_count() or 1))
     work.run("wardrobe", "data_prep", "synthetic", *options, "--out", str(work.out / "wardrobe_records"), *workers)
     return {"records": work.records}

@@ -227,7 +227,7 @@ def write_outfit(
     records: int,
     portraits: bool = False,
     shoes: bool = False,
-    photographic: bool = False,
+    photographic: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Write one outfit's files; its lines of ``metadata.jsonl``.
 
@@ -240,9 +240,10 @@ def write_outfit(
         records: how many the whole call makes; the last outfit may have fewer views.
         portraits: write every view in other clothes, too.
         shoes: write the pair of shoes as a garment, too.
-        photographic: see :func:`make_outfit`.
+        photographic: share of outfits drawn so, see :func:`make_outfit`; 0 to 1.
     """
-    samples = make_outfit(seed, index, size, min(VIEWS, records - index * VIEWS), portraits, shoes, photographic)
+    as_photos = bool(np.random.default_rng([seed, 8, index]).random() < photographic)
+    samples = make_outfit(seed, index, size, min(VIEWS, records - index * VIEWS), portraits, shoes, as_photos)
     first = samples[0]
     assert first.record.face is not None
     write_image(out / first.record.face.path, first.face)
@@ -278,8 +279,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shoes", action="store_true", help="the pairs of shoes are garments, too, with shop pictures")
     parser.add_argument(
-        "--photographic", action="store_true", help="richer clothes, rooms and streets, a camera's light and noise"
-    )
+        "--photographic", type=_share, nargs="?", const=1.0, default=0.0, metavar="SHARE",
+        help="richer clothes, rooms and streets, a camera's light and noise: of all outfits, or of a share of them",
+    )  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> Outcome:
@@ -294,6 +296,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 10**7:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to 10,000,000")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1, like 0.5")
+    return share
 
 
 def _seed(text: str) -> int:

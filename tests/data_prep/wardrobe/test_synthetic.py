@@ -17,7 +17,7 @@ from data_prep.wardrobe.fabrics import WEAVES, Fabric
 from data_prep.wardrobe.heads import HAIR_STYLES, draw_person
 from data_prep.wardrobe.outfits import Outfit, caption, draw_outfit
 from data_prep.wardrobe.prints import draw_words, words
-from data_prep.wardrobe.synthetic import Sample, make_outfit
+from data_prep.wardrobe.synthetic import Sample, make_outfit, write_outfit
 from data_prep.wardrobe.tailor import tailor
 from data_prep.wardrobe.views import draw_pose, draw_yaw, face_size, shop_picture
 from omfa.bodies.body import load_body
@@ -280,6 +280,25 @@ def test_the_photographic_world_is_richer_and_as_exact() -> None:
         apart = (s.labels == Label.BACKGROUND) & (s.portrait_labels == Label.BACKGROUND)
         difference = np.abs(s.person.astype(int) - s.portrait)[apart]
         assert np.median(difference) <= 2, "the same place, the same camera"
+
+
+def test_a_share_of_the_outfits_is_photographic_and_each_is_wholly_so_or_not(tmp_path: Path) -> None:
+    kinds = []
+    for index in range(6):
+        (line,) = write_outfit(
+            f"o{index}", index, tmp_path, seed=11, size=(64, 48), records=4 * index + 1, photographic=0.5
+        )
+        person = np.asarray(Image.open(tmp_path / line["file_name"]))
+        both = [make_outfit(11, index, (64, 48), 1, photographic=p)[0].person for p in (False, True)]
+        kinds.append([np.array_equal(person, p) for p in both])
+    assert {tuple(k) for k in kinds} == {(True, False), (False, True)}
+
+
+@pytest.mark.parametrize("share", ["1.5", "-1", "many", "nan"])
+def test_a_share_that_is_none_is_refused(share: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--records", "4", f"--photographic={share}")
+    assert "must be a number from 0 to 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("weave", WEAVES)
