@@ -21,7 +21,7 @@ from omfa import export
 from omfa.fit import main
 from omfa.pipeline import OMFAPipeline
 from omfa.records.prepared import read_records
-from omfa.training.checkpoints import SafeCheckpointIO, is_whole, last_checkpoint
+from omfa.training.checkpoints import SafeCheckpointIO, is_whole, last_checkpoint, step_of
 from omfa.training.model_card import last_losses
 from omfa.training.rates import Rates
 from omfa.training.vae import PicturesDataModule, VAEModule
@@ -94,6 +94,19 @@ def test_a_run_killed_while_it_wrote_its_model_writes_it(records: Path, tmp_path
     assert main(arguments(records, tmp_path, 1, *quick)) == 0
     assert {p.relative_to(model): p.read_bytes() for p in model.rglob("*") if p.is_file()} == before
     assert not part.exists() and (model / "README.md").is_file()
+
+
+def test_a_run_that_ends_by_the_clock_leaves_all_it_learned(records: Path, tmp_path: Path) -> None:
+    timed = ["--trainer.max_time=00:00:00:02", "--trainer.callbacks=SaveModel", "--save_every=100000"]
+    assert main(arguments(records, tmp_path, 10**6, *timed)) == 0
+    checkpoint = last_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None and 0 < step_of(checkpoint) < 10**6
+    assert len(list((tmp_path / "checkpoints").glob("*.ckpt"))) == 1
+    learned = torch.load(checkpoint, weights_only=True)["state_dict"]
+    saved = OMFAPipeline.from_pretrained(tmp_path / "model").unet.conv_out.bias
+    assert any(name.endswith("conv_out.bias") and torch.equal(saved, value) for name, value in learned.items())
+    assert main(arguments(records, tmp_path, 10**6, *timed, "--ckpt_path=last")) == 0  # its time is over
+    assert last_checkpoint(tmp_path / "checkpoints") == checkpoint
 
 
 def test_a_rehearsal_leaves_nothing_to_be_taken_for_a_model(records: Path, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def load_weights(pl_module: Any, checkpoint: Path) -> int:
 
 
 class Checkpoints(Checkpoint):
-    """``checkpoints/step=N.ckpt`` every so often, at the last step, and when SIGTERM or Ctrl-C asks for the end.
+    """``checkpoints/step=N.ckpt`` every so often, at the end, and when SIGTERM or Ctrl-C asks for one.
 
     SIGTERM to any process of the run lets all of them finish the step at hand (where they have already exchanged their
     word on it, the next one), write a checkpoint and end well. Lightning's own handler is replaced while training: it
@@ -182,8 +182,9 @@ class Checkpoints(Checkpoint):
         self.every, self.keep = every, keep
         self.goes_on_from: Path | None = None  # the checkpoint that is about to be read
         self._asked: signal.Signals | None = None
+        self.stopped = False  # by a signal, before the end
         self.interrupted = False  # by Ctrl-C, and what was learned is saved
-        self._seen = 0
+        self._seen = self._saved = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Listen from the beginning, for reading a checkpoint can take long; all processes must read the same one.
@@ -202,7 +203,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Listen again, in place of Lightning's handler, which has come in between."""
         self._listen()
-        self._seen = trainer.global_step
+        self._seen = self._saved = trainer.global_step
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             abandon_after(_folder(trainer), self._seen)
 
@@ -224,11 +225,16 @@ class Checkpoints(Checkpoint):
         if stop or self._seen % self.every == 0 or self._seen >= trainer.max_steps:
             self._save(trainer, pl_module)
         if stop and self._seen < trainer.max_steps:
-            trainer.should_stop = True
+            trainer.should_stop = self.stopped = True
             self.interrupted = self._asked is signal.SIGINT
             if trainer.is_global_zero:
                 why = "stopped by hand" if self.interrupted else "SIGTERM"
                 print(f"{why}: saved step {self._seen}; go on with --ckpt_path last", flush=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Save what an end before ``max_steps`` (``max_time``, a callback's) would leave unsaved."""
+        if self._saved < self._seen:
+            self._save(trainer, pl_module)
 
     def _save(self, trainer: pl.Trainer, pl_module: Any) -> None:
         parts = trainer.strategy.masters() if isinstance(trainer.strategy, ZeRO) else pl_module.parameters()
@@ -243,6 +249,7 @@ class Checkpoints(Checkpoint):
             for part in folder.glob("*.part"):  # what a killed run left behind
                 part.unlink()
         trainer.save_checkpoint(folder / f"step={self._seen}.ckpt", False)  # all of the run, not its weights alone
+        self._saved = self._seen
         if trainer.is_global_zero:
             for path in by_step(folder)[: -self.keep]:
                 trainer.strategy.checkpoint_io.remove_checkpoint(path)
@@ -298,8 +305,9 @@ class SaveModel(pl.Callback):
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Write the folder, unless the run was stopped before its end or was only a rehearsal."""
-        if trainer.global_step < trainer.max_steps or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Write the folder, unless a signal stopped the run before its end or it was only a rehearsal."""
+        stopped = any(c.stopped for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
+        if stopped or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         weights = best_weights(trainer, pl_module)
         if not trainer.is_global_zero:
