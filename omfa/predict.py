@@ -24,6 +24,7 @@ from omfa.evaluation.making import Job, run
 from omfa.evaluation.pairs import Selection, donors_from_file, make_items, unpaired_donors
 from omfa.evaluation.predictions import TellsOfWeights, find_class, wishes_of
 from omfa.records.prepared import RecordError, read_records
+from omfa.records.worn import clothes
 
 CLASS_PATH, WEIGHTS = "omfa.judged.OMFAModel", "compact"
 
@@ -72,6 +73,10 @@ def prepare(args: argparse.Namespace) -> Job:
             donors, absent = donors_from_file(Path(args.pairs), Selection(args.split).of(every))
             if absent:
                 print(f"{len(absent)} pairs name no record here; the first: {absent[0]}", file=sys.stderr)
+    if args.pairs in ("paired", "unpaired"):
+        bare = [r.id for r in records if not clothes(r) and r.id not in (donors or {})]
+        if bare:
+            print(f"{len(bare)} records name no garments and are left out; the first: {bare[0]}", file=sys.stderr)
     items = make_items(records, task, donors, every, args.limit, chosen.categories)
     if not items:
         raise ValueError(f"{args.records} holds no record of split {args.split!r} with such garments; check --split")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,22 @@ def test_pairs_from_a_file(records: Path, tmp_path: Path, capsys) -> None:
     pairs.write_text("nobody someone\n")
     assert predicted(records, tmp_path / "other", "--task", "try_on", "--pairs", str(pairs)) == 2
     assert "pairs.txt:1" in capsys.readouterr().err
+
+
+def test_records_without_garments_are_told(records: Path, tmp_path: Path, capsys) -> None:
+    """Paired they have nothing to make; unpaired they wear another's, if their outfit is known from other pictures."""
+    copy = shutil.copytree(records, tmp_path / "records")
+    first, *others = read_records(copy)
+    write_records(copy, [replace(first, garments=(), portrait=None), *others])
+    for number, (call, told) in enumerate(
+        {("try_on",): True, ("try_off",): True, ("try_on", "--pairs", "unpaired"): False}.items()
+    ):
+        out = tmp_path / str(number)
+        assert predicted(copy, out, "--task", *call) == 0
+        assert (
+            f"1 records name no garments and are left out; the first: {first.id}" in capsys.readouterr().err
+        ) is told
+        assert any(p.stem.split(".")[0] == first.id for p in out.glob("*.png")) is not told
 
 
 def test_pairs_of_data_sets_are_found_by_their_file_names(tmp_path: Path) -> None:
