@@ -15,8 +15,12 @@ _OF_LABEL: dict[Label, Part] = {
     **{Label.UPPER: Part.UPPER, Label.LOWER: Part.PANTS, Label.DRESS: Part.DRESS, Label.SHOES: Part.SHOES},
     Label.PROP: Part.BAG,
 }
-_LIMBS = {Part.LEFT_ARM: "left", Part.RIGHT_ARM: "right", Part.LEFT_LEG: "left", Part.RIGHT_LEG: "right"}
-_ARM, _LEG = ("upper_arm", "forearm", "hand"), ("thigh", "shin", "foot")
+_OF_LIMB: dict[str, Part] = {
+    **dict.fromkeys(("left_upper_arm", "left_forearm", "left_hand"), Part.LEFT_ARM),
+    **dict.fromkeys(("right_upper_arm", "right_forearm", "right_hand"), Part.RIGHT_ARM),
+    **dict.fromkeys(("left_thigh", "left_shin", "left_foot"), Part.LEFT_LEG),
+    **dict.fromkeys(("right_thigh", "right_shin", "right_foot"), Part.RIGHT_LEG),
+}
 
 
 def part_map(folder: Path, record: Record) -> np.ndarray:
@@ -38,10 +42,8 @@ def part_map(folder: Path, record: Record) -> np.ndarray:
         limbs = _read(folder, record, maps.limbs, len(PARTS) + 1)
         if limbs.shape != labels.shape:
             raise RecordError(f"{record.id}: maps of {labels.shape} and {limbs.shape} don't belong together")
-        for part, side in _LIMBS.items():
-            names = _ARM if part in (Part.LEFT_ARM, Part.RIGHT_ARM) else _LEG
-            ids = [1 + PARTS.index(f"{side}_{name}") for name in names]
-            parts[(labels == Label.SKIN) & np.isin(limbs, ids)] = part
+        bare = labels == Label.SKIN
+        parts[bare] = np.array([Part.SKIN, *(_OF_LIMB.get(name, Part.SKIN) for name in PARTS)], np.uint8)[limbs[bare]]
     return parts
 
 
