@@ -52,6 +52,18 @@ def test_pose_maps_as_the_originals(data_set: str, variant: str) -> None:
     assert_close(made.double().sum((1, 2)), golden[f"{data_set}.{variant}.pose_map_sum"], atol=1e-3, rtol=0)
 
 
+def test_a_bump_is_its_whole_formula_wherever_its_joint_lies() -> None:
+    """Bit for bit, though only what is near a joint is computed."""
+    size = (256, 192)
+    points = np.random.default_rng(0).uniform((-120, -120), (320, 380), (18, 2))
+    points[:3] = [[0, 0], [1e6, 5], [-5, 90.5]]
+    grid = [torch.arange(side, dtype=torch.float64) for side in size]
+    for (x, y), made in zip(points, pose_map(points, size), strict=True):
+        lines = (torch.exp(-(line - at).square() / 81) for line, at in zip(grid, (y, x), strict=True))
+        bump = torch.outer(*lines).float()
+        assert torch.equal(made, bump / (bump.max() + torch.finfo(torch.float32).eps) * float(max(x, y) > 0))
+
+
 def test_pose_maps_at_the_other_sizes_as_the_originals() -> None:
     small = F.interpolate(pose_map(keypoints("vitonhd", "full", 512), (512, 384))[None], (64, 48), mode="bilinear")[0]
     assert_close(small[:, ::2, ::2], read("dataset_masks")["vitonhd.full.pose_map_latent_64x48_stride2"], **CLOSE)
