@@ -21,11 +21,12 @@ from torch.utils.data import Dataset
 
 from omfa import images
 from omfa.baselines.ladi_vton.inputs import Inputs, Person, fit_person, make_inputs, stack
-from omfa.baselines.ladi_vton.masks import JOINTS, Rules, garment_on_white
+from omfa.baselines.ladi_vton.masks import JOINTS, RULES, Rules, garment_on_white, rule_of
 from omfa.bodies.body import KEY_VERTICES, Body, load_body
 from omfa.bodies.parameters import JOINT_IDS, BodyParameters
 from omfa.bodies.placing import project
-from omfa.components import CLOTHES, Category
+from omfa.bodies.surface import resized
+from omfa.components import Category, as_clothes
 from omfa.images import read_image
 from omfa.records.keypoints import read_keypoints
 from omfa.records.labels import PARTS_OF, Part, read_labels
@@ -87,11 +88,16 @@ def ids_of_parts(parts: np.ndarray, category: Category, rules: Rules) -> np.ndar
     return np.array([table[part] for part in Part], np.uint8)[parts]
 
 
-def keypoints_of(folder: Path, record: Record) -> np.ndarray:
+def keypoints_of(folder: Path, record: Record, size: tuple[int, int]) -> np.ndarray:
     """OpenPose's 18 points of a record, (18, 2) in pixels of the person picture, 0 where not seen.
 
+    Args:
+        folder: the records folder.
+        record: one of it.
+        size: (height, width) of its person picture.
+
     Raises:
-        RecordError: neither keypoints nor body parameters, or damaged ones.
+        RecordError: neither keypoints nor body parameters, damaged ones, or those of another picture.
     """
     if record.keypoints is not None:
         points = read_keypoints(resolve(folder, record.keypoints.path), record.keypoints.format)
@@ -101,20 +107,29 @@ def keypoints_of(folder: Path, record: Record) -> np.ndarray:
             f"{record.id}: neither keypoints nor body parameters; run 'python -m data_prep pose-maps' first"
         )
     try:
-        return body_keypoints(BodyParameters.load(resolve(folder, record.pose.params)))
+        return body_keypoints(BodyParameters.load(resolve(folder, record.pose.params)), size)
     except ValueError as e:
         raise RecordError(f"{record.id}: {e}") from None
 
 
-def body_keypoints(params: BodyParameters) -> np.ndarray:
+def body_keypoints(params: BodyParameters, size: tuple[int, int]) -> np.ndarray:
     """The 18 points of a posed body, (18, 2) in pixels; 0 for what lies outside the picture.
 
+    Args:
+        params: of the open body.
+        size: (height, width) of the picture, of the shape that the parameters' has.
+
     Raises:
-        ValueError: parameters of another body than the open one.
+        ValueError: parameters of another body, or of a picture of another shape.
     """
     body = _open_body()
     if params.body_hash != body.hash:
         raise ValueError(f"body parameters of {params.body}; give keypoints, or parameters of {body.name}")
+    if params.image_size != size:
+        there, here = (f"{width}x{height}" for height, width in (params.image_size, size))
+        if abs(params.image_size[0] * size[1] / (params.image_size[1] * size[0]) - 1) > 0.01:
+            raise ValueError(f"body parameters of a picture of {there} for one of {here}: give those of the same one")
+        params = resized(params, size)
     betas, expression, pose, transl = (
         torch.tensor(v)[None].float() for v in (params.betas, params.expression, params.pose, params.transl)
     )
@@ -126,7 +141,7 @@ def body_keypoints(params: BodyParameters) -> np.ndarray:
             at[number] = found[JOINT_IDS[name]]
     at[1] = (at[2] + at[5]) / 2  # OpenPose's neck lies between the shoulders
     at[list(_FACE)] = found[-len(_FACE) :]
-    points, (height, width) = project(at, params.K), params.image_size
+    points, (height, width) = project(at, params.K), size
     seen = [bool(np.isfinite(p).all() and 0 <= p[0] < width and 0 <= p[1] < height) for p in points]
     return np.where(np.array(seen)[:, None], points, 0.0)
 
@@ -136,25 +151,42 @@ def _open_body() -> Body:
     return load_body()
 
 
-def person_of(folder: Path, record: Record, category: Category, rules: Rules, size: tuple[int, int]) -> Person:
+def person_of(
+    folder: Path,
+    record: Record,
+    category: Category,
+    rules: Rules,
+    size: tuple[int, int],
+    found: dict[str, np.ndarray] | None = None,
+) -> Person:
     """A record's photo, labels and keypoints at the model's size.
+
+    Args:
+        folder: the records folder.
+        record: one of it.
+        category: of the garment that a mask is wanted for.
+        rules: whose ids.
+        size: (height, width) of the model's pictures.
+        found: keypoints by record, as found before; new ones are put there.
 
     Raises:
         RecordError: something is missing or does not belong together; it names the record.
         ImageError: the photo can't be read.
     """
     photo = read_image(resolve(folder, record.file_name))
-    labels, points = labels_of(folder, record, category, rules), keypoints_of(folder, record)
+    labels, found = labels_of(folder, record, category, rules), {} if found is None else found
+    if record.id not in found:
+        found[record.id] = keypoints_of(folder, record, (photo.height, photo.width))
     try:
-        return fit_person(photo, labels, points, size)
+        return fit_person(photo, labels, found[record.id], size)
     except ValueError as e:
         raise RecordError(f"{record.id}: {e}") from None
 
 
 def cloth_of(folder: Path, garment: GarmentRef, size: tuple[int, int]) -> Tensor:
     """A garment's picture, (3, H, W) in [-1, 1], white outside its mask, where it has one; then it is resized."""
-    mask = None if garment.mask is None else read_labels(resolve(folder, garment.mask)) > 0
-    return images.load(on_white(read_image(resolve(folder, garment.path)), mask), size, "white")[0]
+    mask = None if garment.mask is None else read_labels(resolve(folder, garment.mask)) > 127
+    return images.fit_picture(on_white(read_image(resolve(folder, garment.path)), mask), size, "white")[0]
 
 
 def on_white(garment: Image.Image, mask: np.ndarray | None) -> Image.Image:
@@ -207,6 +239,7 @@ class Examples(Dataset[Example]):
 
     Raises:
         RecordError: no record has such a garment.
+        ValueError: a category that is none of clothes, or that the rules don't know.
     """
 
     def __init__(
@@ -215,18 +248,18 @@ class Examples(Dataset[Example]):
         size: tuple[int, int] | list[int],
         rules: Rules = "dresscode",
         split: str | None = "train",
-        categories: list[Category] | None = None,
+        categories: list[str] | None = None,
         seed: int = 0,
     ) -> None:
         self.seed = seed
+        self._points: dict[str, np.ndarray] = {}  # a body's take a while, and are asked for every epoch
         self.folder, self.size, self.rules = Path(folder), (int(size[0]), int(size[1])), rules
-        wanted = set(CLOTHES if categories is None else categories)
-        wanted &= {Category.UPPER} if rules == "vitonhd" else set(CLOTHES)
+        wanted = set(RULES[rules] if categories is None else map(as_clothes, categories))
+        for category in wanted:
+            rule_of(rules, category)
         self.items = [(r, g) for r in read_records(folder, split) for g in clothes(r) if g.category in wanted]
         if not self.items:
-            raise RecordError(
-                f"{folder}: no record of split {split!r} wears {', '.join(sorted(wanted)) or 'any of these'}"
-            )
+            raise RecordError(f"{folder}: no record of split {split!r} wears {', '.join(sorted(wanted))}")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -234,7 +267,7 @@ class Examples(Dataset[Example]):
     def __getitem__(self, key: tuple[int, int]) -> Example:
         epoch, position = key
         record, garment = self.items[position]
-        person = person_of(self.folder, record, garment.category, self.rules, self.size)
+        person = person_of(self.folder, record, garment.category, self.rules, self.size, self._points)
         inputs = make_inputs(person, cloth_of(self.folder, garment, self.size), garment.category, self.rules)
         worn = garment_on_white(person.photo, person.labels, garment.category, self.rules)
         return Example(inputs, worn[None], (record.id,), crc32(f"{self.seed}/{epoch}/{position}".encode()))

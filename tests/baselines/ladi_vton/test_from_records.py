@@ -99,6 +99,17 @@ def test_a_record_becomes_inputs(folder: Path) -> None:
 def test_a_garment_is_white_outside_its_mask(folder: Path) -> None:
     cloth = cloth_of(folder, record().garments[0], SIZE)
     assert cloth[:, :, 0].min() > 0.99 and cloth[0, 128, 96] < 0.99
+    Image.fromarray(np.full((200, 150), 100, np.uint8)).save(folder / "shirt_mask.png")  # the evaluator's threshold
+    assert cloth_of(folder, record().garments[0], SIZE).min() == 1
+
+
+def test_an_example_is_the_same_in_every_epoch_but_for_its_seed(folder: Path) -> None:
+    """Keypoints are found once a record."""
+    examples = Examples(str(folder), SIZE)
+    first, again = examples[(0, 0)], examples[(1, 0)]
+    assert torch.equal(first.inputs.pose, again.inputs.pose) and torch.equal(first.inputs.mask, again.inputs.mask)
+    (folder / "a.json").unlink()
+    assert torch.equal(examples[(2, 1)].inputs.pose, first.inputs.pose)
 
 
 def test_the_wardrobes_labels_and_limbs_are_read_too(folder: Path) -> None:
@@ -115,8 +126,12 @@ def test_the_wardrobes_labels_and_limbs_are_read_too(folder: Path) -> None:
 def test_a_bodys_joints_are_where_openpose_looks_for_them() -> None:
     body = load_body()
     params = place(body, NAMED_POSES["standing"], image_size=SIZE)
-    points = body_keypoints(params)
+    points = body_keypoints(params, SIZE)
+    half = body_keypoints(params, (128, 96))
+    assert np.allclose(half + 0.5, (points + 0.5) / 2, atol=1e-3)  # pixel centres at whole numbers
     assert (points > 0).all()
+    with pytest.raises(ValueError, match="192x256 for one of 256x256"):
+        body_keypoints(params, (256, 256))
     x, y = points.T
     assert x[2] < x[1] < x[5] and x[4] < x[7]  # the person's right is on the picture's left
     assert y[0] < y[1] < y[8] < y[9] < y[10] < SIZE[0]
@@ -144,11 +159,17 @@ def test_what_is_wrong_with_a_record_is_said_with_its_name(folder: Path, change:
 def test_nothing_to_wear_is_told(folder: Path) -> None:
     with pytest.raises(RecordError, match="no record"):
         Examples(str(folder), SIZE, categories=[Category.DRESS])
-    assert len(Examples(str(folder), SIZE, rules="vitonhd")) == 1
+    assert (
+        len(Examples(str(folder), SIZE, rules="vitonhd")) == len(Examples(str(folder), SIZE, categories=["upper"])) == 1
+    )
+    with pytest.raises(ValueError, match="no rule of vitonhd for dress"):
+        Examples(str(folder), SIZE, rules="vitonhd", categories=["dress"])
+    with pytest.raises(ValueError, match="'shoes' must be one of"):
+        Examples(str(folder), SIZE, categories=["shoes"])
 
 
 def test_points_not_seen_stay_so(folder: Path) -> None:
-    points = keypoints_of(folder, record())
+    points = keypoints_of(folder, record(), SIZE)
     assert points.shape == (18, 2) and not points[9].any()
     person = person_of(folder, record(), Category.UPPER, "dresscode", (256, 256))  # padded on both sides
     assert not person.keypoints[9].any() and person.keypoints[0, 0] == points[0, 0] + 32
