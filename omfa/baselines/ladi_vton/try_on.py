@@ -9,7 +9,7 @@ from PIL import Image
 
 from omfa import images
 from omfa.baselines.ladi_vton.from_records import body_keypoints, ids_of_parts, on_white
-from omfa.baselines.ladi_vton.inputs import fit_person, make_inputs
+from omfa.baselines.ladi_vton.inputs import Inputs, Person, fit_person, make_inputs, stack
 from omfa.baselines.ladi_vton.masks import rule_of
 from omfa.baselines.ladi_vton.pipeline import GUIDANCE, STEPS, LaDIVTONPipeline
 from omfa.components import Category
@@ -62,32 +62,42 @@ class LaDIVTON:
         Raises:
             RecordError: no keypoints and no body to take them from, or a garment that the model's rules don't know.
         """
-        return [self._one(batch, i) for i in range(len(batch.keys))]
+        steps, guidance = batch.steps or STEPS, GUIDANCE if batch.guidance is None else batch.guidance
+        pictures = [images.read_image(photo, "photo") for photo in batch.photos]
+        points = [self._points(batch, i, picture) for i, picture in enumerate(pictures)]
+        for category in [c for c in ORDER if c in batch.garments]:
+            given = [self._given(batch, i, category, pictures[i], points[i]) for i in range(len(pictures))]
+            inputs = stack([inputs for _, inputs in given])
+            made = self.pipe(inputs, steps, guidance, generator=list(batch.generators))
+            for i, (person, _) in enumerate(given):
+                whole = Image.fromarray(np.asarray(made.images[i])[person.box.window])
+                points[i] = points[i] * [whole.width / pictures[i].width, whole.height / pictures[i].height]
+                pictures[i] = whole
+        return pictures
 
-    def _one(self, batch: Batch, i: int) -> Image.Image:
-        key, rules, size = batch.keys[i], self.pipe.config.rules, self.pipe.config.size
+    def _points(self, batch: Batch, i: int, picture: Image.Image) -> np.ndarray:
+        """(18, 2) in pixels of the photo, 0 where not seen."""
+        key = batch.keys[i]
         if not batch.keypoints and not batch.poses:
             raise RecordError(
                 f"{key}: neither keypoints nor body parameters; run 'python -m data_prep pose-maps' first"
             )
-        points = batch.keypoints[i] if batch.keypoints else body_keypoints(batch.poses[i])
-        if points.shape[1] == 3:
-            points = np.where(points[:, 2:] > 0, points[:, :2], 0.0)
-        picture = images.read_image(batch.photos[i], "photo")
-        for category in [c for c in ORDER if c in batch.garments]:
-            try:
-                rule_of(rules, category)
-                labels = ids_of_parts(batch.parts[i], category, rules)
-                person = fit_person(picture, labels, points, size)
-            except ValueError as e:
-                raise RecordError(f"{key}: {e}") from None
+        if batch.keypoints:
+            return np.where(batch.keypoints[i][:, 2:] > 0, batch.keypoints[i][:, :2], 0.0)
+        try:
+            return body_keypoints(batch.poses[i], (picture.height, picture.width))
+        except ValueError as e:
+            raise RecordError(f"{key}: {e}") from None
+
+    def _given(
+        self, batch: Batch, i: int, category: Category, picture: Image.Image, points: np.ndarray
+    ) -> tuple[Person, Inputs]:
+        rules, size = self.pipe.config.rules, self.pipe.config.size
+        try:
+            rule_of(rules, category)
+            person = fit_person(picture, ids_of_parts(batch.parts[i], category, rules), points, size)
             mask = batch.garment_masks[category][i] if batch.garment_masks else None
             cloth = on_white(images.read_image(batch.garments[category][i], category), mask)
-            inputs = make_inputs(person, images.load(cloth, size, "white")[0], category, rules)
-            steps, guidance = batch.steps or STEPS, GUIDANCE if batch.guidance is None else batch.guidance
-            made = self.pipe(inputs, steps, guidance, generator=batch.generators[i])
-            whole = Image.fromarray(np.asarray(made.images[0])[person.box.window])
-            if whole.size != picture.size:  # labels and points are the photo's
-                points = points * [whole.width / picture.width, whole.height / picture.height]
-            picture = whole
-        return picture
+        except ValueError as e:
+            raise RecordError(f"{batch.keys[i]}: {e}") from None
+        return person, make_inputs(person, images.fit_picture(cloth, size, "white")[0], category, rules)

@@ -49,13 +49,29 @@ def test_the_evaluator_knows_what_it_wants() -> None:
 
 
 def test_an_outfit_is_put_on_each_person(model: LaDIVTON, batch: Batch) -> None:
+    seen: list[int] = []
+    handle = model.pipe.tps.register_forward_pre_hook(lambda _m, given: seen.append(len(given[0])))
     one, two = model.try_on(batch)
+    handle.remove()
     assert one.size == two.size == (tiny.SIZE[1], tiny.SIZE[0]) and one != two
+    assert seen == [2, 2]  # both people at once, the lower garment and then the upper one
+    generators = (torch.Generator().manual_seed(2),)
+    second = {n: getattr(batch, n)[1:] for n in ("keys", "photos", "parts", "keypoints")}
+    garments = {c: paths[1:] for c, paths in batch.garments.items()}
+    fresh = replace(batch, **second, garments=garments, generators=generators)
+    (alone,) = model.try_on(fresh)
+    assert np.abs(np.asarray(alone).astype(int) - np.asarray(two)).max() <= 1
 
 
 def test_a_body_serves_in_place_of_keypoints(model: LaDIVTON, batch: Batch) -> None:
     body = place(load_body(), NAMED_POSES["standing"], image_size=(256, 192))
     assert len(model.try_on(replace(batch, keypoints=(), poses=(body, body)))) == 2
+    for strange in (
+        replace(body, body_hash="another"),
+        place(load_body(), NAMED_POSES["standing"], image_size=(99, 99)),
+    ):
+        with pytest.raises(RecordError, match=r"^b: body parameters of"):
+            model.try_on(replace(batch, keypoints=(), poses=(body, strange)))
     with pytest.raises(RecordError, match=r"^a: neither keypoints"):
         model.try_on(replace(batch, keypoints=()))
 
