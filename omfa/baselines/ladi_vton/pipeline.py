@@ -10,6 +10,7 @@ channels: noisy latent (C), mask (1), masked photo's latent (C), pose map (18), 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,9 +108,6 @@ class LaDIVTONPipeline(DiffusionPipeline):
                 f"the adapter takes {adapter.input_dim} and makes {adapter.words} words out of {adapter.output_dim}; "
                 f"these encoders need {vision_encoder.config.hidden_size} and {adapter.words * width}"
             )
-        step = vae_factor(vae) * canvas_multiple(unet)
-        if min(size) < step or size[0] % step or size[1] % step:
-            raise ValueError(f"size {list(size)}: both sides must be multiples of {step} for this VAE and UNet")
         self.register_modules(
             vae=vae,
             unet=unet,
@@ -122,6 +120,7 @@ class LaDIVTONPipeline(DiffusionPipeline):
             refinement=refinement,
             emasc=emasc,
         )
+        self.check_size(size)
         self.register_to_config(size=[int(n) for n in size], rules=rules, eight_bit=eight_bit)
         self.placeholder = tokenizer.convert_tokens_to_ids("$</w>")
         if not 0 <= self.placeholder < text_encoder.config.vocab_size:
@@ -198,6 +197,7 @@ class LaDIVTONPipeline(DiffusionPipeline):
         """
         if num_inference_steps < 1 or output_type not in ("pil", "pt"):
             raise ValueError(f"{num_inference_steps} steps and output {output_type!r}: give 1 or more, 'pil' or 'pt'")
+        self.check_size(inputs.photo.shape[2:])
         inputs = inputs.to(self._execution_device)
         # 1. The garment: warped to the person, and in words.
         worn = self.warp(inputs)
@@ -244,6 +244,16 @@ class LaDIVTONPipeline(DiffusionPipeline):
         shape = (len(inputs), self.vae.config.latent_channels, h, w)
         noise = (randn_tensor(shape, generator=generator, device=inputs.photo.device) for _ in range(3))
         return Draws(*noise)
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """Refuse a (height, width) that the VAE or the UNet can't halve as often as they do.
+
+        Raises:
+            ValueError: sides that are no multiples; it says of what.
+        """
+        step = vae_factor(self.vae) * canvas_multiple(self.unet)
+        if min(size) < step or size[0] % step or size[1] % step:
+            raise ValueError(f"size {list(size)}: both sides must be multiples of {step} for this VAE and UNet")
 
     def latent_size(self, inputs: Inputs) -> tuple[int, int]:
         """(h, w)."""
@@ -312,7 +322,7 @@ def channels(latent_channels: int) -> tuple[int, int]:
 def published(
     base: str | Path,
     vision: str | Path,
-    weights: Path,
+    weights: str | Path,
     data_set: Rules = "vitonhd",
 ) -> LaDIVTONPipeline:
     """The published system from its files.
@@ -327,6 +337,7 @@ def published(
         ValueError: base or vision model that can't be loaded.
         Refused: a file of the release that is missing or wrong.
     """
+    weights = Path(weights)
     tps, refinement = checkpoints.load_warping(weights / f"warping_{data_set}.pth")
     own: dict[str, Any] = {
         "unet": checkpoints.load_unet(weights / f"unet_{data_set}.pth"),

@@ -26,7 +26,6 @@ from omfa.baselines.ladi_vton.inputs import Inputs, stack
 from omfa.baselines.ladi_vton.perceptual import VGGLoss
 from omfa.baselines.ladi_vton.pipeline import LaDIVTONPipeline
 from omfa.baselines.ladi_vton.warping import regularisers, resize, sample
-from omfa.components import Category
 from omfa.training.streaming import StreamDataModule
 
 
@@ -320,7 +319,7 @@ class LaDIVTONData(StreamDataModule):
         folder: str,
         size: list[int],
         split: str = "train",
-        categories: list[Category] | None = None,
+        categories: list[str] | None = None,
         batch_size: int = 16,
         workers: int = 0,
         seed: int = 0,
@@ -329,9 +328,14 @@ class LaDIVTONData(StreamDataModule):
         self.folder, self.size, self.split, self.categories = folder, size, split, categories
 
     def dataset(self) -> Examples:
-        """The records, masked by the rules of the pipeline in training."""
+        """The records, masked by the rules of the pipeline in training.
+
+        Raises:
+            ValueError: a size that the pipeline's networks don't take, or a category that its rules don't know.
+        """
         assert self.trainer is not None
         stage: Any = self.trainer.lightning_module
+        stage.system.check_size(self.size)
         rules = stage.system.config.rules
         return Examples(self.folder, self.size, rules, self.split, self.categories, self.seed)
 

@@ -13,7 +13,7 @@ from omfa.baselines.ladi_vton import checkpoints, pipeline
 from omfa.baselines.ladi_vton.inputs import Inputs, fit_person, make_inputs, stack
 from omfa.baselines.ladi_vton.inversion import encode_prompts
 from omfa.baselines.ladi_vton.pipeline import Draws, LaDIVTONPipeline
-from omfa.baselines.ladi_vton.start import saved
+from omfa.baselines.ladi_vton.start import fresh, saved
 from omfa.baselines.ladi_vton.warping import sample
 from omfa.components import Category
 from tests.baselines.ladi_vton import tiny
@@ -127,10 +127,21 @@ def test_published_files_become_a_pipeline(
     for name in ("unet", "emasc", "inversion_adapter"):
         monkeypatch.setattr(checkpoints, f"load_{name}", lambda path, name=name: (path.name, getattr(pipe, name))[1])
     monkeypatch.setattr(checkpoints, "load_warping", lambda path: (pipe.tps, pipe.refinement))
-    made = pipeline.published(tmp_path / "base", tmp_path / "base/vision_encoder", tmp_path, "vitonhd")
+    made = pipeline.published(tmp_path / "base", tmp_path / "base/vision_encoder", str(tmp_path), "vitonhd")
     assert made.config.rules == "vitonhd" and list(made.config.size) == [512, 384]
     with pytest.raises(ValueError, match="can't be loaded"):
         pipeline.base_parts(tmp_path / "none", tmp_path / "base/vision_encoder")
+
+
+def test_training_starts_from_an_inpainting_network(pipe: LaDIVTONPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    tiny.tiny_unet(9).save_pretrained(tmp_path / "unet")
+    new = fresh(str(tmp_path), str(tmp_path / "vision_encoder"), "vitonhd", (128, 96))
+    assert new.unet.config.in_channels == 31 and not new.unet.conv_in.weight[:, 9:].any()
+    assert new.inversion_adapter.config.output_dim == 16 * 32 and new.config.rules == "vitonhd"
+    new.tps, new.refinement = pipe.tps, pipe.refinement  # full-size ones take their time
+    new.set_progress_bar_config(disable=True)
+    assert new(inputs_of(), 1, output_type="pt").images.shape == (1, 3, *tiny.SIZE)
 
 
 def test_wrong_calls_are_told(pipe: LaDIVTONPipeline, tmp_path: Path) -> None:
@@ -145,6 +156,9 @@ def test_wrong_calls_are_told(pipe: LaDIVTONPipeline, tmp_path: Path) -> None:
             pipe.try_on(**call | change)
     with pytest.raises(ValueError, match="1 or more"):
         pipe(inputs_of(), 0)
+    odd = Inputs(*(torch.zeros(1, c, 120, 96) for c in (3, 1, 18, 3)), (Category.UPPER,))
+    with pytest.raises(ValueError, match=r"\[120, 96\]: both sides must be multiples of 16"):
+        pipe(odd)
     with pytest.raises(ValueError, match="31, or 27"):
         LaDIVTONPipeline(**{k: v for k, v in pipe.components.items() if k != "unet"}, unet=tiny.tiny_unet(9))
     with pytest.raises(ValueError, match="multiples of 16"):

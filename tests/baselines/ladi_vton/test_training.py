@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from omfa.baselines.ladi_vton import training
@@ -17,8 +19,11 @@ from omfa.baselines.ladi_vton.pipeline import LaDIVTONPipeline
 from omfa.baselines.ladi_vton.start import compact
 from omfa.components import Category
 from omfa.images import load
+from omfa.records.labels import ATR, table
+from omfa.records.prepared import GarmentRef, KeypointsRef, Maps, Record
 from tests.baselines.ladi_vton import tiny
 from tests.baselines.ladi_vton.test_perceptual import vgg19
+from tests.records.writing import write_records
 
 SMALL = {k: v for k, v in tiny.UNET.items() if k != "cross_attention_dim"}
 VAE = {
@@ -123,6 +128,32 @@ def test_the_perceptual_loss_counts(tmp_path: Path) -> None:
     without = training.RefineModule(new(), None)
     more = with_it.losses(example) - without.losses(example)
     assert (more > 0).all() and not any("look" in k for k in with_it.state_dict())
+
+
+def test_records_train_a_stage_under_the_rules_of_its_pipeline(tmp_path: Path) -> None:
+    photo, labels, points = tiny.person()
+    photo.save(tmp_path / "a.png")
+    Image.fromarray(table(ATR)[labels]).save(tmp_path / "parts.png")
+    np.savez(tmp_path / "a.npz", points=points)
+    tiny.garment().save(tmp_path / "shirt.png")
+    worn = tuple(GarmentRef(c, "shirt.png") for c in (Category.UPPER, Category.LOWER))
+    seen = KeypointsRef("a.npz", "openpose-18")
+    write_records(
+        tmp_path, [Record("a", "train", "p", "o", "a.png", garments=worn, maps=Maps(parts="parts.png"), keypoints=seen)]
+    )
+    module = STAGES["tps"](new())
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_steps=2, default_root_dir=tmp_path, accelerator="cpu", enable_model_summary=False, **quiet)
+    data = training.LaDIVTONData(str(tmp_path), [64, 64], batch_size=2)
+    trainer.fit(module, data)
+    assert len(data.dataset()) == 2 and data.consumed() == 4
+    assert any(not torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    module.system.register_to_config(rules="vitonhd")
+    assert len(data.dataset()) == 1  # they know upper garments alone
+    data.size = [66, 64]
+    with pytest.raises(ValueError, match=r"\[66, 64\]: both sides must be multiples of 4"):
+        data.dataset()
 
 
 def test_wrong_settings_are_told() -> None:
