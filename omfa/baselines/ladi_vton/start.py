@@ -113,7 +113,9 @@ def compact(
     return LaDIVTONPipeline(
         vae=codec,
         unet=network,
-        scheduler=ddim(set_alpha_to_one=False, steps_offset=1),
+        scheduler=ddim(  # published: of the noise, whose errors after a short training fill pictures with noise
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        ),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         vision_encoder=CLIPVisionModel(CLIPVisionConfig(**layers, image_size=64, patch_size=8)),

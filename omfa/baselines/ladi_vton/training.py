@@ -3,7 +3,7 @@
     tps        spline      L1(warped, worn) + 0.01 regularisers
     refine     refinement  L1 + 0.25 perceptual, behind the spline, which is frozen
     emasc      EMASC       L1 + 0.5 perceptual of the photo through the VAE, from what is around the mask
-    inversion  adapter     noise's squared error of the inpainting network, which is frozen
+    inversion  adapter     squared error of the inpainting network, which is frozen
     repaint    UNet        the same; text, pose and garment each left out of 20 % of the examples
 
 Morelli et al. 2023, arXiv 2305.13501. ``B`` batch, ``C`` latent channels, ``H W`` pixels, ``h w`` latents. Every module
@@ -26,6 +26,7 @@ from omfa.baselines.ladi_vton.inputs import Inputs, stack
 from omfa.baselines.ladi_vton.perceptual import VGGLoss
 from omfa.baselines.ladi_vton.pipeline import LaDIVTONPipeline
 from omfa.baselines.ladi_vton.warping import regularisers, resize, sample
+from omfa.partial_diffusion import training_goal
 from omfa.training.streaming import StreamDataModule
 
 
@@ -220,7 +221,7 @@ class InversionModule(_Stage):
         super().__init__(pipeline, learning_rate, warmup_steps)
 
     def losses(self, batch: Example) -> Tensor:
-        """Squared error of the predicted noise; pose map and garment are not given."""
+        """The inpainting network's squared error; pose map and garment are not given."""
         inputs = batch.inputs
         text, _ = self.system.encode_text(inputs)
         dropped = torch.ones(len(inputs), dtype=torch.bool, device=self.device)
@@ -262,7 +263,7 @@ class RepaintModule(_Stage):
         self.drop, self.draws = drop, draws
 
     def losses(self, batch: Example) -> Tensor:
-        """Squared error of the predicted noise, mean over the draws."""
+        """The network's squared error, mean over the draws."""
         inputs, count = batch.inputs, self.draws * len(batch.ids)
         with torch.no_grad():
             worn = self.system.warp(inputs)
@@ -275,7 +276,9 @@ class RepaintModule(_Stage):
 def noise_losses(
     pipe: LaDIVTONPipeline, inputs: Inputs, worn: Tensor, text: Tensor, no_pose: Tensor, no_cloth: Tensor
 ) -> Tensor:
-    """Each row's mean squared error of the predicted noise at a random step, (n B,): n rows a picture, B after B.
+    """Each row's mean squared error at a random step, (n B,): n rows a picture, B after B.
+
+    Of the noise or of what else the scheduler's ``prediction_type`` says.
 
     Args:
         pipe: whose UNet is asked.
@@ -298,7 +301,9 @@ def noise_losses(
         cloth = torch.where(no_cloth[:, None, None, None], 0.0, cloth)
         given = pipe.given(inputs, kept, cloth, pose)
     made = pipe.unet(torch.cat([noisy, given], 1), t, text, return_dict=False)[0]
-    return (made.float() - noise.float()).square().flatten(1).mean(1)
+    levels = scheduler.alphas_cumprod.to(clean.device)[t]
+    goal = training_goal(clean.float(), noise.float(), levels, scheduler.config.prediction_type)
+    return (made.float() - goal).square().flatten(1).mean(1)
 
 
 class LaDIVTONData(StreamDataModule):

@@ -180,6 +180,25 @@ def test_more_draws_of_a_picture_are_as_many_pictures() -> None:
     assert (rows[0][:2] - rows[0][2:]).abs().min() > 1e-4
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_network_learns_what_its_scheduler_says(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network that says 0, the loss is the mean square of the noise, or of v = a noise - s latents."""
+    pipe, drawn = new(), []
+    pipe.scheduler.register_to_config(prediction_type=kind)
+    plain = pipe.scheduler.add_noise
+    monkeypatch.setattr(pipe.scheduler, "add_noise", lambda *a: drawn.append(a) or plain(*a))
+    for weights in pipe.unet.conv_out.parameters():
+        torch.nn.init.zeros_(weights)
+    b, none = batch(), torch.zeros(2, dtype=torch.bool)
+    found = training.noise_losses(pipe, b.inputs, b.worn, pipe.encode_text(b.inputs)[0], none, none)
+    ((clean, noise, t),) = drawn
+    a, s = (
+        x.sqrt()[:, None, None, None] for x in (pipe.scheduler.alphas_cumprod[t], 1 - pipe.scheduler.alphas_cumprod[t])
+    )
+    goal = noise if kind == "epsilon" else a * noise - s * clean
+    torch.testing.assert_close(found, goal.square().mean((1, 2, 3)))
+
+
 def test_no_draws_are_refused() -> None:
     with pytest.raises(ValueError, match="draws 0"):
         training.RepaintModule(new(), draws=0)
