@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from pkgutil import resolve_name
 from textwrap import shorten
 from typing import Any, NoReturn
 
@@ -43,8 +44,10 @@ from omfa.training.checkpoints import (
 )
 from omfa.training.configs import follow_moves, innermost, refuse_bombs
 from omfa.training.guards import BadLoss, LossGuard
+from omfa.training.parts import SeveralOptimizers
 from omfa.training.sample_pictures import SamplePictures, StepBar
-from omfa.training.zero import ZeRO
+from omfa.training.torch_zero import TorchZeRO
+from omfa.training.zero import Divides, ZeRO
 from omfa.tuning import Mismatch
 
 
@@ -63,6 +66,10 @@ class FitCLI(LightningCLI):
         """``--ckpt_path`` and ``--save_every``."""
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to go on from, or 'last'")
         parser.add_argument("--save_every", type=int, default=500, help="steps between two checkpoints")
+
+    def before_instantiate_classes(self) -> None:
+        """Judge the strategy before networks are read."""
+        check_optimizers(self.config.model.class_path, self.config.trainer.strategy)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """A trainer whose curves, checkpoints and pictures all lie in the run folder."""
@@ -88,6 +95,31 @@ def _several(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
+def check_optimizers(model: str, strategy: Any) -> None:
+    """See whether a strategy steps as many optimisers as a module has.
+
+    Args:
+        model: class path of the module.
+        strategy: what the config says of it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    named = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
+    kind = resolve_name(named) if "." in named else DeepSpeedStrategy if named.startswith("deepspeed") else object
+    several = issubclass(resolve_name(model), SeveralOptimizers)
+    if several and issubclass(kind, DeepSpeedStrategy):
+        raise ValueError(
+            f"{model} steps several optimisers, and DeepSpeed takes one: write trainer.strategy: {{class_path: "
+            "omfa.training.torch_zero.TorchZeRO}, which is ZeRO-2 without DeepSpeed"
+        )
+    if not several and issubclass(kind, TorchZeRO):
+        raise ValueError(
+            f"TorchZeRO is for modules that step several optimisers, and {model} steps one: write trainer.strategy: "
+            "{class_path: omfa.training.zero.ZeRO, init_args: {stage: 2}}"
+        )
+
+
 def check_strategy(trainer: pl.Trainer) -> pl.Trainer:
     """The same trainer.
 
@@ -101,14 +133,14 @@ def check_strategy(trainer: pl.Trainer) -> pl.Trainer:
             "trainer.strategy: {class_path: omfa.training.zero.ZeRO, init_args: {stage: 2}}, the same with plain "
             "checkpoints"
         )
-    if isinstance(strategy, ZeRO):
-        if trainer.precision in ("16-mixed", "16-true"):
-            raise ValueError(f"trainer.precision {trainer.precision} does not go with ZeRO; take bf16-mixed")
-        if strategy.zero_stage_3 and any(isinstance(c, SamplePictures) for c in trainer.callbacks):  # type: ignore[attr-defined]
-            raise ValueError(
-                "SamplePictures needs the whole network, which ZeRO-3 divides: leave it out of trainer.callbacks, and "
-                "sample from what python -m omfa.export makes of a checkpoint"
-            )
+    if isinstance(strategy, Divides) and trainer.precision in ("16-mixed", "16-true"):
+        raise ValueError(f"trainer.precision {trainer.precision} does not go with ZeRO; take bf16-mixed")
+    pictures = any(isinstance(c, SamplePictures) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    if isinstance(strategy, ZeRO) and strategy.zero_stage_3 and pictures:
+        raise ValueError(
+            "SamplePictures needs the whole network, which ZeRO-3 divides: leave it out of trainer.callbacks, and "
+            "sample from what python -m omfa.export makes of a checkpoint"
+        )
     return trainer
 
 

@@ -21,7 +21,7 @@ from omfa.training.ema import EMA, best_weights, lent
 from omfa.training.guards import BadLoss
 from omfa.training.model_card import write_card
 from omfa.training.parts import Checks, Describes, Saves
-from omfa.training.zero import ZeRO
+from omfa.training.zero import Divides
 from omfa.tuning import Mismatch
 
 RUN_FOLDER = "--trainer.default_root_dir"
@@ -237,7 +237,7 @@ class Checkpoints(Checkpoint):
             self._save(trainer, pl_module)
 
     def _save(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        parts = trainer.strategy.masters() if isinstance(trainer.strategy, ZeRO) else pl_module.parameters()
+        parts = trainer.strategy.masters() if isinstance(trainer.strategy, Divides) else pl_module.parameters()
         if _any_process(not all(bool(p.isfinite().all()) for p in parts), trainer):
             raise BadLoss(
                 f"the weights are no longer finite at step {self._seen}: the gradients of a loss that was still finite "

@@ -28,7 +28,7 @@ from omfa.training.in_rows import drawn_rows, of_examples
 from omfa.training.model_card import About
 from omfa.training.module import OMFAModule
 from omfa.training.sample_pictures import SamplePictures
-from omfa.training.zero import ZeRO, trained
+from omfa.training.zero import Divides, trained
 from omfa.tuning import Mismatch
 
 
@@ -107,7 +107,7 @@ class Distillation(OMFAModule):
             Mismatch: weights dealt out by ZeRO, or sample pictures that a distilled model does not make.
         """
         super().on_fit_start()
-        if isinstance(self.trainer.strategy, ZeRO):
+        if isinstance(self.trainer.strategy, Divides):
             raise Mismatch("distillation swaps whole weights, which ZeRO deals out: train LoRA, or on larger cards")
         callbacks, own = self.trainer.callbacks, self.pipe.config.default_steps  # type: ignore[attr-defined]
         for drawn in (c for c in callbacks if isinstance(c, SamplePictures)):

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from omfa.training.zero import ZeRO, trained
+from omfa.training.zero import Divides, trained
 
 
 class EMA(pl.Callback):
     """An exponential moving average of all trained weights, in float32; saved and resumed with the run.
 
-    Under :class:`omfa.training.zero.ZeRO` every process averages its own part of the float32 weights, and the whole is
+    Under ZeRO (:class:`omfa.training.zero.Divides`) every process averages its own part of the float32 weights, and the whole is
     gathered where it is needed.
 
     Args:
@@ -28,12 +29,12 @@ class EMA(pl.Callback):
             raise ValueError(f"EMA decay {decay} must be in [0, 1)")
         self.decay, self.updates = decay, 0
         self.weights: dict[str, Tensor] = {}  # by name, or this process's parts by number
-        self._zero: ZeRO | None = None
+        self._zero: Divides | None = None
         self._writes = True  # this process writes checkpoints
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start from the weights as they are, unless a checkpoint brought its own."""
-        self._zero = trainer.strategy if isinstance(trainer.strategy, ZeRO) else None
+        self._zero = trainer.strategy if isinstance(trainer.strategy, Divides) else None
         self._writes = trainer.is_global_zero
         if self._zero is not None:
             parts = self._zero.scatter(self.weights) if self.weights else self._zero.masters()
@@ -79,7 +80,7 @@ def best_weights(trainer: pl.Trainer, pl_module: Any) -> dict[str, Tensor]:
     ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
     if ema is not None:
         return ema.whole()
-    return trainer.strategy.gather() if isinstance(trainer.strategy, ZeRO) else dict(trained(pl_module))
+    return trainer.strategy.gather() if isinstance(trainer.strategy, Divides) else dict(trained(pl_module))
 
 
 @contextmanager
@@ -91,13 +92,26 @@ def lent(pl_module: Any, weights: Mapping[str, Tensor], cast: bool) -> Iterator[
         weights: by name, all of them.
         cast: bring them to each parameter's device and dtype; otherwise they come as they are.
     """
-    own = {name: p.data for name, p in trained(pl_module)}
+    own = [(name, p, p.data) for name, p in trained(pl_module)]
     try:
-        for name, p in trained(pl_module):
-            p.data = weights[name].to(p) if cast else weights[name].detach()
+        for name, p, _ in own:
+            value = weights[name].to(p) if cast else weights[name].detach()
+            if isinstance(p, DTensor):  # it can't point to anything whole
+                _set(pl_module, name, nn.Parameter(value))
+            else:
+                p.data = value
         torch.clear_autocast_cache()  # autocast knows a cast weight by its parameter, whatever that points to by now
         yield
     finally:
-        for name, p in trained(pl_module):
-            p.data = own[name]
+        for name, p, data in own:
+            if isinstance(p, DTensor):
+                _set(pl_module, name, p)
+            else:
+                p.data = data
         torch.clear_autocast_cache()
+
+
+def _set(module: nn.Module, name: str, p: nn.Parameter) -> None:
+    """Another parameter by the name of one."""
+    owner, _, last = name.rpartition(".")
+    setattr(module.get_submodule(owner), last, p)

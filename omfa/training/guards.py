@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omfa.training.zero import ZeRO, trained
+from omfa.training.zero import Divides, trained
 
 T = TypeVar("T")  # a batch
 
@@ -80,7 +80,7 @@ class LossGuard(pl.Callback):
         folder = Path(trainer.default_root_dir) / "stopped" / f"step={trainer.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         strategy: Any = trainer.strategy
-        whole = strategy.gather() if isinstance(strategy, ZeRO) else dict(trained(pl_module))
+        whole = strategy.gather() if isinstance(strategy, Divides) else dict(trained(pl_module))
         if trainer.is_global_zero:
             save_file({k: v.detach().cpu().clone() for k, v in whole.items()}, folder / "weights.safetensors")
         about = {

@@ -82,6 +82,14 @@ class Checks(Protocol):
         """Refuse a checkpoint of something else by a :class:`omfa.tuning.Mismatch` that says what would fit."""
 
 
+class SeveralOptimizers(pl.LightningModule):
+    """A module that steps several optimisers by hand, each in its turn: DeepSpeed's strategy takes one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
 class TrainedModule(pl.LightningModule):
     """A module some of whose weights are trained: AdamW by its rates, and checkpoints that hold only what is trained.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -26,6 +26,20 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Names and parameters that are trained, in the order the optimiser has them."""
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+
+
+@runtime_checkable
+class Divides(Protocol):
+    """A strategy under which each rank holds its parts of the trained weights."""
+
+    def masters(self) -> list[Tensor]:
+        """This rank's parts of the float32 weights; the tensors themselves, which the optimiser updates."""
+
+    def gather(self, parts: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        """Whole tensors by parameter name on the first rank, of such parts (None: the weights). All must call."""
+
+    def scatter(self, whole: Mapping[str, Tensor]) -> list[Tensor]:
+        """This rank's parts of whole tensors; the opposite of :meth:`gather`."""
 
 
 class ZeRO(DeepSpeedStrategy):

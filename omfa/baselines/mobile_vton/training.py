@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -31,6 +30,7 @@ from omfa.baselines.mobile_vton.losses import Weights
 from omfa.baselines.mobile_vton.prompts import TextEmbeds, widened
 from omfa.baselines.mobile_vton.sampling import doubled
 from omfa.baselines.mobile_vton.teacher import Discriminator, velocity_of
+from omfa.training.parts import SeveralOptimizers
 
 LEVELS = (0.02, 0.98)  # of noise, where scores are compared: DMD2's
 
@@ -86,7 +86,7 @@ class Made:
         return self.samples[:n], TextEmbeds(self.texts.tokens[:n], self.texts.pooled[:n])
 
 
-class MobileVTONModule(pl.LightningModule):
+class MobileVTONModule(SeveralOptimizers):
     """Trains TryonNet and GarmentNet by TGT with FGA; the defaults are the paper's first stage.
 
     One step: the student's losses and its step; then ``fake_updates`` steps of the fake-score network on the samples
@@ -125,7 +125,6 @@ class MobileVTONModule(pl.LightningModule):
         parts: str | None = None,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
         self.weights = weights or Weights()
         if learning_rate <= 0 or fake_updates < 1 or clip <= 0:
             raise ValueError(f"learning_rate {learning_rate} and clip {clip} > 0, fake_updates {fake_updates} >= 1")
