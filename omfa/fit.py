@@ -24,7 +24,7 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.strategies import DeepSpeedStrategy
+from pytorch_lightning.strategies import DeepSpeedStrategy, Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from omfa.commands import begin_command
@@ -96,7 +96,7 @@ def _several(value: Any) -> list[Any]:
 
 
 def check_optimizers(model: str, strategy: Any) -> None:
-    """See whether a strategy steps as many optimisers as a module has.
+    """See whether a strategy is one, and steps as many optimisers as a module has.
 
     Args:
         model: class path of the module.
@@ -105,8 +105,11 @@ def check_optimizers(model: str, strategy: Any) -> None:
     Raises:
         ValueError: it does not.
     """
-    named = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
-    kind = resolve_name(named) if "." in named else DeepSpeedStrategy if named.startswith("deepspeed") else object
+    named = strategy if isinstance(strategy, str) else strategy.class_path
+    try:
+        kind = resolve_name(named) if "." in named else DeepSpeedStrategy if named.startswith("deepspeed") else Strategy
+    except (ImportError, AttributeError):
+        kind = Strategy
     several = issubclass(resolve_name(model), SeveralOptimizers)
     if several and issubclass(kind, DeepSpeedStrategy):
         raise ValueError(
@@ -118,6 +121,8 @@ def check_optimizers(model: str, strategy: Any) -> None:
             f"TorchZeRO is for modules that step several optimisers, and {model} steps one: write trainer.strategy: "
             "{class_path: omfa.training.zero.ZeRO, init_args: {stage: 2}}"
         )
+    if isinstance(strategy, str) and "." in strategy:
+        raise ValueError(f"write trainer.strategy: {{class_path: {strategy}}}; a word alone is one of Lightning's names")
 
 
 def check_strategy(trainer: pl.Trainer) -> pl.Trainer:
