@@ -122,7 +122,7 @@ def check_optimizers(model: str, strategy: Any) -> None:
             "{class_path: omfa.training.zero.ZeRO, init_args: {stage: 2}}"
         )
     if isinstance(strategy, str) and "." in strategy:
-        raise ValueError(f"write trainer.strategy: {{class_path: {strategy}}}; a word alone is one of Lightning's names")
+        raise ValueError(f"write trainer.strategy: {{class_path: {strategy}}}; only Lightning's own go by a name alone")
 
 
 def check_strategy(trainer: pl.Trainer) -> pl.Trainer:

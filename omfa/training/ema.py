@@ -17,8 +17,8 @@ from omfa.training.zero import Divides, trained
 class EMA(pl.Callback):
     """An exponential moving average of all trained weights, in float32; saved and resumed with the run.
 
-    Under ZeRO (:class:`omfa.training.zero.Divides`) every process averages its own part of the float32 weights, and the whole is
-    gathered where it is needed.
+    Under ZeRO (:class:`omfa.training.zero.Divides`) every process averages its own part of the float32 weights, and the
+    whole is gathered where it is needed.
 
     Args:
         decay: of the average; warmed up as (1 + n) / (10 + n) so that the first steps don't linger.

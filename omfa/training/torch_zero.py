@@ -31,6 +31,20 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
+def blocks_of_all(module: nn.Module) -> list[nn.Module]:
+    """The blocks of all networks that are a module's children.
+
+    Raises:
+        ValueError: weights that no block holds.
+    """
+    found = [block for network in module.children() for block in blocks(network)]
+    held = {p for block in found for p in block.parameters()}
+    for name, p in module.named_parameters():
+        if p not in held:
+            raise ValueError(f"TorchZeRO deals out what lies in the blocks of networks, and {name} does not")
+    return found
+
+
 def dealt(whole: Tensor, like: DTensor) -> DTensor:
     """A whole tensor, which every process has, dealt out as another one is."""
     whole = whole.to(like.device, like.dtype)
@@ -40,8 +54,8 @@ def dealt(whole: Tensor, like: DTensor) -> DTensor:
 class TorchZeRO(DDPStrategy):
     """ZeRO-2 over the devices of all nodes, for a :class:`omfa.training.parts.SeveralOptimizers`.
 
-    The module's children are its networks; what they are made of (:func:`blocks`) must hold all weights and be called,
-    not reached into. Each process's gradients are averaged, as under DDP.
+    The module's children are its networks, and the blocks that these are made of must be called, not reached into. What
+    the processes learn is averaged, as under DDP: their batches are one batch in equal parts.
     """
 
     def __init__(self) -> None:
@@ -57,12 +71,8 @@ class TorchZeRO(DDPStrategy):
         for value in module.state_dict().values():  # as DDP does: the first process's weights count
             dist.broadcast(value, 0)
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-        for network in module.children():
-            for block in blocks(network):
-                fully_shard(block, mesh=mesh, reshard_after_forward=False)
-        bare = [name for name, p in module.named_parameters() if not isinstance(p, DTensor)]
-        if bare:
-            raise ValueError(f"TorchZeRO deals out weights that lie in a block of a network, and {bare[0]} does not")
+        for block in blocks_of_all(module):
+            fully_shard(block, mesh=mesh, reshard_after_forward=False)
         # One root, so that all blocks know of each other; it is entered where a step begins.
         fully_shard(module, mesh=mesh, reshard_after_forward=False)
         register_fsdp_forward_method(module, "training_step")

@@ -31,6 +31,17 @@ def networks(seed: int = 0) -> tuple[LightUNet, LightUNet]:
     return LightUNet(**tryon, adapter=adapter), LightUNet(**garment)
 
 
+def one_stage() -> tuple[LightUNet, LightUNet]:
+    """The same with one stage, for what takes long by the number of weights and of their shapes."""
+    tryon, garment = (dict(network.config) for network in networks())
+    crossed = {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
+    attends = {"down_block_use_self_attention": True, "up_block_use_self_attention": True}
+    one = {"block_out_channels": [16], "attention_head_dim": [1], "transformer_layers_per_block": 1}
+    one |= {"time_embedding_dim": 16, **crossed, **attends}
+    adapter = {**tryon["adapter"], "depth": 1, "width": 16, "heads": 2}
+    return LightUNet.from_config({**tryon, **one, "adapter": adapter}), LightUNet.from_config({**garment, **one})
+
+
 def parts(folder: Path, seed: int = 0, text_encoders: bool = True) -> Parts:
     """All parts; ``folder`` is for the tokenizer's files."""
     tryon, garment = networks(seed)
