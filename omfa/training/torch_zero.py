@@ -91,7 +91,7 @@ class TorchZeRO(DDPStrategy):
 
     def masters(self) -> list[Tensor]:
         """This rank's parts of the float32 weights; the tensors themselves, which the optimisers update."""
-        return [p.detach().to_local() for _, p in self._dealt_out()]
+        return [p.to_local().detach() for _, p in self._dealt_out()]
 
     def gather(self, parts: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """Whole tensors by parameter name, float32 on the CPU, on the first rank; nothing on the others. All must call.
@@ -127,7 +127,7 @@ class TorchZeRO(DDPStrategy):
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """AdamW's state as torch has it on one process; on the first rank."""
-        state = super().optimizer_state(optimizer)
+        state: dict[str, Any] = super().optimizer_state(optimizer)
         whole = {i: {key: self._whole(v) for key, v in own.items()} for i, own in state["state"].items()}
         return {**state, "state": whole}
 

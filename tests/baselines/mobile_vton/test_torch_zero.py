@@ -33,8 +33,8 @@ CALLBACKS = [
 class Runs:
     """Runs of the first stage's recipe, with tiny networks of one stage, on one process or two under ZeRO-2."""
 
-    def __init__(self, made: Path, records: Path, root: Path) -> None:
-        self.made, self.records, self.root = made, records, root
+    def __init__(self, encoded: Path, records: Path, root: Path) -> None:
+        self.encoded, self.records, self.root = encoded, records, root
         for name, network in zip((TRYON, GARMENT), tiny.one_stage(), strict=True):
             network.save_pretrained(root / "networks" / name)
 
@@ -42,8 +42,14 @@ class Runs:
         """A new run, or one that goes on from its last checkpoint."""
         how = {"strategy": {"class_path": NAME}} if processes > 1 else {}
         how |= {"callbacks": CALLBACKS, "batch": 2 // processes, **trainer}
-        words = call(self.made, self.records, [], self.root / "networks", self.root / name, steps, **how)
+        words = call(self.encoded, self.records, [], self.root / "networks", self.root / name, steps, **how)
         return run([*words, "--save_every=2", "--ckpt_path=last", *more], processes)
+
+    def stopped(self, name: str, copy: str) -> None:
+        """A run as it was when it had taken two steps, by another name."""
+        (self.root / copy / "checkpoints").mkdir(parents=True)
+        for path in (self.root / name / "checkpoints").glob("step=2.ckpt*"):
+            shutil.copy(path, self.root / copy / "checkpoints")
 
     def numbers(self, name: str, step: int) -> dict[str, Tensor]:
         """All of a checkpoint: weights, average, the state of the three optimisers, losses."""
@@ -80,7 +86,7 @@ def test_two_processes_with_zero2_are_one_and_go_on_as_one(runs: Runs) -> None:
     assert len(two["losses"]) == 2 * 3
     check_same(runs.numbers("alone", 2), two)
     for part, folder in (("tryon", TRYON), ("garment", GARMENT)):
-        weights = dict(read_light_unet(str(runs.root / "two" / "model" / folder)).named_parameters())
+        weights = dict(read_light_unet(runs.root / "two" / "model" / folder).named_parameters())
         assert all(torch.equal(p, two[f"average.{part}.{k}"]) for k, p in weights.items())
     ended = runs.go("two", 1, 4)
     assert ended.codes == [0], ended.log
@@ -89,12 +95,21 @@ def test_two_processes_with_zero2_are_one_and_go_on_as_one(runs: Runs) -> None:
 
 @pytest.mark.slow
 def test_a_run_on_one_process_goes_on_under_zero2(runs: Runs) -> None:
-    (runs.root / "moved" / "checkpoints").mkdir(parents=True)
-    for path in (runs.root / "alone" / "checkpoints").glob("step=2.ckpt*"):
-        shutil.copy(path, runs.root / "moved" / "checkpoints")
+    runs.stopped("alone", "moved")
     ended = runs.go("moved", 2, 4)
     assert ended.codes == [0, 0], ended.log
     check_same(runs.numbers("alone", 4), runs.numbers("moved", 4))
+
+
+@pytest.mark.slow
+def test_a_run_under_zero2_goes_on_exactly(runs: Runs) -> None:
+    ended = runs.go("whole", 2, 4)
+    assert ended.codes == [0, 0], ended.log
+    runs.stopped("whole", "again")
+    ended = runs.go("again", 2, 4)
+    assert ended.codes == [0, 0], ended.log
+    whole, again = runs.numbers("whole", 4), runs.numbers("again", 4)
+    assert whole.keys() == again.keys() and all(torch.equal(v, again[k]) for k, v in whole.items())
 
 
 @pytest.mark.slow
