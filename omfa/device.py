@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 Array = np.ndarray
 CATEGORIES = ("upper", "lower", "dress")
 LENGTH = 333  # tokens of a Mobile-VTON context without the picture's
+NEEDED = {"rows": {"tokens", "alphas"}, "pair": {"no_tokens", "negative"}}  # arrays of each kind of model
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
@@ -93,7 +94,9 @@ def _taps(many: int, few: int) -> Array:
 
 
 def to_picture(made: Array, box: Box) -> Image.Image:
-    """(1, 3, H, W) in [-1, 1] without its padding."""
+    """(1, 3, H, W) in [-1, 1] without its padding; a ValueError for what is no number."""
+    if not np.isfinite(made).all():
+        raise ValueError("the model made no picture: its numbers are not finite")
     pixels = np.clip(np.round((made[0] + 1) * 127.5), 0, 255).astype(np.uint8)
     return Image.fromarray(
         np.moveaxis(pixels, 0, 2)[box.top : box.top + box.height, box.left : box.left + box.width].copy()
@@ -139,16 +142,18 @@ class Model:
         threads: for the runtime; 0: as many as there are cores.
 
     Raises:
-        ValueError: no such folder, or no onnxruntime.
+        ValueError: no such folder, or no onnxruntime; later, damaged graphs, or inputs of other shapes.
     """
 
     def __init__(self, folder: str | Path, threads: int = 0) -> None:
         self.folder, self.threads = Path(folder), threads
         try:
             self.about: dict[str, Any] = json.loads((self.folder / "device.json").read_text())
-            with np.load(self.folder / "arrays.npz") as arrays:
-                self.arrays = {name: np.asarray(arrays[name]) for name in arrays.files}
-        except (OSError, ValueError) as e:
+            self.size: tuple[int, int] = (int(self.about["size"][0]), int(self.about["size"][1]))
+            self.arrays = read_arrays(self.folder / "arrays.npz")
+            if lacking := NEEDED[self.about["kind"]] - set(self.arrays):
+                raise ValueError(f"arrays.npz lacks {', '.join(sorted(lacking))}")
+        except (OSError, ValueError, LookupError, TypeError) as e:
             raise ValueError(
                 f"{folder} is no exported model ({e}): python -m omfa.export --runtime onnx --out {folder}"
             ) from None
@@ -156,7 +161,6 @@ class Model:
             import onnxruntime  # noqa: F401
         except ImportError:
             raise ValueError("onnxruntime is missing: pip install onnxruntime") from None
-        self.size: tuple[int, int] = tuple(self.about["size"])
 
     def graph(self, name: str) -> Callable[..., list[Array]]:
         """A graph ready to run, with its inputs by name. Its memory is free again once nothing holds it."""
@@ -170,18 +174,33 @@ class Model:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         file = str(self.folder / f"{name}.onnx")
-        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        try:
+            session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # the runtime has an error of its own for every kind of damage
+            raise ValueError(f"{file} can't be loaded ({e!r:.300}): export the model again") from None
         asked = {i.name for i in session.get_inputs()}  # a graph has no input for what its network never looks at
 
         def run(**inputs: Array) -> list[Array]:
             given = {k: np.ascontiguousarray(v, np.float32) for k, v in inputs.items() if k in asked}
-            return session.run(None, given)
+            try:
+                return session.run(None, given)
+            except Exception as e:
+                raise ValueError(f"{file} can't be run ({e!r:.300}); was --drawn made for it?") from None
 
         return run
 
     def once(self, name: str, **inputs: Array) -> list[Array]:
         """Load a graph, run it, and let it go."""
         return self.graph(name)(**inputs)
+
+
+def read_arrays(path: str | Path) -> dict[str, Array]:
+    """The arrays of an .npz file; ValueError where it is none."""
+    try:
+        with np.load(path) as arrays:
+            return {name: np.asarray(arrays[name]) for name in arrays.files}
+    except Exception as e:  # every kind of damage has an error of its own
+        raise ValueError(f"{path}: no arrays that can be read ({e!r:.300})") from None
 
 
 Told = Callable[[int, int], None] | None
@@ -221,6 +240,8 @@ def try_on(
     most = model.about.get("trained_steps", 1000)
     if not 1 <= steps <= most:
         raise ValueError(f"{steps} steps: give 1 to {most}")
+    if not np.isfinite(guidance):
+        raise ValueError(f"guidance {guidance} must be a number")
     if model.about["kind"] == "pair":
         if drawn is not None:
             raise ValueError("this model takes a photo and a garment, and nothing drawn")
@@ -363,12 +384,8 @@ def _by_rows(
     if "large_draft" not in drawn or not model.about["composes"]:
         return to_picture(made, box)
     large, box = fit(photo, model.about["large_size"])
-    (made,) = model.once(
-        "compose",
-        decoded=made,
-        photo=large,
-        **{name: drawn[f"large_{name}"][None] for name in ("draft", "valid", "surface", "likeness", "where")},
-    )
+    layers = {n: drawn[f"large_{n}"][None] for n in ("draft", "valid", "surface", "likeness", "where")}
+    (made,) = model.once("compose", decoded=made, photo=large, **layers)
     return to_picture(made, box)
 
 
@@ -391,6 +408,14 @@ def _cells(z: Array, cells: Sequence[int]) -> Array:
 
 
 # -------------------------------------------------------------------------------------------------------------- command
+def check_out(path: Path) -> None:
+    """ValueError for a file that can't be written, before anything is computed for it."""
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"--out {path}: end it in .png or .jpg")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--out {path}: it is a folder, or to be in a folder that is not there")
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Make a picture; 0 all well, 2 the call or its input was wrong."""
     parser = argparse.ArgumentParser(prog="python -m omfa.device", description=(__doc__ or "").split("\n")[0])
@@ -406,10 +431,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="default: as many as there are cores")
     call = parser.parse_args(args)
     try:
-        drawn = None
-        if call.drawn is not None:
-            with np.load(call.drawn) as arrays:
-                drawn = {name: np.asarray(arrays[name]) for name in arrays.files}
+        check_out(Path(call.out))
+        drawn = None if call.drawn is None else read_arrays(call.drawn)
         made = try_on(
             *(Model(call.model, call.threads), read(call.photo), read(call.garment), call.category),
             *(call.steps, call.guidance, call.seed, drawn),

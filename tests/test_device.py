@@ -143,6 +143,49 @@ def test_weights_in_less_are_smaller_and_nearly_as_good(
     assert 10 * np.log10(255**2 / max(error, 1e-9)) > least
 
 
+def test_damaged_files_are_named_not_thrown(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo, other = str(picture(tmp_path / "a.png", (40, 60), 0)), tmp_path / "other"
+    files = {name: tmp_path / name for name in ("good.npz", "empty.npz", "cut.npz", "one.npy", "small.npz")}
+    np.savez(files["good.npz"], draft=np.zeros((3, *device.Model(folder).size), np.float32))
+    np.savez(files["small.npz"], draft=np.zeros((3, 8, 8), np.float32))
+    np.save(files["one.npy"], np.zeros(3))
+    files["empty.npz"].touch()
+    files["cut.npz"].write_bytes(files["good.npz"].read_bytes()[:99])
+
+    def refused(words: str, model: Path, drawn: Path = files["good.npz"], out: str = "c.png", *more: str) -> None:
+        options = ["--drawn", str(drawn), "--out", str(tmp_path / out), "--steps", "1", "--threads", "1", *more]
+        assert device.main([photo, photo, "--model", str(model), *options]) == 2
+        said = capsys.readouterr().err
+        assert words in said and "Traceback" not in said
+
+    for name, content, words in (
+        ("device.json", b"[]", "is no exported model"),
+        ("device.json", b'{"kind": "rows"}', "is no exported model"),
+        ("device.json", b'{"kind": "else", "size": [8, 8]}', "is no exported model"),
+        ("arrays.npz", b"", "no arrays that can be read (EOFError"),
+        ("arrays.npz", files["cut.npz"].read_bytes(), "no arrays that can be read"),
+        ("arrays.npz", files["good.npz"].read_bytes(), "lacks alphas, tokens"),
+        ("encode.onnx", None, "encode.onnx can't be loaded"),
+        ("encode.onnx", b"no graph", "encode.onnx can't be loaded"),
+        ("encode.weights", None, "encode.onnx can't be loaded"),
+        ("encode.weights", b"1", "encode.onnx can't be loaded"),
+    ):
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(folder, other)
+        (other / name).unlink()
+        if content is not None:
+            (other / name).write_bytes(content)
+        refused(words, other)
+    for name in ("empty.npz", "cut.npz", "one.npy", "none.npz"):
+        refused(f"{name}: no arrays that can be read", folder, tmp_path / name)
+    refused("encode.onnx can't be run", folder, files["small.npz"])
+    refused("end it in .png", folder, out="c.foo")
+    refused("a folder that is not there", folder, out="none/c.png")
+    refused("must be a number", folder, files["good.npz"], "c.png", "--guidance", "nan")
+    with pytest.raises(ValueError, match="not finite"):
+        device.to_picture(np.full((1, 3, 4, 4), np.nan), device.Box(0, 0, 4, 4))
+
+
 def test_wrong_calls_say_what_would_work(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo = str(picture(tmp_path / "a.png", (40, 60), 0))
     for call, words in (
