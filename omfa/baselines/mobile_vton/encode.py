@@ -54,6 +54,7 @@ def encode_records(pipe: MobileVTON, folder: Path, out: Path, size: Sequence[int
     check_writable(out)
     if encoding.is_file() and json.loads(encoding.read_text()) != about:
         raise ValueError(f"{encoding} is of another size or VAE; give another --out")
+    write_json(encoding, about)  # before all else: a killed call must not go on at another size
     phrases = [NEGATIVE, *PLAIN.values(), *(try_on_phrase(c, d) for c, d in PLAIN.items())]
     phrases += [target_phrase(r, g.category) for r in records for g in clothes(r)]
     PromptBook.of(phrases, pipe.parts.texts).write(out / PROMPTS)
@@ -77,7 +78,6 @@ def encode_records(pipe: MobileVTON, folder: Path, out: Path, size: Sequence[int
                 made[f"{name}.features"] = pipe.features(pixels)[0][0].half().cpu().contiguous()
         with whole(encoded_file(out, record.id)) as part:
             save_file(made, part, {MADE_FROM: hashes.of(record)})
-    write_json(encoding, about)
     return len(records)
 
 

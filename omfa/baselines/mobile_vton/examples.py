@@ -118,7 +118,7 @@ class TryOnDataset(Dataset[TryOnExample]):
         nearest: without a portrait the photo is drawn from so many that are seen from the most alike side.
 
     Raises:
-        RecordError: nobody in two outfits, or no encoded records.
+        RecordError: nobody in two outfits, or records that are not encoded.
         ValueError: ``drop`` is no probability, or ``nearest`` below 1.
     """
 
@@ -139,9 +139,11 @@ class TryOnDataset(Dataset[TryOnExample]):
         self.seed, self.drop, self.nearest, self.encoded = seed, drop, nearest, Path(encoded)
         self.sources = sources(records)
         self.records = [r for r in records if r.id in self.sources]
-        if not (self.encoded / ENCODING).is_file():
+        lacking = [r.id for r in records if not encoded_file(self.encoded, r.id).is_file()]
+        if lacking or not (self.encoded / ENCODING).is_file():
             raise RecordError(
-                f"{encoded} holds nothing encoded; run python -m omfa.baselines.mobile_vton.encode --records {folder}"
+                f"{encoded} lacks {len(lacking)} of {len(records)} records; run python -m "
+                f"omfa.baselines.mobile_vton.encode --records {folder}"
             )
         self.size = tuple(json.loads((self.encoded / ENCODING).read_text())["size"])
         self.book = PromptBook.read(self.encoded / PROMPTS)

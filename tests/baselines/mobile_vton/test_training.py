@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from omfa.backbone import posterior
 from omfa.baselines.mobile_vton import losses
 from omfa.baselines.mobile_vton.encode import encode_records
 from omfa.baselines.mobile_vton.examples import TryOnDataModule, TryOnDataset, collate, sources
@@ -239,6 +240,23 @@ def test_records_as_examples(records: Path, encoded: tuple[Path, Path]) -> None:
     dropped = TryOnDataset(records, encoded[0], None, drop=0.999)[0, 0]
     assert not dropped.given and torch.equal(dropped.features, data.nothing)
     assert collate([data[0, 0], data[0, 1]]).text.shape == (2, 77, 40)
+
+
+def test_an_encoding_that_was_stopped_goes_on_at_its_size_alone(
+    records: Path, encoded: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = MobileVTON.from_pretrained(encoded[1])
+    pipe.quiet = True
+    few = iter([posterior] * 4)
+    with monkeypatch.context() as stopped, pytest.raises(StopIteration):
+        stopped.setattr("omfa.baselines.mobile_vton.encode.posterior", lambda *given: next(few)(*given))
+        encode_records(pipe, records, tmp_path, tiny.SIZE)
+    with pytest.raises(ValueError, match="of another size or VAE"):
+        encode_records(pipe, records, tmp_path, (96, 64))
+    with pytest.raises(RecordError, match=r"lacks \d of 8 records"):
+        TryOnDataset(records, tmp_path, None)
+    encode_records(pipe, records, tmp_path, tiny.SIZE)
+    assert len(TryOnDataset(records, tmp_path, None)) > 0
 
 
 def test_records_that_make_no_example(records: Path, tmp_path: Path) -> None:
