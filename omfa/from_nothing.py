@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omfa.commands import Parser, count, find_device
+from omfa.commands import Parser, check_sides, count, find_device, size_of
 from omfa.composer import Composer
 from omfa.evaluation.report import markdown
 from omfa.evaluation.results import Results
@@ -255,7 +255,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=count, default=60, help="for everything (default 60)")
     parser.add_argument("--out", type=Path, default=Path("runs/from_nothing"))
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    parser.add_argument("--size", default=None, help="HxW of the network's pictures (default 128x96, on a GPU 256x192)")
+    parser.add_argument(
+        "--size", type=size_of, default=None, help="HxW of the network's pictures (default 128x96, on a GPU 256x192)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     call = parser.parse_args(args)
     try:
@@ -275,18 +277,17 @@ def main(args: Sequence[str] | None = None) -> int:
 def _work(call: argparse.Namespace) -> Work:
     """The folder, told apart from one of another call."""
     device = find_device(call.device)
-    words = (call.size or ("128x96" if device == "cpu" else "256x192")).split("x")
-    if len(words) != 2 or not all(w.isdigit() and int(w) >= 32 and int(w) % 32 == 0 for w in words):
-        raise ValueError(f"--size {call.size!r} must be height x width in multiples of 32, like 256x192")
+    size = call.size or ((128, 96) if device == "cpu" else (256, 192))
+    check_sides(size)
     if not CONFIGS.is_dir():
         raise ValueError(f"{CONFIGS} is missing: run this in a checkout of the project, its recipes are no package")
     check_writable(call.out, "--out")
-    wanted = {"minutes": call.minutes, "size": [int(w) for w in words], "seed": call.seed}
+    wanted = {"minutes": call.minutes, "size": list(size), "seed": call.seed}
     path = call.out / "call.json"
     if path.is_file() and (found := json.loads(path.read_text())) != wanted:
         raise ValueError(f"{call.out} holds a model of {found}, this call makes {wanted}: give another --out")
     write_json(path, wanted)
-    return Work(call.out, call.minutes * 60.0, device, (int(words[0]), int(words[1])), call.seed)
+    return Work(call.out, call.minutes * 60.0, device, size, call.seed)
 
 
 if __name__ == "__main__":
