@@ -173,8 +173,11 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
         return Composition(*(x[..., :height, :width] for x in made))
 
     def say(self, layers: Given, kind: Tensor) -> tuple[Tensor, Tensor]:
-        """What is to be done at each pixel: arguments of :func:`put_together`. Sides are multiples of ``multiple``."""
-        x, told, shrink = torch.cat(layers, 1), self.kinds(kind), self.config.shrink
+        """What is to be done at each pixel: arguments of :func:`put_together`, float32 whatever the weights are.
+
+        Sides are multiples of ``multiple``.
+        """
+        x, told, shrink = torch.cat(layers, 1).to(self.dtype), self.kinds(kind), self.config.shrink
         h = self.stem(F.pixel_unshuffle(F.avg_pool2d(x, shrink) if shrink > 1 else x, PATCH))
         kept = []
         for down, block in zip(self.down, self.before, strict=True):
@@ -186,7 +189,7 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
         fine = F.pixel_shuffle(self.fine(h), 2)
         if shrink > 1:
             fine = F.interpolate(fine, scale_factor=float(shrink), mode="bilinear", align_corners=False)
-        return self.last(torch.cat([fine, F.pixel_unshuffle(x, 2)], 1)), self.spread(h)
+        return self.last(torch.cat([fine, F.pixel_unshuffle(x, 2)], 1)).float(), self.spread(h).float()
 
     @torch.no_grad()
     def compose(self, layers: Given, kinds: Sequence[str]) -> Composition:

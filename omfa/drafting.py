@@ -129,6 +129,7 @@ def composed(
         B pictures (3, H, W) in [-1, 1]; one without a draft, or of an accessory, which no composer has learned, is
         (3, h, w), as it was decoded.
     """
+    decoded = decoded.float()  # pictures are, whatever the weights
     made, kind = list(decoded), str(request.layout.categories.get(slot, PERSON))
     if kind not in KINDS:
         return made

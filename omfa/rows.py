@@ -31,6 +31,7 @@ from omfa.conditioning import CELLS, Guide, Layout, PerExample
 
 Pair = tuple[Tensor, Tensor]
 """Keys and values (R or T, H, L, D) of one layer."""
+NOBODY = -2  # owner of a row that no target reads; a target that reads nothing has -1
 
 
 class Crossing(Protocol):
@@ -76,7 +77,7 @@ class Recall:
         self._there: dict[str, list[Tensor]] = {}
         for memory in memories:
             index = _index(owner, memory.owner)
-            for layer, pair in memory.layers.items() if index.shape[1] else ():
+            for layer, pair in memory.layers.items():
                 self._memory.setdefault(layer, []).append((_gathered(pair[0], index), _gathered(pair[1], index)))
                 tokens = pair[0].shape[2]
                 self._there.setdefault(layer, []).append((index >= 0).repeat_interleave(tokens, 1))
@@ -95,9 +96,12 @@ class Recall:
 
 
 def _index(wanted: Tensor, owner: Tensor) -> Tensor:
-    """For each of ``wanted`` (T,) the positions in ``owner`` (R,) that hold the same number: (T, N), -1 where none."""
+    """For each of ``wanted`` (T,) the positions in ``owner`` (R,) that hold the same number: (T, N), -1 where none.
+
+    N is at least 1, so that gradients pass through what nobody reads, too.
+    """
     same = wanted[:, None] == owner[None, :]
-    most = int(same.sum(1).max()) if same.numel() else 0
+    most = max(1, int(same.sum(1).max()))
     order = torch.where(same, torch.arange(same.shape[1], device=same.device), same.shape[1])
     first = order.sort(1).values[:, :most]
     return torch.where(first < same.shape[1], first, -1)
@@ -195,6 +199,23 @@ class RowGuide:
     targets: Rows
     given: tuple[Rows, ...]
 
+    def in_step(self, canvas: Canvas) -> RowGuide:
+        """With a blank row of every size of which none is given: as many passes in every process, as ZeRO-3 needs.
+
+        Nobody reads it, though gradients (zeros) flow back through it as through the others.
+        """
+        here = {tuple(rows.guide.known.shape[-2:]) for rows in self.given}
+        missing = {row_size(canvas, slot.name) for slot in canvas.slots} - here
+        blank = [_blank(self.targets.guide.map(lambda x: x[:1]), size) for size in sorted(missing)]
+        return replace(self, given=(*self.given, *blank))
+
+
+def _blank(guide: Guide, size: tuple[int, int]) -> Rows:
+    """One row that nobody owns, empty; of ``guide``, of a single row, it takes the words."""
+    mask, empty = (guide.known.new_zeros(1, n, *size) for n in (1, guide.known.shape[1]))
+    nobody = torch.full((1,), NOBODY, device=guide.known.device)
+    return Rows(replace(guide, target=mask.bool(), mask=mask, known=empty, pose=empty), nobody, ("",))
+
 
 def row_size(canvas: Canvas, slot: str) -> tuple[int, int]:
     """(height, width) in latents: the face slot's for a face, the person's for everything else."""
@@ -219,18 +240,33 @@ def layer_of(layout: Layout, slot: str) -> int:
     return layout.worn()[layout.categories[slot]].index(slot) if slot in layout.categories else 0
 
 
-def row_code(canvas: Canvas, layout: Layout, slot: str, channels: int) -> Tensor:
-    """The pose plane of a row without a body of its own: zero for people, else the slot's code. (C, h, w)."""
+def row_code(canvas: Canvas, layout: Layout, slot: str, channels: int, layer: int | None = None) -> Tensor:
+    """The pose plane of a row without a body of its own: zero for people, else the slot's code. (C, h, w).
+
+    ``layer`` 0 is that of a garment worn under all others of its category; None: this one's own, :func:`layer_of`.
+    """
     kind, (height, width) = kind_slot(canvas, layout, slot), row_size(canvas, slot)
     if kind == PERSON:
         return torch.zeros(channels, height, width)
-    names, layer = [s.name for s in canvas.slots], layer_of(layout, slot)
+    names, layer = [s.name for s in canvas.slots], layer_of(layout, slot) if layer is None else layer
     above = layer / (layer + 3)  # less than 1, however many are worn
     if kind in names:
         turn = names.index(kind) + above
     else:  # between the face and a full turn
         turn = len(names) - 1 + (1 + [*ACCESSORIES].index(Category(kind)) + above) / (len(ACCESSORIES) + 1)
     return code_plane(turn / len(names), height, width, channels)
+
+
+def pose_plane(canvas: Canvas, layout: Layout, slot: str, channels: int, seen: Tensor | None) -> Tensor:
+    """A row's pose: its pose or surface map ``seen`` (C, h, w), else its code. (C, h, w).
+
+    Maps of two tops look alike, so to that of an outer one is added how far its code lies from the innermost one's.
+    """
+    code = row_code(canvas, layout, slot, channels)
+    if seen is None:
+        return code
+    outer = layer_of(layout, slot) > 0
+    return seen + (code - row_code(canvas, layout, slot, channels, layer=0)).to(seen) if outer else seen
 
 
 Words = Callable[[Sequence[tuple[int, str]]], tuple[Tensor, Tensor | None]]
@@ -283,8 +319,8 @@ def lay_rows(
                 looks.append(_look(canvas, layouts[b], {s: known_of(b, s) for s in seen}, channels))
             if (there := known_of(b, slot)) is not None:
                 known[row] = there
-            plane = planes[slot][b] if slot in planes else None
-            pose.append((row_code(canvas, layouts[b], slot, channels) if plane is None else plane).to(known))
+            seen_map = planes[slot][b] if slot in planes else None
+            pose.append(pose_plane(canvas, layouts[b], slot, channels, seen_map).to(known))
         owner = torch.tensor([b for b, _ in some], device=device)
         mask = known.new_full((len(some), 1, *size), float(target))
         guide = Guide(

@@ -237,6 +237,25 @@ def test_composed_pictures_come_at_the_photo_s_own_size(world: Path, composing: 
     assert again.config.portraits and np.array_equal(np.asarray(off(again)), np.asarray(large))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_the_size_compose_nearly_the_same(
+    world: Path, composing: OMFAPipeline, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    composing.save_pretrained(tmp_path)
+    half = OMFAPipeline.from_pretrained(tmp_path, dtype=dtype)
+    half.set_progress_bar_config(disable=True)
+    record = open_records(world).records()[0]
+    assert half.composer.dtype == dtype and record.pose is not None and record.pose.params is not None
+    params, person = BodyParameters.load(world / record.pose.params), read(world, record.file_name)
+    worn = {g.category.value: read(world, g.path) for g in record.garments}
+    one = {"pose": params, "keep": "photo", "num_inference_steps": 1}
+    whole, made = (
+        np.asarray(p.try_on(person, worn, generator=torch.manual_seed(0), **one).images[0], float)
+        for p in (composing, half)
+    )
+    assert np.abs(whole - made).mean() < 1 and not np.array_equal(whole, made)
+
+
 def test_a_photo_stays_where_the_composer_keeps_it(world: Path, composing: OMFAPipeline) -> None:
     record = open_records(world).records()[0]
     assert record.pose is not None and record.pose.params is not None

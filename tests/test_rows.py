@@ -171,6 +171,26 @@ def test_garments_in_either_order_make_the_same_person(rowing: OMFAPipeline) -> 
     assert not torch.allclose(prediction(rowing, [under], latents, z), prediction(rowing, [over], swapped, z))
 
 
+def test_the_order_of_layers_is_told_with_surface_maps_too(rowing: OMFAPipeline) -> None:
+    """Maps of two tops look alike. What lies innermost is told by nothing, as before there were layers."""
+    latents, z = draw(rowing, 1), noise(rowing, 1)
+    garments = ("garment_1", "garment_2")
+    states = {"person": State.TARGET, **dict.fromkeys(garments, State.GIVEN)}
+    layout = Layout(TaskKind.TRY_ON, states, dict.fromkeys(garments, UPPER))
+    seen = torch.randn(latents["garment_1"].shape[1:], generator=torch.Generator().manual_seed(3))
+    planes = {slot: [seen] for slot in garments}
+
+    def made(latents: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            guide = rowing.row_guide([layout], latents, planes, "cpu")
+            return rowing.guided_rows(guide, [layout], 1.0)(z, torch.tensor(500))
+
+    swapped = latents | {"garment_1": latents["garment_2"], "garment_2": latents["garment_1"]}
+    assert (made(latents) - made(swapped)).abs().max() > 1e-3
+    guide = rowing.row_guide([layout], latents, planes, "cpu").given[0].guide
+    assert torch.equal(guide.pose[0], seen) and not torch.equal(guide.pose[1], seen)
+
+
 def test_unconditional_in_training_is_unconditional_in_sampling(rowing: OMFAPipeline) -> None:
     """A dropped example in a mixed batch (its rows read no Memory) against the pass of guidance."""
     latents, z = draw(rowing, 2), noise(rowing, 2)

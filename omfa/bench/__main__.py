@@ -125,7 +125,7 @@ def in_rows(canvas: Canvas, config: Mapping[str, Any], device: str) -> costs.Row
 
 def beside(config: Mapping[str, Any], canvas: Canvas, batch: int, repeats: int) -> Iterator[Row]:
     """The network alone, float32 on the CPU: the canvas, and two UNets at the same sizes."""
-    rate, guided = matmul_rate(), {}
+    rate = matmul_rate()
     for make in both_designs(config, canvas):
         counted, design = costs.count_flops(make("meta")), make("cpu")
         seconds = median_seconds(training_step(design, batch, "cpu"), repeats)
@@ -133,17 +133,38 @@ def beside(config: Mapping[str, Any], canvas: Canvas, batch: int, repeats: int) 
         yield f"{design.name}: training step, batch {batch}", seconds, "s"
         yield "  achieved", done / 1e9, f"GFLOP/s, {done / rate:.0%} of a matrix product's"
         design.network.eval()
-        guided[design.name] = median_seconds(lambda d=design: guided_step(d), repeats)  # type: ignore[misc]
-        yield "  guided step", guided[design.name], "s"
+        yield "  guided step", median_seconds(lambda d=design: guided_step(d), repeats), "s"  # type: ignore[misc]
         yield "  operations of both", (counted.training + counted.guided) / 1e9, "GFLOP (batch 1)"
-    rows = in_rows(canvas, config, "cpu")
-    once, step = median_seconds(rows.given, repeats), median_seconds(rows.target, repeats)
-    yield "rows: what is given, once", once, "s"
-    yield "  a step of the target, unguided", step, "s"
-    for name, seconds in guided.items():
-        yield f"20 guided steps: {name}", 20 * seconds, "s"
-    for steps in (8, 4):
-        yield f"{steps} distilled steps: rows, what is given and all", once + steps * step, "s"
+    for garments in (1, 2, 4):
+        yield from pictures(config, canvas.person, garments, repeats)
+
+
+@torch.no_grad()
+def pictures(config: Mapping[str, Any], person: Size, garments: int, repeats: int) -> Iterator[Row]:
+    """A whole try-on of the network alone, unguided, float32 on the CPU: rows, a canvas so wide, two UNets."""
+    (h, w), face = person, Canvas(person, 1)[FACE]
+    rows = costs.rows_design(config, person, garments, (face.height, face.width), "cpu")
+    canvas = costs.canvas_design(config, (h, (1 + garments) * w + face.width), "cpu")
+    two = costs.dual_design(config, person, (h, garments * w), "cpu")
+    once = median_seconds(rows.given, repeats)
+
+    def both() -> None:
+        rows.given()
+        rows.target()
+
+    def plain(design: Design) -> Callable[[], object]:
+        design.network.eval()
+        return lambda: design.plain(1)
+
+    for name, network, before, step, whole in (
+        ("rows", rows.network, once, rows.target, both),
+        ("canvas", canvas.network, 0.0, plain(canvas), plain(canvas)),
+        ("two UNets", two.network, 0.0, plain(two), plain(two)),
+    ):
+        seconds, what = median_seconds(step, repeats), f"{garments} garment{'s' * (garments > 1)}, {name}"
+        for steps in (8, 50):
+            yield f"{what}: {steps} steps, unguided", before + steps * seconds, "s"
+        yield "  memory beside the weights", costs.peak_bytes(network, whole) / 2**20, "MiB"
 
 
 def measure(module: OMFAModule, data: RecordsDataset, batch: int, steps: int, repeats: int) -> Iterator[Row]:

@@ -162,6 +162,7 @@ class RowsDesign:
     """One UNet over rows of an example: ``given`` runs once a picture, ``target`` every step, which reads what is
     given, and with guidance ``alone``, which does not."""
 
+    network: nn.Module
     given: Callable[[], None]
     target: Callable[[], Tensor]
     alone: Callable[[], Tensor]
@@ -182,7 +183,7 @@ def rows_design(config: Mapping[str, Any], person: Size, garments: int, face: Si
         run(garments, person, _Read(layers, True))
         run(1, face, _Read(layers, True))
 
-    return RowsDesign(given, lambda: run(1, person, _Read(layers, False)), lambda: run(1, person, None))
+    return RowsDesign(unet, given, lambda: run(1, person, _Read(layers, False)), lambda: run(1, person, None))
 
 
 def flops(run: Callable[[], object]) -> int:
@@ -235,6 +236,14 @@ class Alive(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.alive -= size
+
+
+@torch.no_grad()
+def peak_bytes(network: nn.Module, run: Callable[[], object]) -> int:
+    """The most that a call needs at once beside the weights, in bytes; on real tensors."""
+    with Alive(network.parameters()) as counted:
+        run()
+    return counted.peak
 
 
 @dataclass(frozen=True)

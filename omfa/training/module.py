@@ -116,6 +116,7 @@ class OMFAModule(TrainedModule):
             self.unet.to(memory_format=torch.channels_last)
         self.min_snr = min_snr
         self.kind = pd.check_scheduler(pipeline.scheduler)
+        self.in_step = False  # whether every process must run the network as often as the others: ZeRO-3
         self.register_buffer("alphas_cumprod", pipeline.scheduler.alphas_cumprod.clone(), persistent=False)
         for frozen in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
             if frozen is not None:
@@ -131,12 +132,13 @@ class OMFAModule(TrainedModule):
         for encoder in (self.pipe.text_encoder, self.pipe.text_encoder_2):
             if encoder is not None:
                 encoder.to(self.device)
+        self.in_step = getattr(self.trainer.strategy, "zero_stage_3", False)
         if self.frozen_bf16 and self.trainer.precision != "bf16-mixed":
             raise Mismatch(
                 f"frozen_bf16 needs trainer.precision bf16-mixed, not {self.trainer.precision}: change that, or set "
                 "model.init_args.frozen_bf16 false"
             )
-        if self.pipe.config.unconditional_on == "targets" and getattr(self.trainer.strategy, "zero_stage_3", False):
+        if self.pipe.config.unconditional_on == "targets" and self.pipe.config.join == "canvas" and self.in_step:
             raise Mismatch(
                 "unconditional_on: targets runs a pass for each example without anything given, and ZeRO-3 needs as "
                 "many passes on every device: take stage 2, or unconditional_on: canvas"
@@ -269,6 +271,7 @@ class OMFAModule(TrainedModule):
         """The same in rows, the mean over several draws of the noise; see :func:`omfa.training.in_rows.row_losses`."""
         made = self.encode(batch)
         guide = self.pipe.row_guide(batch.layout, made.latents, made.planes, self.device, made.drafts)
+        guide = guide.in_step(self.pipe.canvas) if self.in_step else guide
         z0, noise = self.of_targets(guide.targets, made)
         dropped, steps = torch.tensor(batch.unconditional), torch.tensor(batch.t)
         how = (self.alphas_cumprod, self.kind, self.min_snr)

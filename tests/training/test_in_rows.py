@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from omfa.components import State
+from omfa.conditioning import Layout
 from omfa.pipeline import OMFAPipeline
 from omfa.rows import Recall
 from omfa.training.in_rows import row_losses
@@ -14,6 +18,7 @@ from tests.conftest import make_compact
 from tests.test_rows import JOINT, ONE, TRY_OFF, TRY_ON, draw
 
 LAYOUTS = [TRY_ON, ONE, TRY_OFF, JOINT]
+ALONE = Layout(JOINT.kind, {"person": State.TARGET, "garment_1": State.TARGET}, JOINT.categories)
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +81,37 @@ def test_dropped_examples_give_no_gradient_to_what_they_do_not_see(pipe: OMFAPip
     losses = losses_of(pipe, latents, [True, False, False, False])
     gradient = torch.autograd.grad(losses[0], [latents["garment_1"]], allow_unused=True)[0]
     assert gradient is None or gradient.abs().sum() == 0
+
+
+@pytest.mark.parametrize("layout", [TRY_ON, ONE, TRY_OFF, ALONE], ids=["three", "one", "off", "nothing"])
+def test_in_step_every_batch_runs_the_network_as_often_there_and_back(layout: Layout) -> None:
+    """ZeRO-3 gathers each layer's weights in every process at once: one pass less somewhere, and all wait for ever."""
+    pipe, passes = make_compact(join="rows"), {"there": 0, "back": 0}
+
+    def counted(way: str) -> Callable[..., None]:
+        def count(*_: Any) -> None:
+            passes[way] += 1
+
+        return count
+
+    layer = next(m for name, m in pipe.unet.named_modules() if name.endswith("attn1.to_k"))
+    layer.register_forward_hook(counted("there"))
+    layer.register_full_backward_hook(counted("back"))
+    latents = draw(pipe, 1)
+    z0 = torch.stack([latents[slot][0] for slot, state in layout.states.items() if state is State.TARGET])
+    noise = torch.randn(1, *z0.shape, generator=torch.Generator().manual_seed(5))
+    found = []
+    for in_step, dropped in ((False, False), (True, False), (True, True)):
+        rows = pipe.row_guide([layout], latents, {}, "cpu")
+        rows = rows.in_step(pipe.canvas) if in_step else rows
+        passes |= {"there": 0, "back": 0}
+        pipe.unet.zero_grad()
+        t, drop, alphas_cumprod = torch.tensor([[500]]), torch.tensor([dropped]), pipe.scheduler.alphas_cumprod
+        loss = row_losses(pipe, rows, [layout], z0, noise, t, drop, alphas_cumprod, "v_prediction").sum()
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad for n, p in pipe.unet.named_parameters() if p.grad is not None}))
+        if in_step:
+            assert passes == {"there": 3, "back": 3}
+    torch.testing.assert_close(found[1][0], found[0][0], atol=1e-6, rtol=1e-5)
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, atol=1e-6, rtol=1e-4)
