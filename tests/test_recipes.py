@@ -32,6 +32,7 @@ LAYERS = {
     "one_24gb_lora": ["one_24gb_lora"],
     "one_24gb_attention": ["paper_deepfashion", "one_24gb_attention"],
     "rows": ["rows_vitonhd"],
+    "rows_portraits": ["rows_vitonhd", "rows_portraits"],
     "rows_lora": ["rows_vitonhd", "rows_deepfashion", "one_24gb_lora"],
 }
 
@@ -76,12 +77,13 @@ def test_a_recipe_trains_and_its_model_makes_pictures(
     assert fit(recipe(LAYERS[name], swap, tmp_path / "tiny.yaml")) == 0
     shown = yaml.safe_load((run / "config.yaml").read_text())
     assert shown["trainer"]["precision"] == "bf16-mixed" and shown["data"]["init_args"]["captions"] is False
-    devices = 4 if name in ("paper", "deepfashion", "rows") else 1
+    devices = 4 if name in ("paper", "deepfashion", "rows", "rows_portraits") else 1
     assert shown["data"]["init_args"]["batch_size"] * shown["trainer"]["accumulate_grad_batches"] * devices == 8
     small = any(layer.startswith("one_24gb") for layer in LAYERS[name])
     model = run / "model"
     pipe = load_small(model, str(inpainting)) if small else OMFAPipeline.from_pretrained(model)
     assert pipe.config.join == ("rows" if rows else "canvas")
+    assert pipe.config.portraits == (name == "rows_portraits")
     assert np.isfinite(picture(silent(pipe))).all()
     card = (model / "README.md").read_text()
     assert "| steps | 1 |" in card and "| 8 of split train, fingerprint" in card
