@@ -47,6 +47,7 @@ from omfa.orders import (
     MOST_VIEWS,
     Order,
     Pose,
+    body_beside,
     check_seed,
     hand_estimator,
     read_pose,
@@ -71,7 +72,7 @@ def try_off(call: argparse.Namespace, problems: list[str]) -> list[Order]:
 
 def try_on(call: argparse.Namespace, problems: list[str]) -> list[Order]:
     """An order a portrait; one without portraits."""
-    shared: dict[str, Any] = {"task": "try-on", "garments": _garments(call), **_looks(call)}
+    shared: dict[str, Any] = {"task": "try-on", **_garments(call), **_looks(call)}
     if not call.portrait:
         return [Order(name="try_on", **shared)]
     return [Order(name=f"{stem}_try_on", photo=photo, **shared) for stem, photo in _readable(call.portrait, problems)]
@@ -87,13 +88,13 @@ def transfer(call: argparse.Namespace, problems: list[str]) -> list[Order]:
 
 def turntable(call: argparse.Namespace, problems: list[str]) -> list[Order]:
     """An order a portrait."""
-    shared: dict[str, Any] = {"task": "turntable", "garments": _garments(call), **_looks(call), "views": call.views}
+    shared: dict[str, Any] = {"task": "turntable", **_garments(call), **_looks(call), "views": call.views}
     return [Order(name=stem, photo=photo, **shared) for stem, photo in _readable(call.photos, problems)]
 
 
 def _looks(call: argparse.Namespace) -> dict[str, Any]:
-    face = _read(call.face) if call.face else None
-    return {"face": face, "face_pose": _face_pose(call), "pose": _pose(call), "keep": call.keep}
+    face, head = (_read(call.face), body_beside(call.face)) if call.face else (None, None)
+    return {"face": face, "face_pose": head, "pose": _pose(call), "keep": call.keep}
 
 
 def _read(path: str) -> Image.Image:
@@ -109,18 +110,14 @@ def _readable(paths: Sequence[str], problems: list[str]) -> Iterator[tuple[str, 
             problems.append(str(e))
 
 
-def _garments(call: argparse.Namespace) -> dict[str, list[Image.Image]]:
-    """Category to pictures, from inside to outside."""
+def _garments(call: argparse.Namespace) -> dict[str, Any]:
+    """Category to pictures, from inside to outside, and to the bodies that lie beside them."""
     worn: dict[str, list[Image.Image]] = {}
+    stands: dict[str, list[BodyParameters | None]] = {}
     for category, path in call.garment:
         worn.setdefault(category, []).append(_read(path))
-    return worn
-
-
-def _face_pose(call: argparse.Namespace) -> BodyParameters | None:
-    """The body whose head the crop shows: ``face/anna.npz`` beside ``face/anna.png``."""
-    beside = Path(call.face).with_suffix(".npz") if call.face else None
-    return None if beside is None or not beside.is_file() else BodyParameters.load(beside)
+        stands.setdefault(category, []).append(body_beside(path))
+    return {"garments": worn, "garment_poses": stands}
 
 
 def _pose(call: argparse.Namespace) -> Pose:
@@ -176,7 +173,8 @@ def parser() -> argparse.ArgumentParser:
         "--keep",
         default="auto",
         choices=KEEPS,
-        help="all but the garments given, or the other clothes (default: photo where the model can)",
+        help="photo: all but the garments given, in the photo's own pose; others: the other clothes, in a new picture; "
+        "nothing (default: photo where the model can and neither pose nor face is given, else others)",
     )
     worn = Parser(add_help=False)
     worn.add_argument(
@@ -185,7 +183,9 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="CATEGORY=PICTURE",
-        help="a shop picture to put on, like upper=shirt.png; once for each, of one category from inside to outside",
+        help="a shop picture to put on, like upper=shirt.png; once for each, of one category from inside to outside; "
+        "body parameters of the same name beside it, where there are any, tell how a body stands in it, without which "
+        "shoes, bags and hats are in no draft",
     )
     whole = Parser(prog="python -m omfa", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
@@ -246,6 +246,7 @@ def make(call: argparse.Namespace) -> int:
         _check(call, orders, problems)
         device = find_device(call.device)
         pipe = OMFAPipeline.from_pretrained(call.model, dtype=DTYPES[call.dtype]).to(device)
+        orders[0].check(pipe)  # all of a call are of the same garments
         hand_estimator(pipe, _estimator, any(order.needs_estimator for order in orders))
         check_writable(call.out, "-o")
     except (ValueError, OSError) as e:

@@ -116,8 +116,8 @@ def rows(
     on = pipe.try_on(None, anna.garments, anna_again.params, **anna.head, **options()).images
     yield Row("another_pose", "the same in another pose | made | true", given, on, [anna_again.person])
 
-    how: dict[str, Any] = {"pose": ben.params, "source_pose": anna.params, **ben.head}
-    how["keep"] = "photo" if pipe.config.portraits else "others"
+    how: dict[str, Any] = {"pose": ben.params, "source_pose": anna.params}
+    how |= {"keep": "photo"} if pipe.config.portraits else {"keep": "others", **ben.head}
     on = pipe.transfer(anna.person, ben.person, "upper", **how, **options()).images
     yield Row("transfer", "transfer: upper of the first onto the second | made", [anna.person, ben.person], on, [])
 

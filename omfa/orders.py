@@ -16,6 +16,7 @@ from omfa.bodies.placing import place
 from omfa.components import Category
 from omfa.images import ENOUGH, as_list, read_image
 from omfa.pipeline import OMFAPipeline
+from omfa.request import check_garments
 from omfa.tasks import Estimate, NoEstimator, PoseEstimator
 
 TaskName = Literal["try-off", "try-on", "transfer", "turntable"]
@@ -29,6 +30,10 @@ class PoseOf:
 
     def __init__(self, picture: Image.Image) -> None:
         self.picture = picture
+
+
+class NamedPose(BodyParameters):
+    """A pose by its name: nobody's own in any photo."""
 
 
 Pose = BodyParameters | Image.Image | PoseOf | None
@@ -46,7 +51,17 @@ def read_pose(text: str) -> BodyParameters | PoseOf:
     return BodyParameters.load(Path(text)) if text.lower().endswith(".npz") else PoseOf(read_image(text, enough=ENOUGH))
 
 
-def named_pose(name: str, size: tuple[int, int] = (1024, 768), yaw: float = 0.0) -> BodyParameters:
+def body_beside(picture: str | Path) -> BodyParameters | None:
+    """The body in a head crop or a garment's picture, where it lies beside it: ``anna.npz`` beside ``anna.png``.
+
+    Raises:
+        ValueError: a file that can't be read.
+    """
+    beside = Path(picture).with_suffix(".npz")
+    return BodyParameters.load(beside) if beside.is_file() else None
+
+
+def named_pose(name: str, size: tuple[int, int] = (1024, 768), yaw: float = 0.0) -> NamedPose:
     """A pose by its name, stood before a camera.
 
     Args:
@@ -59,7 +74,7 @@ def named_pose(name: str, size: tuple[int, int] = (1024, 768), yaw: float = 0.0)
     """
     if name not in NAMED_POSES:
         raise ValueError(f"{name!r} is no named pose; choose from {', '.join(NAMED_POSES)}")
-    return place(load_body(), NAMED_POSES[name], image_size=size, yaw=yaw)
+    return NamedPose(**vars(place(load_body(), NAMED_POSES[name], image_size=size, yaw=yaw)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +87,12 @@ class Order:
         photo: try-off: who wears the garments; else who shall wear them. A try-on may go without.
         source: transfer alone: who wears the garments.
         garments: category to picture, or to several from inside to outside, to put on.
+        garment_poses: category to the bodies in those pictures, None where one is not known.
         categories: to take off.
         face: head crop; None takes the photo's.
         face_pose: the body whose head it shows, where it is known.
-        pose: see ``Pose``.
-        keep: one of ``KEEPS``.
+        pose: see ``Pose``. With keep "photo" it must be the photo's own.
+        keep: one of ``KEEPS``. A turntable's pictures are new, all of them.
         views: of a turntable.
 
     Raises:
@@ -88,6 +104,7 @@ class Order:
     photo: Image.Image | None = None
     source: Image.Image | None = None
     garments: Mapping[str, Image.Image | Sequence[Image.Image]] = field(default_factory=dict)
+    garment_poses: Mapping[str, Sequence[BodyParameters | None]] = field(default_factory=dict)
     categories: tuple[str, ...] = (Category.UPPER.value,)
     face: Image.Image | None = None
     face_pose: BodyParameters | None = None
@@ -112,6 +129,18 @@ class Order:
             raise ValueError(f"a {self.task} needs a category to take off: {', '.join(Category)}")
         if not 1 <= self.views <= MOST_VIEWS:
             raise ValueError(f"views {self.views} must be from 1 to {MOST_VIEWS}")
+        if self.keep == "photo" and self.task != "try-off":
+            self._check_kept()
+
+    def _check_kept(self) -> None:
+        """Refuse what is never in a photo that is kept."""
+        if self.task == "turntable":
+            raise ValueError("a turntable makes new pictures: keep 'others', or 'nothing'")
+        other = isinstance(self.pose, PoseOf) and self.photo is not None and self.pose.picture != self.photo
+        if other or isinstance(self.pose, NamedPose):
+            raise ValueError("keep 'photo' keeps the photo's own pose: give no other, or keep 'others'")
+        if self.face is not None:
+            raise ValueError("keep 'photo' keeps the photo's own face: give no other, or keep 'others'")
 
     @property
     def stems(self) -> list[str]:
@@ -131,7 +160,17 @@ class Order:
         """Whether pose or face is to be taken from a photo."""
         if self.task == "try-off":
             return False  # merely better with one
-        return isinstance(self.pose, PoseOf) or (self.photo is not None and (self.face is None or self.pose is None))
+        seen = self.pose is None or (self.face is None and self.keep != "photo")
+        return isinstance(self.pose, PoseOf) or (self.photo is not None and seen)
+
+    def check(self, pipe: OMFAPipeline) -> None:
+        """Refuse garments that a model can't take off or put on, before a body is looked for.
+
+        Raises:
+            ValueError: says which, and what works.
+        """
+        taken = self.categories if self.task in ("try-off", "transfer") else ()
+        check_garments(pipe.canvas, taken, self._worn, pipe.config.join, pipe.config.accessories)
 
     def make(self, pipe: OMFAPipeline, **options: Any) -> dict[str, Image.Image]:
         """Pictures by file name without suffix.
@@ -143,25 +182,30 @@ class Order:
         Raises:
             ValueError: what the pipeline or the estimator says.
         """
+        self.check(pipe)
         if self.task == "try-off":
             made = pipe.try_off(_given(self.photo), self.categories, self._pose(pipe), **options)
             pictures = [made.garments[category][0] for category in self.categories]
             return dict(zip(self.stems, pictures, strict=True))
         keep: Any = None if self.keep == "nothing" else self.keep
-        worn = {category: [as_list(pictures)] for category, pictures in self.garments.items()}
         if self.face is not None and self.face_pose is not None:
             options["face_pose"] = self.face_pose
+        if stands := {c: [list(several)] for c, several in self.garment_poses.items() if any(several)}:
+            options["garment_poses"] = stands
         if self.task == "turntable":
-            keep = None if keep is None else "others"  # new pictures, all of them
             pose: Any = self._pose(pipe)
-            made = pipe.turntable(self.photo, worn, pose, self.face, self.views, keep=keep, **options)
+            made = pipe.turntable(self.photo, self._worn, pose, self.face, self.views, keep=keep, **options)
             return dict(zip(self.stems, made.images, strict=True))
         if self.task == "try-on":
-            made = pipe.try_on(self.photo, worn, self._pose(pipe), self.face, keep, **options)
+            made = pipe.try_on(self.photo, self._worn, self._pose(pipe), self.face, keep, **options)
         else:
             source, photo = _given(self.source), _given(self.photo)
             made = pipe.transfer(source, photo, self.categories, self._pose(pipe), self.face, keep, **options)
         return {self.name: made.person[0]}
+
+    @property
+    def _worn(self) -> dict[str, Any]:
+        return {category: [as_list(pictures)] for category, pictures in self.garments.items()}
 
     def _pose(self, pipe: OMFAPipeline) -> Any:
         if not isinstance(self.pose, PoseOf):

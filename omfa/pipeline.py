@@ -29,14 +29,12 @@ from omfa.components import ACCESSORIES, State
 from omfa.composer import Composer
 from omfa.conditioning import SlotTokens
 from omfa.drafting import composed, composed_size, draw, known_pictures
-from omfa.few_steps import check_call
 from omfa.hub import CARD, fetched, plain_card, unloadable, write_loader
 from omfa.images import OutputType
 from omfa.network import Network
-from omfa.partial_diffusion import check_scheduler
 from omfa.prompts import Prompts, TextEncoders
 from omfa.records.latents import DRAFTS
-from omfa.request import Bodies, Pictures, Pose, Request, Worn, check_sampler, read_request
+from omfa.request import Bodies, Pictures, Pose, Request, Worn
 from omfa.rows import cross_rows, row_size
 from omfa.sampling import GUIDANCE, STEPS, denoise
 from omfa.tasks import OMFAPipelineOutput, PoseEstimator, Tasks, as_garments
@@ -265,7 +263,8 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
         garments of a category, from inside to outside: {"upper": [shirt, jacket], "shoes": boots}. A list of n is a
         batch's where all else (person, portrait, face, poses, generators, lists of lists) makes a batch of n, else it
         is worn at once. Lists of lists say it themselves: [[shirt, jacket]] for all, [[shirt, jacket], [top, coat]]
-        for a batch of two.
+        for a batch of two. On a canvas, whose slot holds one garment, a list is always a batch's: {"upper": [a, b],
+        "lower": [c, d]} is two people, one picture each.
 
         Args:
             targets: what to generate: "person" and/or categories ("upper", "lower", "dress", accessories).
@@ -274,7 +273,8 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             face: head crop of the person to generate.
             pose: pose map aligned with the person picture, or :class:`BodyParameters` (or their ``.npz``) to render.
             caption: a few words for a text-conditioned model's prompt.
-            portrait: photo to change the clothes in, of a model that knows portraits; ``pose`` is then its own.
+            portrait: photo to change the clothes in, of a model that knows portraits; ``pose`` is then its own, and
+                needed (:meth:`try_on` estimates it).
             garment_poses: category to how a body would stand in the garment's picture, given or to be made, for a model
                 with drafts, in the shape of ``garments``; predicted of clothes where it is not said (or None in a list
                 of lists), while accessories are then in no draft.
@@ -304,29 +304,11 @@ class OMFAPipeline(Network, Tasks, DiffusionPipeline):
             ValueError: a call that asks for the impossible, or a picture that can't be used (``ImageError``).
         """
         # 1. Check the call and read the pictures, before any long work.
-        check_scheduler(self.scheduler)
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type {output_type!r} must be 'pil', 'np', 'pt' or 'latent'")
-        if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(f"callback_on_step_end_tensor_inputs may only hold {self._callback_tensor_inputs}")
-        steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
-        scale = self.config.default_guidance if guidance_scale is None else guidance_scale
         generator = list(generator) if isinstance(generator, tuple) else generator
-        check_sampler(steps, scale, eta, generator)
-        if self.config.distilled:
-            check_call(self.scheduler, self.config.default_steps, steps, scale)
-        if portrait is not None and not self.config.portraits:
-            raise ValueError("this model has not learned to change photos: give face= and pose=, no portrait=")
-        style = self.config.pose_style
-        request = read_request(
-            *(self.canvas, targets, person, garments, face, pose, caption, portrait, garment_poses, face_pose, style),
-            join=self.config.join,
-            accessories=self.config.accessories,
-            seeds=len(generator) if isinstance(generator, list) else 1,
-            portrait_mask=portrait_mask,
-        )
-        if isinstance(generator, list) and len(generator) != request.batch:
-            raise ValueError(f"{len(generator)} generators for {request.batch} pictures; give one, or one per picture")
+        given: dict[str, Any] = {"person": person, "garments": garments, "face": face, "pose": pose, "caption": caption}
+        given |= {"portrait": portrait, "garment_poses": garment_poses, "face_pose": face_pose}
+        sampler = (num_inference_steps, guidance_scale, generator, eta, output_type, callback_on_step_end_tensor_inputs)
+        request, steps, scale = self._asked(targets, *sampler, portrait_mask=portrait_mask, **given)
         self._interrupt = False
         device = self._execution_device
 

@@ -58,11 +58,11 @@ class Request:
 def read_request(
     canvas: Canvas,
     targets: Collection[str],
-    person: Pictures | None,
-    garments: Mapping[str, Worn] | None,
-    face: Pictures | None,
-    pose: Pose | Sequence[Pose | None] | None,
-    caption: str | None,
+    person: Pictures | None = None,
+    garments: Mapping[str, Worn] | None = None,
+    face: Pictures | None = None,
+    pose: Pose | Sequence[Pose | None] | None = None,
+    caption: str | None = None,
     portrait: Pictures | None = None,
     garment_poses: Mapping[str, Bodies] | None = None,
     face_pose: Bodies | None = None,
@@ -87,9 +87,9 @@ def read_request(
         ValueError: a call that asks for the impossible, or a picture that can't be used.
     """
     wanted = [targets] if isinstance(targets, str) or not isinstance(targets, Collection) else list(targets)
-    unknown = set(wanted) - {PERSON, *Category}
-    if unknown or not wanted:
+    if not wanted or any(not isinstance(t, str) or t not in (PERSON, *Category) for t in wanted):
         raise ValueError(f"targets {wanted} must be some of 'person', {', '.join(map(repr, map(str, Category)))}")
+    wanted = list(dict.fromkeys(wanted))
     worn = {Category(c): g for c, g in worn_garments(garments).items() if g is not None}
     new = [Category(t) for t in wanted if t != PERSON]
     both = set(new) & set(worn)
@@ -103,18 +103,13 @@ def read_request(
         )
     if PERSON not in wanted and person is None:
         raise ValueError("try-off needs person=, the photo to take the garment from")
-    if never := [c for c in (*new, *worn) if c not in (*CLOTHES, *accessories)]:
-        knows = ", ".join((*CLOTHES, *accessories))
-        raise ValueError(
-            f"this model has not learned {never[0]}: leave it out (it knows {knows}), or take a model in rows that was "
-            f"trained with accessories: [{never[0]}]"
-        )
+    check_learned([*new, *worn], accessories)
     if PERSON in wanted and portrait is None and not {*new, *worn} & {*CLOTHES}:
         raise ValueError(
             f"people are always dressed, and nobody in {', '.join([*worn, *new])} alone: give an upper, a lower or a "
             "dress too, or the portrait to change"
         )
-    poses = [pose] if isinstance(pose, BodyParameters) else images.as_list(cast(Any, pose))
+    poses = read_poses(pose)
     others = (person, face, portrait)
     layers = dressed(worn, max(seeds, len(poses), *(len(images.as_list(p)) for p in others)), join)
     places = _places(canvas, new, {c: len(g[0]) for c, g in layers.items()}, join)
@@ -125,13 +120,18 @@ def read_request(
     }
     if portrait is not None and wanted != [PERSON]:
         raise ValueError(f"portrait= is the photo to change the clothes in, with targets=['person']; got {wanted}")
+    if portrait is not None and pose is None:  # or little of the photo is kept
+        raise ValueError("portrait= needs pose=, its own body or pose map: give it, or call try_on, which estimates it")
     for slot, value in ((PERSON, person), (FACE, face), (PORTRAIT, portrait)):
         if value is not None:
             states[slot], pictures[slot] = State.GIVEN, images.as_list(value)
     if PERSON in wanted:
         states[PERSON] = State.TARGET
     batch = max([len(p) for p in pictures.values()] + [len(poses), 1])
-    for name, several in [*pictures.items(), ("pose", poses)]:
+    called = {slot: str(c) for c, slots in places.items() for slot in slots}  # as the caller knows them
+    called |= {slot: f"{c}, layer {k}" for c, slots in places.items() if slots[1:] for k, slot in enumerate(slots, 1)}
+    for slot, several in [*pictures.items(), ("pose", poses)]:
+        name = called.get(slot, slot)
         if not several and not (name == "pose" and pose is None):
             raise ValueError(f"an empty list for {name}; give a picture, or leave it out")
         if len(several) not in (0, 1, batch):
@@ -142,18 +142,20 @@ def read_request(
         else [images.read_image(p, "portrait_mask", images.ENOUGH) for p in images.as_list(portrait_mask)]
     )
     if outlines and (portrait is None or len(outlines) not in (1, batch)):
-        there = "there is no portrait= that it could be of" if portrait is None else f"give 1 or {batch}"
-        raise ValueError(f"{len(outlines)} pictures for portrait_mask: {there}")
+        there = "there is no portrait= that it could be of" if portrait is None else f"give {_one_or(batch)}"
+        raise ValueError(f"portrait_mask holds {len(outlines)}: {there}")
     kinds = {Component.PERSON if t == PERSON else Component.GARMENT for t in wanted}
     categories = {slot: c for c in [*new, *worn] for slot in places[c]}
-    read = {slot: [images.read_image(p, slot, images.ENOUGH) for p in several] for slot, several in pictures.items()}
+    read = {
+        slot: [images.read_image(p, called.get(slot, slot), images.ENOUGH) for p in several]
+        for slot, several in pictures.items()
+    }
     for outline in outlines:
         _check_mask(outline, read[PORTRAIT])
     if PERSON in wanted and any(p is None for p in poses):
         raise ValueError("pose: a person who is to be made needs one, in every picture of the batch; got None")
-    known = [None if p is None else _parameters(p) for p in poses]
-    asked = [p if k is None else k for p, k in zip(poses, known, strict=True)]
-    maps = [None if p is None else pose_picture(p, style) for p in asked]
+    known = [p if isinstance(p, BodyParameters) else None for p in poses]
+    maps = [None if p is None else pose_picture(p, style) for p in poses]
     request = Request(
         layout=Layout(Task(frozenset(kinds)).kind, states, categories, caption),
         batch=batch,
@@ -173,10 +175,17 @@ def _alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def _check_bodies(request: Request) -> None:
-    """Refuse bodies whose pictures have another shape than those given: stretched to them, they would stand beside."""
+    """Refuse bodies and pose maps of another shape than the pictures given: stretched to them, they stand beside."""
     bodies: dict[str, list[BodyParameters | None]] = dict(request.stands)
     photos = [slot for slot in (PERSON, PORTRAIT) if slot in request.given]
     bodies |= {slot: request.params for slot in photos}
+    for slot in photos:
+        for pose, picture in zip(request.pose, request.given[slot], strict=False):
+            if pose is not None and not _alike(pose.size, picture.size):
+                raise ValueError(
+                    f"pose: a picture of {pose.width}x{pose.height} for a {slot} of {picture.width}x{picture.height}: "
+                    "give that of the same picture, uncropped"
+                )
     for slot, several in bodies.items():
         for params, picture in zip(several, request.given.get(slot, ()), strict=False):
             if params is not None and not _alike(params.image_size[::-1], picture.size):
@@ -202,6 +211,9 @@ def _stands(
     garment_poses: Any, face_pose: Any, pictures: Collection[str], places: Mapping[Category, list[str]], batch: int
 ) -> dict[str, list[BodyParameters | None]]:
     """Bodies in pictures of garments and the face: slot to B."""
+    if not isinstance(garment_poses, Mapping | None):
+        got = type(garment_poses).__name__
+        raise ValueError(f"garment_poses must map categories to BodyParameters, like garments; got {got}")
     known = {f"garment_poses[{c!r}]": (places.get(c, []), p) for c, p in (garment_poses or {}).items()}
     if face_pose is not None:
         known["face_pose"] = ([FACE] if FACE in pictures else [], face_pose)
@@ -215,7 +227,7 @@ def _stands(
             there = ", ".join([*places, *([FACE] if FACE in pictures else [])])
             of_each = "" if len(slots) < 2 else f", each a list of {len(slots)}"
             raise ValueError(
-                f"{name} must be BodyParameters, 1 or {batch} of them{of_each}, for what this call is about "
+                f"{name} must be BodyParameters, {_one_or(batch)} of them{of_each}, for what this call is about "
                 f"({there or 'none'})"
             )
         for k, slot in enumerate(slots):
@@ -284,6 +296,39 @@ def _places(
     return {c: [next(names) for _ in range(numbers[c])] for c in Category if c in numbers}
 
 
+def _one_or(batch: int) -> str:
+    """How many of something a batch takes."""
+    return "1" if batch == 1 else f"1 or {batch}"
+
+
+def check_learned(categories: Sequence[Category], accessories: Collection[str]) -> None:
+    """ValueError for what a model that knows these accessories can neither put on nor take off."""
+    if never := [c for c in categories if c not in (*CLOTHES, *accessories)]:
+        knows = ", ".join((*CLOTHES, *accessories))
+        raise ValueError(
+            f"this model has not learned {never[0]}: leave it out (it knows {knows}), or take a model in rows that was "
+            f"trained with accessories: [{never[0]}]"
+        )
+
+
+def check_garments(
+    canvas: Canvas, new: Sequence[str], worn: Mapping[str, Any], join: str, accessories: Collection[str]
+) -> None:
+    """Refuse what a model can't take off or put on, before any picture of it is looked at.
+
+    Args:
+        canvas, join, accessories: the model's.
+        new: categories to make.
+        worn: category to lists of lists, as :func:`read_request` takes them.
+
+    Raises:
+        ValueError: a category that it has not learned, or what nobody can wear at once.
+    """
+    made, layers = [Category(c) for c in new], dressed({Category(c): g for c, g in worn.items()}, join=join)
+    check_learned([*made, *layers], accessories)
+    _places(canvas, made, {c: len(g[0]) for c, g in layers.items()}, join)
+
+
 def check_sampler(steps: Any, scale: Any, eta: Any, generator: Any) -> None:
     """ValueError for numbers no scheduler can use."""
     if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
@@ -291,7 +336,7 @@ def check_sampler(steps: Any, scale: Any, eta: Any, generator: Any) -> None:
     for name, value in (("guidance_scale", scale), ("eta", eta)):
         if not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"{name} is {value!r}; give a finite number")
-    several = generator if isinstance(generator, list) else [generator]
+    several = generator if isinstance(generator, list | tuple) else [generator]
     if generator is not None and not all(isinstance(g, torch.Generator) for g in several):
         raise ValueError(f"generator is {generator!r}; give a torch.Generator, or a list of one per picture")
 
@@ -309,6 +354,16 @@ def _parameters(pose: Pose) -> BodyParameters | None:
     if isinstance(pose, str | os.PathLike) and str(pose).lower().endswith(".npz"):
         return BodyParameters.load(Path(pose))
     return pose if isinstance(pose, BodyParameters) else None
+
+
+def read_poses(pose: Any) -> list[BodyParameters | Image.Image | None]:
+    """Poses as a list, their files read: body parameters, or pose maps; None stays None.
+
+    Raises:
+        ValueError: a file or a picture that can't be used.
+    """
+    several = [pose] if isinstance(pose, BodyParameters) else images.as_list(pose)
+    return [None if p is None else _parameters(p) or images.read_image(cast(Any, p), "pose") for p in several]
 
 
 def pose_picture(pose: Pose, style: Style = "parts_blend") -> Image.Image:

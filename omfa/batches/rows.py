@@ -12,6 +12,7 @@ A row of a CSV file (its first line names the columns) or an object of a JSON-li
     pose      a named pose, body parameters (.npz), or a photo of somebody in that pose
     pose_map, face, keep, views, seed, steps, guidance    as on the command line
 
+Body parameters (.npz) beside a face or a garment and of its name are read as on the command line, too.
 Relative paths begin at the file's folder.
 """
 
@@ -31,7 +32,7 @@ from omfa.bodies.named_poses import NAMED_POSES
 from omfa.components import Category
 from omfa.evaluation.predictions import weights_state
 from omfa.images import ENOUGH, as_list, read_image
-from omfa.orders import MOST_VIEWS, Order, check_seed, read_pose, stems
+from omfa.orders import MOST_VIEWS, Order, body_beside, check_seed, read_pose, stems
 
 PICTURES = ("photo", "source", "face", "pose_map")
 NUMBERS: dict[str, type] = {"views": int, "seed": int, "steps": int, "guidance": float}
@@ -229,6 +230,10 @@ def order_of(row: Row, folder: Path) -> Order:
         for c, paths in said.get("garments", {}).items()
     }
     more: dict[str, Any] = {c: said[c] for c in ("keep", "views") if c in said}
+    more["face_pose"] = body_beside(folder / said["face"]) if "face" in said else None
+    more["garment_poses"] = {
+        c: [body_beside(folder / path) for path in as_list(paths)] for c, paths in said.get("garments", {}).items()
+    }
     if "category" in said:
         more["categories"] = tuple(said["category"])
     return Order(task=said["task"], name=row.name, garments=worn, pose=pose, **pictures, **more)
@@ -242,11 +247,13 @@ def _paths(said: Mapping[str, Any]) -> list[Any]:
 def _looks(said: Mapping[str, Any], folder: Path) -> list[Any]:
     """Sizes and times of all files that a row names."""
     names = [said.get(c) for c in (*PICTURES, "pose")] + _paths(said)
-    looks: list[Any] = []
-    for name in names:
+    beside = [Path(name).with_suffix(".npz") for name in (said.get("face"), *_paths(said)) if name]
+
+    def look(name: Any) -> Any:
         try:
             about = (folder / name).stat() if name else None
-            looks.append(about and (about.st_size, about.st_mtime_ns))
+            return about and (about.st_size, about.st_mtime_ns)
         except (OSError, ValueError):
-            looks.append(None)
-    return looks
+            return None
+
+    return [*map(look, names), *(seen for seen in map(look, beside) if seen)]  # without any as it was before them

@@ -234,7 +234,7 @@ def ask(mask: Image.Image):  # type: ignore[no-untyped-def]
     portrait, shirt = Image.new("RGB", (48, 64)), Image.new("RGB", (40, 40), "white")
     pipe = make_compact(join="rows")
     return read_request(
-        pipe.canvas, ["person"], None, {"upper": shirt}, None, None, None, portrait, join="rows", portrait_mask=mask
+        pipe.canvas, ["person"], None, {"upper": shirt}, None, portrait, None, portrait, join="rows", portrait_mask=mask
     )
 
 
