@@ -180,8 +180,8 @@ def _check_bodies(request: Request) -> None:
     photos = [slot for slot in (PERSON, PORTRAIT) if slot in request.given]
     bodies |= {slot: request.params for slot in photos}
     for slot in photos:
-        for pose, picture in zip(request.pose, request.given[slot], strict=False):
-            if pose is not None and not _alike(pose.size, picture.size):
+        for pose, params, picture in zip(request.pose, request.params, request.given[slot], strict=False):
+            if pose is not None and params is None and not _alike(pose.size, picture.size):
                 raise ValueError(
                     f"pose: a picture of {pose.width}x{pose.height} for a {slot} of {picture.width}x{picture.height}: "
                     "give that of the same picture, uncropped"

@@ -17,7 +17,9 @@ import pytest
 
 import omfa.__main__ as door
 from omfa.batches.rows import Batch, read_rows
-from tests.conftest import make_compact
+from omfa.bodies.body import load_body
+from omfa.bodies.standing import standing
+from tests.conftest import SIZE, make_compact
 from tests.test_main import run, written
 
 ROOT = Path(__file__).parents[1]
@@ -242,3 +244,20 @@ def test_several_garments_of_a_category_are_worn_in_the_order_said(jobs: Path, t
     assert run("try-on", *worn, *common, "-o", tmp_path) == 0
     made = {name: (tmp_path / f"{name}.png").read_bytes() for name in ("try_on", "a", "b")}
     assert made["try_on"] == made["a"] != made["b"]
+
+
+def test_bodies_beside_pictures_are_read_as_on_the_command_line(jobs: Path, tmp_path: Path) -> None:
+    drafts = {"draft": "surface", "pose_style": "surface", "join": "rows"}
+    make_compact(**drafts).save_pretrained(tmp_path / "model")
+    row = {"task": "try-on", "name": "a", "pose": "waving", "face": "head.png", "garments": "upper=shirt.png"}
+    (jobs / "jobs.jsonl").write_text(json.dumps(row))
+    made: list[bytes] = []
+    for arms in (None, 5.0, 60.0):
+        if arms is not None:
+            standing(load_body(), "upper", SIZE, arms=arms).save(jobs / "shirt.npz")
+        assert call(jobs / "jobs.jsonl", tmp_path / "model", tmp_path / "out") == 0
+        made.append((tmp_path / "out" / "a.png").read_bytes())
+    assert len(set(made)) == 3
+    common = ["--pose", "waving", "--face", jobs / "head.png", "--model", tmp_path / "model", "--steps", 1]
+    assert run("try-on", "--garment", f"upper={jobs / 'shirt.png'}", *common, "-o", tmp_path) == 0
+    assert (tmp_path / "try_on.png").read_bytes() == made[-1]
