@@ -262,11 +262,10 @@ def pose_plane(canvas: Canvas, layout: Layout, slot: str, channels: int, seen: T
 
     Maps of two tops look alike, so to that of an outer one is added how far its code lies from the innermost one's.
     """
+    if seen is not None and layer_of(layout, slot) == 0:
+        return seen
     code = row_code(canvas, layout, slot, channels)
-    if seen is None:
-        return code
-    outer = layer_of(layout, slot) > 0
-    return seen + (code - row_code(canvas, layout, slot, channels, layer=0)).to(seen) if outer else seen
+    return code if seen is None else seen + (code - row_code(canvas, layout, slot, channels, layer=0)).to(seen)
 
 
 Words = Callable[[Sequence[tuple[int, str]]], tuple[Tensor, Tensor | None]]
