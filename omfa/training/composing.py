@@ -7,16 +7,18 @@ batch, ``H W`` pixels.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import default_collate
+from torch.utils.data import Dataset, default_collate
 
 from omfa.bodies.body import load_body
 from omfa.composer import KINDS, Composer, Composition, Given, given
@@ -78,6 +80,23 @@ class Shares:
         return "try_off" if place < self.try_off else "try_on" if place < self.try_off + self.try_on else "keep"
 
 
+@dataclass(frozen=True)
+class World:
+    """Records, and what is learned from them.
+
+    Args:
+        folder: of records as files, with body parameters of people and of garments.
+        kept: a folder for drafts; those that are not there yet are made.
+        shares: of the tasks.
+        model: whose decoded pictures are given, too: a folder, or a model that ships; None: none.
+    """
+
+    folder: str
+    kept: str
+    shares: Shares = field(default_factory=Shares)
+    model: str | None = None
+
+
 def rng_of(seed: int, name: str) -> np.random.Generator:
     """A stream that depends on these alone."""
     return np.random.default_rng(int(torch.randint(2**62, (), generator=seeded(seed, "draft", name))))
@@ -87,30 +106,27 @@ class ComposerExamples(RecordExamples[ComposerExample]):
     """Records as examples for a composer.
 
     Args:
-        folder: of records as files, with body parameters of people and of garments.
-        kept: a folder for drafts; those that are not there yet are made.
+        world: which records.
         size: (H, W).
-        shares: of the tasks.
         nudges: drafts of each target, framed and wrong in different ways.
-        model: whose pictures are given, too; None: none.
         split, seed: see :class:`RecordExamples`.
     """
 
     def __init__(
-        self, folder: str | Path, kept: str | Path, size: Sequence[int], shares: Shares, nudges: int = 1,
-        model: str | None = None, split: str | None = "train", seed: int = 0,
-    ) -> None:  # fmt: skip
-        super().__init__(folder, split, seed)
-        self.kept, self.shares, self.nudges = Path(kept), shares, nudges
-        self.drafter = Drafter(load_body(), Path(folder), (int(size[0]), int(size[1])))
-        self.decoder = None if model is None else Decoder(model, self.drafter, self.kept)
+        self, world: World, size: Sequence[int], nudges: int = 1, split: str | None = "train", seed: int = 0
+    ) -> None:
+        super().__init__(world.folder, split, seed)
+        self.kept, self.shares, self.nudges = Path(world.kept), world.shares, nudges
+        self.drafter = Drafter(load_body(), Path(world.folder), (int(size[0]), int(size[1])))
+        self.decoder = None if world.model is None else Decoder(world.model, self.drafter, self.kept)
 
     def example(self, record: Record, generator: torch.Generator) -> ComposerExample:
         """See :class:`RecordExamples`."""
         u = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
         task = self.shares.draw(u[0])
         if task == "try_off" and abs(record.view_yaw or 0) > FARTHEST_YAW:
-            task = "try_on" if u[1] < 0.5 else "keep"
+            others = self.shares.try_on + self.shares.keep
+            task = "try_on" if u[1] * others < self.shares.try_on else "keep"
         if task == "keep" and record.portrait is None:
             task = "try_on"
         worn = clothes(record)
@@ -157,6 +173,26 @@ def as_example(
     return ComposerExample(Given(*(x[0] for x in layers)), number, pixels_to_tensor(made.truth), area)
 
 
+class Together(Dataset[ComposerExample]):
+    """Examples of several kinds, one after the other; indexed by (epoch, position).
+
+    Args:
+        parts: one or more.
+    """
+
+    def __init__(self, parts: Sequence[ComposerExamples]) -> None:
+        self.parts, self.collate = parts, parts[0].collate
+        self.ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, key: tuple[int, int]) -> ComposerExample:
+        epoch, position = key
+        place = bisect_right(self.ends, position)
+        return self.parts[place][epoch, position - (self.ends[place] - len(self.parts[place]))]
+
+
 class ComposerDataModule(StreamDataModule):
     """Records as a composer's examples; see :class:`ComposerExamples`.
 
@@ -167,6 +203,8 @@ class ComposerDataModule(StreamDataModule):
         shares: of the tasks.
         nudges: drafts of each target.
         model: whose decoded pictures are given, too: a folder, or a model that ships; None: none.
+        also: more records, each with tasks of their own: nobody can tell the room of a new picture, so these may be
+            learned before plain walls, and garments off and onto photos where there is a room.
         split: which records.
         batch_size: examples per process and batch.
         workers: loader processes.
@@ -181,6 +219,7 @@ class ComposerDataModule(StreamDataModule):
         shares: Shares | None = None,
         nudges: int = 1,
         model: str | None = None,
+        also: list[World] | None = None,
         split: str | None = "train",
         batch_size: int = 16,
         workers: int = 0,
@@ -189,14 +228,13 @@ class ComposerDataModule(StreamDataModule):
         super().__init__(batch_size, workers, seed)
         if len(size) != 2 or min(size) < 16 or nudges < 1:
             raise ValueError(f"size {size} must be height and width in pixels, nudges {nudges} 1 or more")
-        self.folder, self.kept, self.size, self.split = folder, kept, size, split
-        self.shares, self.nudges, self.model = shares or Shares(), nudges, model
+        self.size, self.split, self.nudges = size, split, nudges
+        self.worlds = [World(folder, kept, shares or Shares(), model), *(also or ())]
 
-    def dataset(self) -> ComposerExamples:
+    def dataset(self) -> Together:
         """The records."""
-        return ComposerExamples(
-            self.folder, self.kept, self.size, self.shares, self.nudges, self.model, self.split, self.seed
-        )  # fmt: skip
+        rest = self.nudges, self.split, self.seed
+        return Together([ComposerExamples(w, self.size, *rest) for w in self.worlds])
 
 
 class ComposerModule(TrainedModule):
