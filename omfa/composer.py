@@ -30,9 +30,11 @@ from omfa.components import CLOTHES
 
 LAYERS = ("own", "draft", "photo")
 KINDS = ("person", *(c.value for c in CLOTHES))  # what the target is
+TASKS = ("try_off", "try_on", "keep")  # a garment off its photo, a new picture of a person, a photo changed
 PATCH = 4  # pixels a side that the network takes for one place
 SPREADS = (1, 4, 16)  # places a side over which kept pixels are averaged; and over the whole picture
 _INPUTS = 3 + 1 + 3 + 3 + 1 + 3 + 1 + 3  # channels of Given
+_DECODED = slice(7, 11)  # those of decoded and has_decoded
 _SAID = 3 + len(LAYERS)  # numbers said of each pixel: correction, weights
 _TOLD = 64  # numbers that say what the target is
 
@@ -123,7 +125,10 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
         size: (H, W) it is trained at. Larger pictures are looked at in about this size, and what is to be done is
             spread over their own pixels: every layer keeps all its detail.
         shrink: how much smaller the UNet sees a picture of that size; the last stage sees it as it is.
-        decoded: whether it has learned to look at what a latent model decoded.
+        decoded: of TASKS, those in which it has learned to look at what a latent model decoded.
+
+    Raises:
+        ValueError: other tasks.
     """
 
     @register_to_config
@@ -132,9 +137,11 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
         channels: Sequence[int] = (48, 96, 128, 160),
         size: Sequence[int] = (256, 192),
         shrink: int = 2,
-        decoded: bool = False,
+        decoded: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if isinstance(decoded, bool) or not set(decoded) <= set(TASKS):
+            raise ValueError(f"decoded {decoded} must be a list of tasks: {', '.join(TASKS)}")
         self.multiple = PATCH * shrink * 2 ** (len(channels) - 1)
         self.kinds = nn.Embedding(len(KINDS), _TOLD)
         self.stem = nn.Conv2d(_INPUTS * PATCH**2, channels[0], 1)
@@ -190,6 +197,28 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
         if shrink > 1:
             fine = F.interpolate(fine, scale_factor=float(shrink), mode="bilinear", align_corners=False)
         return self.last(torch.cat([fine, F.pixel_unshuffle(x, 2)], 1)).float(), self.spread(h).float()
+
+    def train_decoded_alone(self) -> None:
+        """Let only weights learn that read what was decoded: where there is none, pictures stay as they are.
+
+        Training must not decay weights, for some of them are parts of larger ones.
+        """
+        planes = torch.zeros(_INPUTS)
+        planes[_DECODED] = 1.0
+        masks = {
+            self.stem.weight: planes.repeat_interleave(PATCH**2)[None, :, None, None],
+            self.last[0].weight: torch.cat([torch.zeros(16), planes.repeat_interleave(4)])[None, :, None, None],
+            self.spread.weight: torch.eye(len(self.spread.weight))[-1][:, None, None, None],
+            self.spread.bias: torch.eye(len(self.spread.weight))[-1],
+        }
+        self.requires_grad_(False)
+        for weight, mask in masks.items():
+            weight.requires_grad_(True).register_hook(lambda g, mask=mask: g * mask.to(g))
+
+    def sees_decoded(self, kind: str, keep: bool) -> bool:
+        """Whether to give what a latent model decoded for a target of KINDS, a photo changed (``keep``) or not."""
+        task = "try_off" if kind != KINDS[0] else "keep" if keep else "try_on"
+        return task in self.config.decoded
 
     @torch.no_grad()
     def compose(self, layers: Given, kinds: Sequence[str]) -> Composition:

@@ -139,8 +139,9 @@ def composed(
         if layers is None:
             continue
         draft, valid, surface, looks = (x[None].to(decoded.device) for x in layers[:4])
-        large = images.enlarged(decoded[i : i + 1], size) if composer.config.decoded else None
         photo = None if layers.photo is None else layers.photo[None].to(decoded)
+        seen = composer.sees_decoded(kind, photo is not None)
+        large = images.enlarged(decoded[i : i + 1], size) if seen else None
         given = given_layers(draft, valid, surface, large, photo, likeness=looks)
         made[i] = composer.compose(given, [kind]).picture[0]
         if photo is not None and layers.where is not None:

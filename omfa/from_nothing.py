@@ -36,6 +36,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "lightning_configs"
 SHARES = {"wardrobe": 0.12, "vae": 0.15, "latents": 0.13, "network": 0.3, "composer": 0.22, "tables": 0.08}
 RECORD = {"wardrobe": 0.5, "latents": 0.9}  # CPU-seconds of drawing and of encoding one
 LEAST = 80  # records: one person of ten is held out, and has eight
+SAVES = 10  # of a training, so that no more than a tenth of it is lost to a kill
 TRIAL = 0.2  # of a training's time: how many steps it takes tells how many to take
 JUDGED = 24  # pictures a direction
 STATE = "stages.json"
@@ -95,8 +96,9 @@ class Work:
             before, step = self._trial(stage, base, root, seconds * TRIAL)
             known["steps"] = max(step + 1, int((step - before) / TRIAL))
             self.save()
-        self.run(stage, *base, f"--trainer.max_steps={int(known['steps'])}")
-        return int(known["steps"])
+        steps = int(known["steps"])
+        self.run(stage, *base, f"--trainer.max_steps={steps}", f"--save_every={max(1, steps // SAVES)}")
+        return steps
 
     def _trial(self, stage: str, base: Sequence[str], root: Path, seconds: float) -> tuple[int, int]:
         """The steps before and after so many seconds of training, by a run that is asked to stop."""

@@ -170,3 +170,27 @@ def test_layers_that_are_no_pictures_are_refused() -> None:
     with pytest.raises(ValueError, match="draft: numbers that are not finite"):
         tiny().compose(given(draft * torch.nan, valid, draft), ["upper"])
     assert tiny().compose(given(draft * torch.nan, ~valid, draft), ["upper"]).picture.isfinite().all()
+
+
+def test_learning_what_was_decoded_leaves_all_else_as_it_was() -> None:
+    composer, with_, without = tiny(), layers(photo=False), layers(decoded=False)
+    before = [composer.compose(g, ["person"] * 2).picture for g in (with_, without)]
+    composer.train_decoded_alone()
+    optimizer = torch.optim.AdamW([p for p in composer.parameters() if p.requires_grad], 0.02, weight_decay=0.0)
+    for _ in range(5):
+        (composer(with_, torch.zeros(2, dtype=torch.long)).picture - 1).square().mean().backward()
+        composer(without, torch.ones(2, dtype=torch.long)).picture.mean().backward()  # has nothing to teach
+        optimizer.step()
+        optimizer.zero_grad()
+    after = [composer.compose(g, ["person"] * 2).picture for g in (with_, without)]
+    assert (after[0] - 1).abs().mean() < (before[0] - 1).abs().mean() - 0.01
+    assert torch.equal(after[1], before[1])
+
+
+def test_tasks_in_which_decodes_are_seen() -> None:
+    composer = Composer((8, 12), SIZE, decoded=["try_on"])
+    asked = [(KINDS[0], False), (KINDS[0], True), ("upper", False)]
+    assert [composer.sees_decoded(*a) for a in asked] == [True, False, False]
+    for wrong in (True, ["on"]):
+        with pytest.raises(ValueError, match="try_off, try_on, keep"):
+            Composer((8, 12), SIZE, decoded=wrong)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from omfa import device, images
 from omfa.bodies.body import load_body
 from omfa.bodies.standing import standing
-from omfa.composer import Composer
+from omfa.composer import TASKS, Composer
 from omfa.export import main as export
 from omfa.graphs import onnx_graph
 from omfa.graphs.drawn import drawn
@@ -39,7 +39,7 @@ def picture(path: Path, size: tuple[int, int], seed: int) -> Path:
 @pytest.fixture(scope="module")
 def model() -> OMFAPipeline:
     made = make_compact(join="rows", draft="surface", pose_style="surface", portraits=True)
-    made.register_modules(composer=Composer([8, 8, 8], size=(32, 24), shrink=1, decoded=True))
+    made.register_modules(composer=Composer([8, 8, 8], size=(32, 24), shrink=1, decoded=TASKS))
     torch.nn.init.normal_(made.composer.last[2].weight, std=0.2)
     return made
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from omfa import from_nothing
+from omfa.composer import TASKS
 from omfa.from_nothing import Failed, Work, main, make
 from omfa.pipeline import OMFAPipeline
 
@@ -121,4 +122,4 @@ def test_from_nothing_to_a_model_that_makes_pictures(tmp_path: Path) -> None:
     assert main(["--out", str(tmp_path), "--minutes", "1", "--size", "64x64"]) == 0
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| wardrobe | 80 records" in card and "PSNR" in card and str(tmp_path) not in card
-    assert OMFAPipeline.from_pretrained(tmp_path / "model").composer.config.decoded
+    assert OMFAPipeline.from_pretrained(tmp_path / "model").composer.config.decoded == [*TASKS]

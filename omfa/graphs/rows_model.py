@@ -121,7 +121,7 @@ class _Compose(nn.Module):
         """(1, 3, h, w) what was decoded, all else (1, 3 or 1, H, W), to (1, 3, H, W)."""
         known, there = valid > 0.5, torch.ones_like(valid)
         large, seen = torch.zeros_like(photo), torch.zeros_like(valid)
-        if self.composer.config.decoded:
+        if self.composer.sees_decoded(PERSON, keep=True):
             large, seen = images.enlarged(decoded, self.size), there
         layers = Given(torch.where(known, draft, 0.0), known.to(draft), surface, large, seen, photo, there, likeness)
         made = self.composer(layers, torch.tensor([KINDS.index(PERSON)])).picture.clamp(-1, 1)

@@ -243,7 +243,10 @@ class ComposerModule(TrainedModule):
     Args:
         channels, size, shrink: of :class:`omfa.composer.Composer`.
         start: a composer's folder to begin with; None: from nothing.
-        decoded: whether it is given what a latent model decoded: the data's ``model``.
+        decoded: of :data:`omfa.composer.TASKS`, those in which it is given what a latent model decoded: the data's
+            ``model``.
+        only_decoded: train the weights alone that read what was decoded. Without it, pictures stay ``start``'s, bit for
+            bit; so new pictures can be learned and nothing of real photographs forgotten. No weight decay then.
         learning_rate: AdamW's, after warm-up.
         weight_decay: AdamW's.
         warmup_steps, decay_from: as in :class:`omfa.training.rates.Rates`.
@@ -259,7 +262,8 @@ class ComposerModule(TrainedModule):
         size: list[int],
         shrink: int = 2,
         start: str | None = None,
-        decoded: bool = False,
+        decoded: list[str] | None = None,
+        only_decoded: bool = False,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         warmup_steps: int = 50,
@@ -268,9 +272,11 @@ class ComposerModule(TrainedModule):
         coarse_weight: float = 0.5,
         texture_weight: float = 0.0,
     ) -> None:
-        super().__init__(Rates(learning_rate, weight_decay, warmup_steps, decay_from))
+        super().__init__(Rates(learning_rate, 0.0 if only_decoded else weight_decay, warmup_steps, decay_from))
         self.composer = Composer(channels, size, shrink) if start is None else Composer.from_pretrained(start).train()
-        self.composer.register_to_config(decoded=decoded)
+        self.composer.register_to_config(decoded=decoded or [])
+        if only_decoded:
+            self.composer.train_decoded_alone()
         self.edge_weight, self.coarse_weight, self.texture_weight = edge_weight, coarse_weight, texture_weight
 
     def losses(self, batch: ComposerExample) -> Tensor:

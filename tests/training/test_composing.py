@@ -257,7 +257,7 @@ def test_a_run_stops_goes_on_and_leaves_a_composer(wardrobe: Path, tmp_path: Pat
         where = [f"--data.init_args.folder={wardrobe}", f"--data.init_args.kept={tmp_path / 'kept'}"]
         steps_ = [f"--trainer.max_steps={steps}", "--save_every=2", "--data.init_args.batch_size=2"]
         root = [f"--trainer.default_root_dir={tmp_path / run}", "--trainer.accelerator=cpu", "--ckpt_path=last"]
-        root += ["--data.init_args.model=null", "--model.init_args.decoded=false"]
+        root += ["--data.init_args.model=null", "--model.init_args.decoded=[]"]
         return main(["--config", str(RECIPE), *tiny, *where, *steps_, *root, "--model.init_args.decay_from=1.0"])
 
     assert fit("whole", 4) == 0
