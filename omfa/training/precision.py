@@ -30,7 +30,7 @@ from omfa.training.parts import TrainedModule
 from omfa.training.zero import Divides, trained
 from omfa.tuning import Mismatch
 
-SECONDS = 10.0  # of a processor core, that a trial takes
+SECONDS, ROUNDS = 10.0, 8  # of a trial, at most; but two rounds at least, for the first one warms up
 WORTH = 1.5  # bfloat16 is tried where its matrix product is so many times as fast as float32's
 
 
@@ -120,7 +120,7 @@ def product_rate(dtype: torch.dtype, n: int = 512) -> float:
 
 
 def gradients(module: TrainedModule, batch: Any, how: Arithmetic) -> tuple[Tensor | None, ...]:
-    """The gradients of a step by all trained weights, which stay as they are, and so does what they have in ``grad``."""
+    """The gradients of a step by all trained weights, which stay as they are, ``grad`` and all."""
     with how.within(module):
         loss = module.losses(batch).mean()
     return torch.autograd.grad(loss, [p for _, p in trained(module)], allow_unused=True)
@@ -134,17 +134,17 @@ def trial(module: TrainedModule, batch: Any, seconds: float = SECONDS) -> dict[A
     Args:
         module: whose steps.
         batch: as the run has it.
-        seconds: of CPU time, after which no new round begins; every candidate runs twice at least.
+        seconds: of CPU time, after which no third, fourth ... round begins.
     """
     single, half = map(product_rate, (torch.float32, torch.bfloat16))
     hows = [how for how in CANDIDATES if how.dtype == torch.float32 or half > WORTH * single]
-    took: dict[Arithmetic, float] = {}
-    began, rounds = time.process_time(), 0
+    took, began = dict.fromkeys(hows, torch.inf), time.process_time()
     with isolate_rng():
-        while rounds < 2 or time.process_time() - began < seconds:
+        for done in range(ROUNDS):
+            if done >= 2 and time.process_time() - began > seconds:
+                break
             for how in hows:
-                took[how] = min(took.get(how, torch.inf), cpu_seconds(lambda how=how: gradients(module, batch, how)))  # type: ignore[misc]
-            rounds += 1
+                took[how] = min(took[how], cpu_seconds(partial(gradients, module, batch, how)))
     return took
 
 

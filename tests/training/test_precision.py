@@ -1,4 +1,4 @@
-"""The arithmetic of a step: plain products, bfloat16 with float32 masters, and the choice that leaves a run as it is."""
+"""The arithmetic of a step: plain products, bfloat16 with float32 masters, and a choice that leaves a run as it is."""
 
 from __future__ import annotations
 
