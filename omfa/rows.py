@@ -140,26 +140,10 @@ class RowAttention:
             for to in (attn.to_q, attn.to_k, attn.to_v)
         )
         keys, values, mask = rows.join(self.layer, keys, values)
-        out = rearrange(attend(query, keys, values, mask), "b h l d -> b l (h d)")
+        wide = None if mask is None else mask[:, None, None, :]
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=wide)
+        out = rearrange(out, "b h l d -> b l (h d)")
         return attn.to_out[1](attn.to_out[0](out))
-
-
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(Q K^T / sqrt(D)) V, (B, H, L, D).
-
-    In training on a CPU by plain products, since the fused kernel's backward pass is slow there; fused elsewhere.
-
-    Args:
-        query: (B, H, L, D).
-        keys, values: (B, H, S, D).
-        mask: (B, S) bool, False for what must not be read; None reads all.
-    """
-    wide = None if mask is None else mask[:, None, None, :]
-    if query.device.type == "cpu" and query.requires_grad:
-        scores = query @ keys.mT * query.shape[-1] ** -0.5
-        scores = scores if wide is None else scores.masked_fill(~wide, -torch.inf)
-        return scores.softmax(-1) @ values
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=wide)
 
 
 def cross_rows(unet: UNet2DConditionModel) -> UNet2DConditionModel:

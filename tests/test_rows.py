@@ -13,7 +13,7 @@ from torch import Tensor
 from omfa.components import Category, State, TaskKind
 from omfa.conditioning import Layout
 from omfa.pipeline import OMFAPipeline
-from omfa.rows import Memory, Recall, RowAttention, attend, cross_rows
+from omfa.rows import Memory, Recall, RowAttention, cross_rows
 from tests.conftest import SIZE, make_compact, make_sdxl
 
 UPPER, LOWER = Category.UPPER, Category.LOWER
@@ -93,16 +93,6 @@ def test_row_attention_is_what_its_definition_says() -> None:
     np.testing.assert_allclose(out[0].numpy(), plain(x[0], np.concatenate([x[0], g[0], g[2]])), atol=1e-5)
     np.testing.assert_allclose(out[1].numpy(), plain(x[1], np.concatenate([x[1], x[2], g[1]])), atol=1e-5)
     np.testing.assert_allclose(out[2].numpy(), plain(x[2], np.concatenate([x[1], x[2], g[1]])), atol=1e-5)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_plain_products_equal_the_fused_kernel(masked: bool) -> None:
-    torch.manual_seed(0)
-    q, k, v = torch.randn(2, 3, 7, 8), torch.randn(2, 3, 11, 8), torch.randn(2, 3, 11, 8)
-    mask = torch.rand(2, 11) < 0.6 if masked else None
-    fused = attend(q, k, v, mask)
-    explicit = attend(q.requires_grad_(), k, v, mask)
-    torch.testing.assert_close(explicit.detach(), fused, atol=1e-5, rtol=1e-5)
 
 
 def test_without_rows_a_network_computes_what_it_did() -> None:

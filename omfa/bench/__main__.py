@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from omfa.backbone import posterior
 from omfa.bench import costs
 from omfa.bench.costs import Design, Size
 from omfa.canvas import FACE, PERSON, Canvas
@@ -32,8 +34,9 @@ from omfa.components import Category
 from omfa.pipeline import OMFAPipeline
 from omfa.records.latents import write_latents
 from omfa.records.prepared import METADATA, FaceRef, GarmentRef, PoseRef, Record
-from omfa.training.examples import ExampleOptions, Geometry, RecordsDataset, collate
+from omfa.training.examples import Batch, ExampleOptions, Geometry, RecordsDataset, collate
 from omfa.training.module import OMFAModule
+from omfa.training.precision import CANDIDATES, gradients, product_rate, trial
 from omfa.tuning import Train, choose_trained
 
 Row = tuple[str, float, str]  # what, how much, unit
@@ -167,18 +170,45 @@ def pictures(config: Mapping[str, Any], person: Size, garments: int, repeats: in
         yield "  memory beside the weights", costs.peak_bytes(network, whole) / 2**20, "MiB"
 
 
+def encoded(module: OMFAModule, batch: Batch) -> Batch:
+    """A batch of pictures as it would come from latents, so that a step is the network's alone."""
+
+    def moments(pixels: torch.Tensor) -> torch.Tensor:
+        return posterior(module.pipe.vae, pixels)
+
+    with torch.no_grad():
+        pixels, drawn = ({name: moments(p) for name, p in d.items()} for d in (batch.pixels, batch.drawn))
+        return replace(batch, pixels=pixels, pose=moments(batch.pose), drawn=drawn, encoded=True)
+
+
+def arithmetic(module: OMFAModule, batch: Batch) -> Iterator[Row]:
+    """Forward and backward passes in each arithmetic that may be the fastest, by the trial that a run begins with.
+
+    Operations are counted with attention by plain products: torch has no formula for the CPU's fused kernel.
+    """
+    rates = {dtype: product_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    for dtype, rate in rates.items():
+        yield f"matrix product, {str(dtype)[6:]}", rate / 1e9, "GFLOP/s of a core"
+    operations, took = costs.flops(lambda: gradients(module, batch, CANDIDATES[1])), trial(module, batch)
+    for how in CANDIDATES:
+        seconds = took.get(how, float("nan"))
+        yield f"training, {how}", len(batch.id) / seconds, "records/s of a core" if how in took else "not worth trying"
+        if how in took:
+            share = operations / seconds / rates[how.dtype]
+            yield "  achieved", operations / seconds / 1e9, f"GFLOP/s of a core, {share:.0%} of the matrix product's"
+
+
 def measure(module: OMFAModule, data: RecordsDataset, batch: int, steps: int, repeats: int) -> Iterator[Row]:
     """Rows of the table for this machine."""
     pipe = module.pipe
     canvas, factor = pipe.canvas, pipe.vae_scale_factor
     yield "threads", torch.get_num_threads(), ""
-    for dtype in (torch.float32, torch.bfloat16):
-        yield f"matrix product, {str(dtype)[6:]}", matmul_rate(dtype=dtype) / 1e9, "GFLOP/s"
     yield loading("pictures", data, batch, repeats)
     for name, plane, f in (("latents", canvas, factor), ("latents of 768x1024", Canvas(SDXL_PERSON, 1), 8)):
         with tempfile.TemporaryDirectory() as folder:
             yield loading(name, random_latents(Path(folder), plane, 4, f), batch, 10 * repeats)
     example = collate([data[0, i % len(data)] for i in range(batch)])
+    yield from arithmetic(module, encoded(module, example))
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], 1e-6)
 
     def train() -> None:

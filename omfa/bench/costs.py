@@ -187,7 +187,10 @@ def rows_design(config: Mapping[str, Any], person: Size, garments: int, face: Si
 
 
 def flops(run: Callable[[], object]) -> int:
-    """Floating-point operations of a call, a multiplication and an addition being two; on meta tensors only."""
+    """Floating-point operations of a call, a multiplication and an addition being two.
+
+    On meta tensors, or without fused attention.
+    """
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()

@@ -46,7 +46,8 @@ class Rates:
     def adamw(self, module: pl.LightningModule) -> dict[str, Any]:
         """AdamW over what is trained, its rate stepped by :meth:`at`, as ``configure_optimizers`` returns it."""
         trained = [p for p in module.parameters() if p.requires_grad]
-        fused = trained[0].is_cuda and module.trainer.precision != "16-mixed"  # fp16's scaler and clipping don't fit it
+        device, scaled = trained[0].device.type, module.trainer.precision == "16-mixed"
+        fused = device in ("cuda", "cpu") and not scaled  # fp16's scaler and clipping don't fit it
         optimizer = torch.optim.AdamW(
             trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused or None
         )

@@ -26,6 +26,9 @@ def test_the_table_of_this_machine(
     rows = {line[:72].strip(): float(line[72:82]) for line in lines}
     for name in ("matrix product, bfloat16", "loader, pictures", "loader, latents", "loader, latents of 768x1024"):
         assert rows[name] > 0
+    for attention in ("fused attention", "plain products"):
+        assert rows[f"training, float32, {attention}"] > 0
+    assert "training, bfloat16, plain products" in rows
     for garments in ("1 garment", "2 garments", "4 garments"):
         for design in ("rows", "canvas", "two UNets"):
             few, many = (rows[f"{garments}, {design}: {steps} steps, unguided"] for steps in (8, 50))
