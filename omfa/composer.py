@@ -140,8 +140,7 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
         decoded: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if isinstance(decoded, bool) or not set(decoded) <= set(TASKS):
-            raise ValueError(f"decoded {decoded} must be a list of tasks: {', '.join(TASKS)}")
+        check_tasks(decoded)
         self.multiple = PATCH * shrink * 2 ** (len(channels) - 1)
         self.kinds = nn.Embedding(len(KINDS), _TOLD)
         self.stem = nn.Conv2d(_INPUTS * PATCH**2, channels[0], 1)
@@ -242,6 +241,12 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
         kind = torch.tensor([KINDS.index(k) for k in kinds], device=layers.draft.device)
         made = self(layers, kind)
         return Composition(made.picture.clamp(-1, 1), made.weights, made.own)
+
+
+def check_tasks(decoded: Sequence[str]) -> None:
+    """Raise a ValueError unless these are of TASKS."""
+    if isinstance(decoded, bool | str) or not set(decoded) <= set(TASKS):
+        raise ValueError(f"decoded {decoded} must be a list of tasks: {', '.join(TASKS)}")
 
 
 def put_together(layers: Given, said: Tensor, spread: Tensor) -> Composition:

@@ -7,21 +7,19 @@ batch, ``H W`` pixels.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
-from itertools import accumulate
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from omfa.bodies.body import load_body
-from omfa.composer import KINDS, Composer, Composition, Given, given
+from omfa.composer import KINDS, Composer, Composition, Given, check_tasks, given
 from omfa.evaluation.metrics import psnr
 from omfa.images import enlarged, pixels_to_tensor
 from omfa.records.prepared import Record
@@ -80,23 +78,6 @@ class Shares:
         return "try_off" if place < self.try_off else "try_on" if place < self.try_off + self.try_on else "keep"
 
 
-@dataclass(frozen=True)
-class World:
-    """Records, and what is learned from them.
-
-    Args:
-        folder: of records as files, with body parameters of people and of garments.
-        kept: a folder for drafts; those that are not there yet are made.
-        shares: of the tasks.
-        model: whose decoded pictures are given, too: a folder, or a model that ships; None: none.
-    """
-
-    folder: str
-    kept: str
-    shares: Shares = field(default_factory=Shares)
-    model: str | None = None
-
-
 def rng_of(seed: int, name: str) -> np.random.Generator:
     """A stream that depends on these alone."""
     return np.random.default_rng(int(torch.randint(2**62, (), generator=seeded(seed, "draft", name))))
@@ -106,19 +87,23 @@ class ComposerExamples(RecordExamples[ComposerExample]):
     """Records as examples for a composer.
 
     Args:
-        world: which records.
+        folder: of records as files, with body parameters of people and of garments.
+        kept: a folder for drafts; those that are not there yet are made.
         size: (H, W).
+        shares: of the tasks.
         nudges: drafts of each target, framed and wrong in different ways.
+        model: whose pictures are given, too; None: none.
         split, seed: see :class:`RecordExamples`.
     """
 
     def __init__(
-        self, world: World, size: Sequence[int], nudges: int = 1, split: str | None = "train", seed: int = 0
-    ) -> None:
-        super().__init__(world.folder, split, seed)
-        self.kept, self.shares, self.nudges = Path(world.kept), world.shares, nudges
-        self.drafter = Drafter(load_body(), Path(world.folder), (int(size[0]), int(size[1])))
-        self.decoder = None if world.model is None else Decoder(world.model, self.drafter, self.kept)
+        self, folder: str | Path, kept: str | Path, size: Sequence[int], shares: Shares, nudges: int = 1,
+        model: str | None = None, split: str | None = "train", seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(folder, split, seed)
+        self.kept, self.shares, self.nudges = Path(kept), shares, nudges
+        self.drafter = Drafter(load_body(), Path(folder), (int(size[0]), int(size[1])))
+        self.decoder = None if model is None else Decoder(model, self.drafter, self.kept)
 
     def example(self, record: Record, generator: torch.Generator) -> ComposerExample:
         """See :class:`RecordExamples`."""
@@ -173,26 +158,6 @@ def as_example(
     return ComposerExample(Given(*(x[0] for x in layers)), number, pixels_to_tensor(made.truth), area)
 
 
-class Together(Dataset[ComposerExample]):
-    """Examples of several kinds, one after the other; indexed by (epoch, position).
-
-    Args:
-        parts: one or more.
-    """
-
-    def __init__(self, parts: Sequence[ComposerExamples]) -> None:
-        self.parts, self.collate = parts, parts[0].collate
-        self.ends = list(accumulate(map(len, parts)))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, key: tuple[int, int]) -> ComposerExample:
-        epoch, position = key
-        place = bisect_right(self.ends, position)
-        return self.parts[place][epoch, position - (self.ends[place] - len(self.parts[place]))]
-
-
 class ComposerDataModule(StreamDataModule):
     """Records as a composer's examples; see :class:`ComposerExamples`.
 
@@ -203,8 +168,6 @@ class ComposerDataModule(StreamDataModule):
         shares: of the tasks.
         nudges: drafts of each target.
         model: whose decoded pictures are given, too: a folder, or a model that ships; None: none.
-        also: more records, each with tasks of their own: nobody can tell the room of a new picture, so these may be
-            learned before plain walls, and garments off and onto photos where there is a room.
         split: which records.
         batch_size: examples per process and batch.
         workers: loader processes.
@@ -219,7 +182,6 @@ class ComposerDataModule(StreamDataModule):
         shares: Shares | None = None,
         nudges: int = 1,
         model: str | None = None,
-        also: list[World] | None = None,
         split: str | None = "train",
         batch_size: int = 16,
         workers: int = 0,
@@ -228,13 +190,14 @@ class ComposerDataModule(StreamDataModule):
         super().__init__(batch_size, workers, seed)
         if len(size) != 2 or min(size) < 16 or nudges < 1:
             raise ValueError(f"size {size} must be height and width in pixels, nudges {nudges} 1 or more")
-        self.size, self.split, self.nudges = size, split, nudges
-        self.worlds = [World(folder, kept, shares or Shares(), model), *(also or ())]
+        self.folder, self.kept, self.size, self.split = folder, kept, size, split
+        self.shares, self.nudges, self.model = shares or Shares(), nudges, model
 
-    def dataset(self) -> Together:
+    def dataset(self) -> ComposerExamples:
         """The records."""
-        rest = self.nudges, self.split, self.seed
-        return Together([ComposerExamples(w, self.size, *rest) for w in self.worlds])
+        return ComposerExamples(
+            self.folder, self.kept, self.size, self.shares, self.nudges, self.model, self.split, self.seed
+        )  # fmt: skip
 
 
 class ComposerModule(TrainedModule):
@@ -274,7 +237,8 @@ class ComposerModule(TrainedModule):
     ) -> None:
         super().__init__(Rates(learning_rate, 0.0 if only_decoded else weight_decay, warmup_steps, decay_from))
         self.composer = Composer(channels, size, shrink) if start is None else Composer.from_pretrained(start).train()
-        self.composer.register_to_config(decoded=decoded or [])
+        check_tasks(decoded := decoded or [])
+        self.composer.register_to_config(decoded=decoded)
         if only_decoded:
             self.composer.train_decoded_alone()
         self.edge_weight, self.coarse_weight, self.texture_weight = edge_weight, coarse_weight, texture_weight

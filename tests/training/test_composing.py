@@ -23,7 +23,7 @@ from omfa.fit import main
 from omfa.images import read_trusted, tensor_to_pixels
 from omfa.records.prepared import METADATA, RecordError, read_records
 from omfa.records.stream import seeded
-from omfa.training.composing import ComposerDataModule, ComposerExamples, Shares, World, picture_error
+from omfa.training.composing import ComposerExamples, Shares, picture_error
 from omfa.training.drafted import ERROR, Drafted, Drafter, framing
 from tests.conftest import make_compact
 
@@ -45,7 +45,7 @@ def only(task: str) -> dict[str, float]:
 
 
 def examples(wardrobe: Path, kept: Path, **shares: float) -> ComposerExamples:
-    return ComposerExamples(World(str(wardrobe), str(kept), Shares(**{"no_draft": 0.0} | shares)), SIZE)
+    return ComposerExamples(wardrobe, kept, SIZE, Shares(**{"no_draft": 0.0} | shares))
 
 
 def test_drafts_are_kept_as_they_are(wardrobe: Path, tmp_path: Path) -> None:
@@ -144,17 +144,6 @@ def test_an_example_is_a_function_of_its_seed(wardrobe: Path, tmp_path: Path) ->
         assert torch.equal(first.truth, e.truth) and torch.equal(first.layers.draft, e.layers.draft)
 
 
-def test_worlds_keep_to_their_own_tasks(wardrobe: Path, tmp_path: Path) -> None:
-    kept = str(tmp_path)
-    also = [World(str(wardrobe), kept, Shares(**only("try_on")))]
-    data = ComposerDataModule(str(wardrobe), kept, list(SIZE), Shares(**only("keep")), also=also).dataset()
-    first = examples(wardrobe, tmp_path, **only("keep"))
-    assert len(data) == 2 * len(first)
-    has_photo = [bool(data[3, i].layers.has_photo.amax()) for i in range(len(data))]
-    assert has_photo == [True] * len(first) + [False] * len(first)
-    assert torch.equal(data[3, 1].truth, first[3, 1].truth) and data.collate([data[0, 0]]).kind.shape == (1,)
-
-
 def test_from_far_round_nothing_is_taken_off(wardrobe: Path, tmp_path: Path) -> None:
     for asked, photo in (({"try_off": 0.9, "keep": 0.1}, 1.0), ({"try_off": 0.9, "try_on": 0.1, "keep": 0.0}, 0.0)):
         data = examples(wardrobe, tmp_path, **{"try_on": 0.0} | asked)
@@ -166,8 +155,9 @@ def test_what_a_model_decodes_is_given_too(wardrobe: Path, tmp_path: Path) -> No
     pipe = make_compact(join="rows", draft="surface", pose_style="surface", portraits=True)
     pipe.save_pretrained(tmp_path / "model")
     for shares in map(only, ("try_off", "try_on", "keep")):
-        world = World(str(wardrobe), str(tmp_path / "kept"), Shares(**shares), str(tmp_path / "model"))
-        data = ComposerExamples(world, SIZE)
+        data = ComposerExamples(
+            wardrobe, tmp_path / "kept", SIZE, Shares(**shares), model=str(tmp_path / "model")
+        )  # fmt: skip
         one, again = (data.example(data.records[0], seeded(1)) for _ in range(2))
         bare = examples(wardrobe, tmp_path / "kept", **shares).example(data.records[0], seeded(1))
         assert (one.layers.has_decoded == 1).all() and torch.equal(one.layers.decoded, again.layers.decoded)
