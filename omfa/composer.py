@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -204,7 +204,7 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
         """
         planes = torch.zeros(_INPUTS)
         planes[_DECODED] = 1.0
-        masks = {
+        masks: dict[Any, Tensor] = {
             self.stem.weight: planes.repeat_interleave(PATCH**2)[None, :, None, None],
             self.last[0].weight: torch.cat([torch.zeros(16), planes.repeat_interleave(4)])[None, :, None, None],
             self.spread.weight: torch.eye(len(self.spread.weight))[-1][:, None, None, None],
