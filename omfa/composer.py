@@ -34,7 +34,7 @@ TASKS = ("try_off", "try_on", "keep")  # a garment off its photo, a new picture 
 PATCH = 4  # pixels a side that the network takes for one place
 SPREADS = (1, 4, 16)  # places a side over which kept pixels are averaged; and over the whole picture
 _INPUTS = 3 + 1 + 3 + 3 + 1 + 3 + 1 + 3  # channels of Given
-_DECODED = slice(7, 11)  # those of decoded and has_decoded
+_DECODED = slice(3 + 1 + 3, 3 + 1 + 3 + 3 + 1)  # those of decoded and has_decoded among them
 _SAID = 3 + len(LAYERS)  # numbers said of each pixel: correction, weights
 _TOLD = 64  # numbers that say what the target is
 
