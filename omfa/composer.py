@@ -5,8 +5,9 @@
 Layers are the composer's own colours, the draft where it is valid (:mod:`omfa.bodies.drafts`), and a photo to be kept.
 A small network looks at all of them and at the body's surface map, and says how much each pixel takes from each;
 lettering and prints pass through untouched, for copying needs no learning. Own colours are mixed from what a latent
-model decoded (if one did) and from the draft's kept pixels spread out at several distances, plus a correction: what no
-layer shows has the colours of what lies around it.
+model decoded (if one did), from kept pixels of the draft and of the photo spread out at several distances, and from the
+skin in the photo, plus a correction: what no layer shows has the colours of what lies around it. A shop picture is cut
+out by a matte of its garment and lies on white.
 
     composer = Composer.from_pretrained(folder)
     made = composer.compose(given(draft, valid, surface), ["upper"]).picture
@@ -35,7 +36,8 @@ PATCH = 4  # pixels a side that the network takes for one place
 SPREADS = (1, 4, 16)  # places a side over which kept pixels are averaged; and over the whole picture
 _INPUTS = 3 + 1 + 3 + 3 + 1 + 3 + 1 + 3  # channels of Given
 _DECODED = slice(3 + 1 + 3, 3 + 1 + 3 + 3 + 1)  # those of decoded and has_decoded among them
-_SAID = 3 + len(LAYERS)  # numbers said of each pixel: correction, weights
+_SAID = 3 + len(LAYERS) + 1  # numbers said of each pixel: correction, weights, matte
+_MIXED = 2 * (len(SPREADS) + 1) + 2  # what own colours are mixed from: both spread out, skin, decoded
 _TOLD = 64  # numbers that say what the target is
 
 
@@ -58,11 +60,14 @@ class Given(NamedTuple):
 
 
 class Composition(NamedTuple):
-    """picture (B, 3, H, W); weights (B, L, H, W) of LAYERS, summing to one; own (B, 3, H, W) the own colours."""
+    """picture (B, 3, H, W); weights (B, L, H, W) of LAYERS, summing to one; own (B, 3, H, W) the own colours; matte
+    (B, 1, H, W) in [0, 1], what of a shop picture is the garment, 1 all over in a person's.
+    """
 
     picture: Tensor
     weights: Tensor
     own: Tensor
+    matte: Tensor
 
 
 def given(
@@ -150,7 +155,7 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
         self.middle = _Block(channels[-1])
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in reversed(pairs))
         self.after = nn.ModuleList(_Block(a) for a, _ in reversed(pairs))
-        self.spread = nn.Conv2d(channels[0], 1 + len(SPREADS) + 1 + 1, 1)  # keep; how to mix the spreads, and decoded
+        self.spread = nn.Conv2d(channels[0], 2 + _MIXED, 1)  # what of draft and photo to keep; how to mix
         self.fine = nn.Conv2d(channels[0], 4 * 16, 1)  # for the last stage, which sees squares of two by two pixels
         self.last = nn.Sequential(
             nn.Conv2d(16 + 4 * _INPUTS, 32, 1), nn.SiLU(), nn.Conv2d(32, 4 * _SAID, 3, padding=1), nn.PixelShuffle(2)
@@ -171,11 +176,12 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
             rows, columns = (max(1, round(n / farther / self.multiple)) * self.multiple for n in (height, width))
             said, spread = self.say(_resized(layers, (rows, columns)), kind)
             said = F.interpolate(said, (height, width), mode="bilinear", align_corners=False)
-            return put_together(layers, said, spread)
+            said[:, 3:] *= farther  # as sharp from pixel to pixel as in the smaller picture
+            return put_together(layers, said, spread, kind)
         pad = [0, -width % self.multiple, 0, -height % self.multiple]
         if any(pad):
             layers = Given(*(F.pad(x, pad, mode="replicate") for x in layers))
-        made = put_together(layers, *self.say(layers, kind))
+        made = put_together(layers, *self.say(layers, kind), kind)
         return Composition(*(x[..., :height, :width] for x in made))
 
     def say(self, layers: Given, kind: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,7 +246,7 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
             raise ValueError(f"{len(kinds)} kinds for {len(layers.draft)} drafts: give one each")
         kind = torch.tensor([KINDS.index(k) for k in kinds], device=layers.draft.device)
         made = self(layers, kind)
-        return Composition(made.picture.clamp(-1, 1), made.weights, made.own)
+        return made._replace(picture=made.picture.clamp(-1, 1))
 
 
 def check_tasks(decoded: Sequence[str]) -> None:
@@ -249,39 +255,57 @@ def check_tasks(decoded: Sequence[str]) -> None:
         raise ValueError(f"decoded {decoded} must be a list of tasks: {', '.join(TASKS)}")
 
 
-def put_together(layers: Given, said: Tensor, spread: Tensor) -> Composition:
+def put_together(layers: Given, said: Tensor, spread: Tensor, kind: Tensor) -> Composition:
     """What :meth:`Composer.say` said, done.
 
     Args:
         layers: (H, W).
-        said: (B, 3 + L, H, W) correction of the own colours, and logits of the layers' weights.
-        spread: (B, 1 + N, h, w) logits of what of the draft its surroundings are coloured by, and of how to mix them.
+        said: (B, 3 + L + 1, H, W) correction of the own colours, logits of the layers' weights and of the matte.
+        spread: (B, 2 + N, h, w) logits of what of draft and photo is spread out, and of how to mix own colours.
+        kind: (B,) indices into KINDS.
     """
     own = _base(layers, spread) + said[:, :3]
     there = torch.cat([torch.ones_like(layers.valid), layers.valid, layers.has_photo], 1)
-    weights = said[:, 3:].masked_fill(there == 0, -torch.inf).softmax(1)
+    weights = said[:, 3:-1].masked_fill(there == 0, -torch.inf).softmax(1)
     picture = sum(w * x for w, x in zip(weights.split(1, 1), (own, layers.draft, layers.photo), strict=True))
-    assert isinstance(picture, Tensor)
-    return Composition(picture, weights, own)
+    matte = torch.where(kind[:, None, None, None] == 0, 1.0, said[:, -1:].sigmoid())
+    return Composition(matte * picture + (1 - matte), weights, own, matte)
 
 
 def _base(layers: Given, spread: Tensor) -> Tensor:
-    """(B, 3, H, W) the draft's kept pixels spread out, mixed with each other and with what was decoded."""
-    size, (rows, columns) = layers.draft.shape[-2:], map(int, spread.shape[-2:])
-    keep, mix = spread[:, :1].sigmoid(), spread[:, 1:]
-    known = F.adaptive_avg_pool2d(torch.cat([layers.draft, layers.valid], 1), (rows, columns)) * keep
-    means = []
-    for side in (*SPREADS, None):
-        cells = (1, 1) if side is None else (-(-rows // side), -(-columns // side))
-        total = known if side == 1 else F.adaptive_avg_pool2d(known, cells)
-        if side != 1:
-            total = F.interpolate(total, (rows, columns), mode="bilinear", align_corners=False)
-        means.append(total[:, :3] / (total[:, 3:] + 1e-3))
-    there = F.adaptive_avg_pool2d(layers.has_decoded, 1).expand_as(mix[:, :1])
-    mix = torch.cat([mix[:, :-1], mix[:, -1:].masked_fill(there == 0, -torch.inf)], 1).softmax(1)
+    """(B, 3, H, W) kept pixels spread out, mixed with each other, with the skin in the photo and what was decoded."""
+    size, cells = layers.draft.shape[-2:], (int(spread.shape[-2]), int(spread.shape[-1]))
+    keep, mix = spread[:, :2].sigmoid(), spread[:, 2:]
+    draft, photo = (torch.cat(x, 1) for x in ((layers.draft, layers.valid), (layers.photo, layers.has_photo)))
+    skin = F.adaptive_avg_pool2d(photo * layers.likeness[:, 2:], 1).expand(-1, -1, *cells)
+    means = [
+        *_spread(F.adaptive_avg_pool2d(draft, cells) * keep[:, :1]),
+        *_spread(F.adaptive_avg_pool2d(photo, cells) * keep[:, 1:]),
+        _mean(skin),
+    ]
+    has_photo, has_decoded = (F.adaptive_avg_pool2d(x, 1) for x in (layers.has_photo, layers.has_decoded))
+    there = torch.cat(
+        [torch.ones_like(has_photo)] * (len(SPREADS) + 1) + [has_photo] * (len(SPREADS) + 2) + [has_decoded], 1
+    )
+    mix = mix.masked_fill(there == 0, -torch.inf).softmax(1)
     spreads = sum(w * x for w, x in zip(mix[:, :-1].split(1, 1), means, strict=True))
     both = F.interpolate(torch.cat([spreads, mix[:, -1:]], 1), size, mode="bilinear", align_corners=False)  # type: ignore[list-item]
     return both[:, :3] + both[:, 3:] * layers.decoded
+
+
+def _spread(known: Tensor) -> list[Tensor]:
+    """Means (B, 3, h, w) of (B, 3 + 1, h, w) colours and how much they count, near by to all over."""
+    size, means = (int(known.shape[-2]), int(known.shape[-1])), []
+    for side in (*SPREADS, None):
+        cells = (1, 1) if side is None else (-(-size[0] // side), -(-size[1] // side))
+        total = known if side == 1 else F.adaptive_avg_pool2d(known, cells)
+        means.append(_mean(total if side == 1 else F.interpolate(total, size, mode="bilinear", align_corners=False)))
+    return means
+
+
+def _mean(total: Tensor) -> Tensor:
+    """Colours divided by how much they count."""
+    return total[:, :3] / (total[:, 3:] + 1e-3)
 
 
 def _resized(layers: Given, size: tuple[int, int]) -> Given:

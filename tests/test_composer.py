@@ -46,6 +46,7 @@ def told(composer: Composer, layer: int) -> Composer:
         last.weight.zero_()
         last.bias.zero_()
         last.bias[4 * (3 + layer) : 4 * (4 + layer)] = 200
+        last.bias[-4:] = 200  # all of a shop picture is garment
     return composer
 
 
@@ -65,7 +66,41 @@ def test_the_picture_is_the_sum_of_its_layers() -> None:
     given_ = layers()
     made: Composition = tiny()(given_, torch.tensor([0, 1]))
     stack = torch.stack([made.own, given_.draft, given_.photo], 1)
-    assert torch.allclose(made.picture, (made.weights[:, :, None] * stack).sum(1), atol=1e-6)
+    together = (made.weights[:, :, None] * stack).sum(1)
+    assert torch.allclose(made.picture, made.matte * together + (1 - made.matte), atol=1e-6)
+    assert (made.matte[0] == 1).all(), "a person is no cut-out"
+    assert 0 < made.matte[1].min() < made.matte[1].max() < 1
+
+
+def test_a_shop_picture_is_cut_out_onto_white() -> None:
+    composer, given_ = tiny(), layers(1)
+    with torch.no_grad():
+        composer.last[2].weight.zero_()
+        composer.last[2].bias[-4:] = -200
+    assert (composer.compose(given_, ["upper"]).picture == 1).all()
+    person, nobody = composer.compose(given_, ["person"]), composer.compose(given_, ["lower"])
+    assert (person.picture < 1).any() and (nobody.matte == 0).all()
+
+
+def test_own_colours_come_from_the_photo_and_from_its_skin() -> None:
+    """Arms that were covered have the colour of other skin; what stuck out beside the body, that of the wall."""
+    composer = told(Composer((8, 12), SIZE), OWN)
+    skin, wall = torch.tensor([0.5, 0.1, -0.2]), torch.tensor([-0.4, 0.6, 0.3])
+    photo = wall[None, :, None, None].expand(1, 3, *SIZE).clone()
+    photo[..., :16, :16] = skin[:, None, None]
+    likeness = torch.zeros(1, 3, *SIZE)
+    likeness[:, 2, :16, :16] = 1
+    nothing = torch.zeros(1, 1, *SIZE, dtype=torch.bool)
+    given_ = given(torch.zeros(1, 3, *SIZE), nothing, photo, photo=photo, likeness=likeness)
+    for number, colour, where in ((-2, skin, (..., slice(None))), (2 + 4, wall, (..., slice(24, 48), slice(None)))):
+        with torch.no_grad():
+            composer.spread.weight.zero_()
+            composer.spread.bias.zero_()
+            composer.spread.bias[number] = 200
+        made = composer.compose(given_, ["person"]).picture[where]
+        assert torch.allclose(made, colour[None, :, None, None].expand_as(made), atol=0.02)
+        given_none = given(given_.draft, nothing, photo)
+        assert torch.isfinite(composer.compose(given_none, ["person"]).picture).all()
 
 
 def test_what_is_absent_is_as_if_it_were_in_no_example() -> None:

@@ -147,7 +147,7 @@ def make_outfit(
         old = None if before is None else make_view(before, place(), number, size, photographic)
         samples.append(
             Sample(
-                record=_record(seed, index, person, outfit, view, changed if portraits else (), shoes),
+                record=_record(seed, index, person, outfit, view, changed if portraits else (), shoes, photographic),
                 person=view.person,
                 face=face,
                 face_params=face_params,
@@ -167,7 +167,14 @@ def make_outfit(
 
 
 def _record(
-    seed: int, index: int, person: Person, outfit: Outfit, view: View, changed: tuple[str, ...], shoes: bool
+    seed: int,
+    index: int,
+    person: Person,
+    outfit: Outfit,
+    view: View,
+    changed: tuple[str, ...],
+    shoes: bool,
+    photographic: bool,
 ) -> Record:
     """What ``metadata.jsonl`` says of a view; paths as :func:`write_outfit` writes them.
 
@@ -198,7 +205,7 @@ def _record(
         provenance={
             "stage": "synthetic", "seed": seed, "outfit": index, **view.words, "skin": person.names[0],
             "hair": person.names[1], "garments": {w.category.value: _said(w) for w in outfit.worn},
-        } | ({"shoes": outfit.shoe_name} if shoes else {}),
+        } | ({"shoes": outfit.shoe_name} if shoes else {}) | ({"photographic": True} if photographic else {}),
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from omfa.bodies.rasterise import interpolate
 from omfa.bodies.surface import Draft, Seen, Source, covered, draft, head_mask, resized, see
 
 ROOM = 0.015  # of a photo's height: how far beside an outline or a draft it may still change
+_LIMBS = [1, 2, 3, 4, 5, 16, 17, 18, 19]  # joints: hips, spine, knees, shoulders, elbows
 KEPT = 16  # bodies: one photo takes part in several drafts, one garment in those of many views
 
 _kept: WeakKeyDictionary[BodyParameters, tuple[Body, tuple[int, int], Seen]] = WeakKeyDictionary()
@@ -198,6 +199,20 @@ def nudged(stand: BodyParameters, rng: np.random.Generator, error: float = 1.0) 
     transl[:2] += rng.normal(0, shift, 2) * metres
     transl[2] *= np.exp(rng.normal(0, scale))
     return replace(stand, pose=pose, transl=transl)
+
+
+def misfit(params: BodyParameters, rng: np.random.Generator) -> BodyParameters:
+    """A person's body, a little wrong, as one fitted to a photo is: 2 degrees at limbs and spine, .4 % of the height.
+
+    Args:
+        params: the true one.
+        rng: draws everything.
+    """
+    pose, transl = params.pose.copy(), params.transl.astype(np.float64)
+    pose[_LIMBS] += np.radians(rng.normal(0, 2.0, (len(_LIMBS), 3)))
+    transl[:2] += rng.normal(0, 0.004, 2) * params.image_size[0] / params.K[1, 1] * transl[2]
+    transl[2] *= np.exp(rng.normal(0, 0.01))
+    return replace(params, pose=pose, transl=transl)
 
 
 def fitted(

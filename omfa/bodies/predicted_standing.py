@@ -44,6 +44,7 @@ _ENOUGH = 256  # pixels of height of the photo that it is made from; ReachNet ha
 FREE = 0.07  # share of a shop picture left free on each side, as the wardrobe's are in the mean
 _WHOLE_PLACE = (0.57, 0.0, -0.15)  # scale, x, y of the body that ReachNet sees: all of it but the top of the head
 _WITHIN: dict[Kind, tuple[int, ...]] = {"upper": (9,), "lower": (4, 5), "dress": (9, 0)}  # chest; knees; chest, pelvis
+_WHITE = 0.15  # of [-1, 1], by which all cloth is darker than the paper for StandNet: it has seen no whiter one
 _BEYOND = 0.25  # of the garment's height that knees may lie under shorts
 _NEAR = -0.12  # metres: how far the front of a body is before its pelvis
 
@@ -187,6 +188,7 @@ def square(picture: Tensor) -> Square:
     rim = torch.cat([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], 1)
     paper = rim.median(1).values[:, None, None]
     shown = off_paper(picture)
+    picture = torch.where(shown, (picture - paper).clamp(max=-_WHITE), 0.0) + paper
     shown = shown if shown.any() else torch.ones_like(shown)
     rows, columns = torch.nonzero(shown.any(1))[:, 0], torch.nonzero(shown.any(0))[:, 0]
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1

@@ -434,4 +434,8 @@ def _outline(source: Source) -> tuple[Tensor, bool]:
     if source.mask is not None:
         return source.mask, True
     kept = off_paper(source.picture)
-    return kept, not bool(kept.all())
+    if bool(kept.all()):
+        return kept, False
+    rim = round(kept.shape[0] / 400)  # pixels that cloth shares with the paper
+    inside = F.max_pool2d((~kept)[None].float(), 2 * rim + 1, 1, rim)[0] == 0
+    return inside, True

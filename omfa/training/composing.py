@@ -112,8 +112,10 @@ class ComposerExamples(RecordExamples[ComposerExample]):
         if task == "try_off" and abs(record.view_yaw or 0) > FARTHEST_YAW:
             others = self.shares.try_on + self.shares.keep
             task = "try_on" if u[1] * others < self.shares.try_on else "keep"
-        if task == "keep" and record.portrait is None:
-            task = "try_on"
+        if record.portrait is None:
+            task = "try_on" if task == "keep" else task
+        elif task == "try_on" and self.shares.keep and record.provenance.get("photographic"):
+            task = "keep"  # nothing given tells the room of a new picture: learned from these, all walls would be grey
         worn = clothes(record)
         garment = worn[int(u[1] * len(worn))].category.value
         target = {"try_off": garment, "try_on": "person", "keep": "portrait"}[task]
@@ -215,6 +217,7 @@ class ComposerModule(TrainedModule):
         warmup_steps, decay_from: as in :class:`omfa.training.rates.Rates`.
         edge_weight: of the error of differences between neighbours; keeps lettering and outlines sharp.
         coarse_weight: of the error of means over squares of 8 and of 32 pixels; finds colours sooner.
+        matte_weight: of the cross entropy of a shop picture's matte.
         texture_weight: of the error of contrast within squares of 8 pixels: between two patterns that are a little off
             their mean is nearest to both, and shows neither.
     """
@@ -234,6 +237,7 @@ class ComposerModule(TrainedModule):
         edge_weight: float = 0.5,
         coarse_weight: float = 0.5,
         texture_weight: float = 0.0,
+        matte_weight: float = 0.2,
     ) -> None:
         super().__init__(Rates(learning_rate, 0.0 if only_decoded else weight_decay, warmup_steps, decay_from))
         self.composer = Composer(channels, size, shrink) if start is None else Composer.from_pretrained(start).train()
@@ -242,12 +246,16 @@ class ComposerModule(TrainedModule):
         if only_decoded:
             self.composer.train_decoded_alone()
         self.edge_weight, self.coarse_weight, self.texture_weight = edge_weight, coarse_weight, texture_weight
+        self.matte_weight = matte_weight
 
     def losses(self, batch: ComposerExample) -> Tensor:
         """Each example's loss, (B,)."""
         made: Composition = self.composer(batch.layers, batch.kind)
         weights = self.edge_weight, self.coarse_weight, self.texture_weight
         found = picture_error(made.picture, batch.truth, batch.area, *weights)
+        matte = made.matte.float().clamp(1e-6, 1 - 1e-6)
+        matted = F.binary_cross_entropy(matte, batch.area, reduction="none").mean((1, 2, 3))
+        found = found + self.matte_weight * torch.where(batch.kind > 0, matted, 0.0)
         with torch.no_grad():
             seen = psnr((made.picture.clamp(-1, 1) + 1) / 2, (batch.truth + 1) / 2, batch.area)
             kept = batch.layers.has_photo.amax((1, 2, 3)) > 0

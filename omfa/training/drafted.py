@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omfa.bodies.body import Body
-from omfa.bodies.drafts import Shown, draft_garment, draft_person, nudged, seen_map
+from omfa.bodies.drafts import Shown, draft_garment, draft_person, misfit, nudged, seen_map
 from omfa.bodies.likeness import likeness
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.surface import Draft, NoDraft, resized
@@ -118,6 +118,7 @@ class Drafter:
         if not onto_portrait and record.face is not None and record.face.pose is not None:
             face = Shown(read_trusted(resolve(self.records, record.face.path)), self._params(record.face.pose, record))
         params, order = self.params(record), sorted(shown, key=INSIDE_OUT.index)
+        params = misfit(params, rng) if onto_portrait else params  # of a photo it is estimated, of a new picture given
         made = draft_person(self.body, params, self.size, [shown[c] for c in order], face=face)
         labels = record.maps and record.maps.labels
         area = np.isin(self._grey(labels), PERSON) if labels else np.ones(self.size, bool)
@@ -134,7 +135,7 @@ class Drafter:
             area = _warped(self._grey(garment.mask), turn, 0)
         else:
             area = np.where((truth < 250).any(-1), 255, 0).astype(np.uint8)
-        draft, valid, surface, looks = self.off(record, stand)
+        draft, valid, surface, looks = self.off(record, stand, misfit(self.params(record), rng))
         return Drafted(draft, valid, surface, truth, area, looks)
 
     def worn(
@@ -152,9 +153,9 @@ class Drafter:
         stand = resized(self._params(garment.pose, record), self.size)
         return turn, replace(stand, K=turn @ stand.K)
 
-    def off(self, record: Record, stand: BodyParameters) -> tuple[Array, Array, Array, Array]:
-        """Draft, valid, surface and likeness of a shop picture with that standing, from the record's photo."""
-        photo = Shown(self._picture(record.file_name), self.params(record))
+    def off(self, record: Record, stand: BodyParameters, params: BodyParameters) -> tuple[Array, Array, Array, Array]:
+        """Draft, valid, surface and likeness of a shop picture with that standing, from the record's photo and body."""
+        photo = Shown(self._picture(record.file_name), params)
         made = draft_garment(self.body, stand, photo, wall=True)
         return *self._as_pixels(made, stand), _levels(likeness(self.body, made, photo))
 

@@ -134,6 +134,15 @@ def test_a_mirrored_picture_has_the_mirrored_body() -> None:
         assert np.abs(flipped - mirrored(alone)).max() < 1.0
 
 
+def test_a_garment_whiter_than_its_paper_has_the_same_body() -> None:
+    """As in real shops: white cloth on light grey; the networks have seen no such thing."""
+    far = []
+    for shop, kind in shops():
+        white, dark = (torch.where(torch.from_numpy(shop.mask), c, 0.92).expand(3, -1, -1) for c in (1.0, -0.2))
+        far.append(np.abs(joints(garment_standing(white, kind)) - joints(garment_standing(dark, kind))).mean())
+    assert np.mean(far) < 0.03 * SIZE[0]
+
+
 def test_the_same_picture_larger() -> None:
     shop, kind = shops()[0]
     large = F.interpolate(pixels(shop.picture)[None], scale_factor=3.0)[0]

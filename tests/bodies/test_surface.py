@@ -238,6 +238,35 @@ def test_paper_is_what_reaches_in_from_the_rim() -> None:
     assert off_paper(torch.rand(3, *SIZE)).all()
 
 
+def test_paper_may_be_shaded_padded_and_as_light_as_cloth() -> None:
+    """What real shop pictures are: a shaded ground laid into another shape, white cloth with specks of the paper's."""
+    height, width = 400, 300
+    shirt = torch.zeros(height, width, dtype=torch.bool)
+    shirt[120:300, 80:220] = True
+    shade = torch.linspace(0.82, 0.95, width).expand(3, height, width)
+    assert torch.equal(off_paper(torch.where(shirt, 0.0, shade)), shirt)
+    padded = torch.where(shirt, 0.0, shade)
+    padded[:, :40] = padded[:, -40:] = 1.0
+    assert torch.equal(off_paper(padded), shirt)
+    white = torch.where(shirt, 1.0, torch.full((3, height, width), 0.9))
+    white[:, 119:210, 100:103] = 0.9  # a crack that leads in
+    assert (off_paper(white) == shirt).float().mean() > 0.999
+    white[:, 119:210, 100:120] = 0.9  # a gap
+    assert not off_paper(white)[150:200, 102:118].any()
+    assert off_paper(torch.ones(3, height, width)).sum() == 0
+
+
+def test_the_rim_of_cloth_is_left_to_the_paper() -> None:
+    """Half of a rim's pixels is paper: looked up, they would be a white seam around the garment."""
+    size = (800, 600)
+    seen = see(body(), outfits()[0][0].params, size)
+    red = torch.tensor([0.8, -0.9, -0.9])[:, None, None]
+    cloth = torch.nn.functional.avg_pool2d((seen.fragments.face >= 0)[None].float(), 3, 1, 1)
+    made = draft(seen, [Source(cloth * red + 1 - cloth, seen)])
+    assert made.valid.float().mean() > 0.5 * cloth.mean()
+    assert ((made.picture - red).abs().amax(0)[made.valid] < 0.05).float().mean() > 0.99  # holes that it encloses count
+
+
 def test_without_a_mask_paper_is_no_garment() -> None:
     sample = outfits()[0][0]
     target = see(body(), sample.params)

@@ -75,7 +75,7 @@ def test_a_mirrored_surface_is_that_of_the_mirrored_body(wardrobe: Path) -> None
     pose = np.zeros_like(stand.pose)
     pose[0, 0] = np.pi  # upright, facing the camera: its own mirror picture
     stand = replace(stand, pose=pose, betas=np.zeros(10), transl=np.array([0, 0, 4.0]))
-    _, _, surface, _ = drafter.off(record, stand)
+    _, _, surface, _ = drafter.off(record, stand, drafter.params(record))
     made = Drafted(surface, surface[..., 0], surface, surface, surface[..., 0], surface).mirrored().surface
     on = surface.any(-1) & made.any(-1)
     assert on.mean() > 0.05
@@ -115,7 +115,7 @@ def test_drafts_are_those_that_a_call_gets(wardrobe: Path) -> None:
     params, photo = read(record.pose.params), read_trusted(wardrobe / record.file_name)
     stand = read(record.garments[0].pose)
     wanted = draft_garment(body, stand, Shown(photo, params), wall=True)
-    picture, valid, surface, _ = drafter.off(record, stand)
+    picture, valid, surface, _ = drafter.off(record, stand, params)
     assert np.array_equal(valid > 127, wanted.valid.numpy())
     assert np.array_equal(picture, tensor_to_pixels(wanted.picture))
     assert wanted.valid.sum() > draft_garment(body, stand, Shown(photo, params)).valid.sum()
@@ -149,6 +149,17 @@ def test_from_far_round_nothing_is_taken_off(wardrobe: Path, tmp_path: Path) -> 
         data = examples(wardrobe, tmp_path, **{"try_on": 0.0} | asked)
         e = data.example(replace(data.records[0], view_yaw=150.0), seeded(1))
         assert KINDS[int(e.kind)] == "person" and e.layers.has_photo.amax() == photo
+
+
+def test_a_new_picture_of_a_room_is_not_asked_for(wardrobe: Path, tmp_path: Path) -> None:
+    """What nobody can know: a photographic record's try-on is of its portrait, where that task and a portrait are."""
+    for keep, portrait, photo in ((0.1, True, 1.0), (0.0, True, 0.0), (0.1, False, 0.0)):
+        data = examples(wardrobe, tmp_path, **only("try_on") | {"try_on": 1e9, "keep": keep})
+        record = data.records[0]
+        assert (data.example(record, seeded(1)).layers.has_photo == 0).all()
+        taken = replace(record, provenance=record.provenance | {"photographic": True})
+        taken = taken if portrait else replace(taken, portrait=None)
+        assert data.example(taken, seeded(1)).layers.has_photo.amax() == photo
 
 
 def test_what_a_model_decodes_is_given_too(wardrobe: Path, tmp_path: Path) -> None:

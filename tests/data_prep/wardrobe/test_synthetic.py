@@ -291,6 +291,7 @@ def test_a_share_of_the_outfits_is_photographic_and_each_is_wholly_so_or_not(tmp
         person = np.asarray(Image.open(tmp_path / line["file_name"]))
         both = [make_outfit(11, index, (64, 48), 1, photographic=p)[0].person for p in (False, True)]
         kinds.append([np.array_equal(person, p) for p in both])
+        assert line["provenance"].get("photographic", False) == kinds[-1][1]
     assert {tuple(k) for k in kinds} == {(True, False), (False, True)}
 
 
