@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 from omfa.bodies.body import Body
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.pose_render import rest_colours
 from omfa.bodies.rasterise import interpolate
 from omfa.bodies.surface import Draft, Seen, Source, covered, draft, head_mask, resized, see
+from omfa.bodies.windows import largest, mean
 
 ROOM = 0.015  # of a photo's height: how far beside an outline or a draft it may still change
 _LIMBS = [1, 2, 3, 4, 5, 16, 17, 18, 19]  # joints: hips, spine, knees, shoulders, elbows
@@ -174,13 +174,13 @@ def changeable(
     radius = max(1, round(ROOM * height))
 
     def grown(where: Tensor) -> Tensor:
-        return F.max_pool2d(where[None].float(), 2 * radius + 1, 1, radius)[0] > 0
+        return largest(where[None].float(), radius)[0] > 0
 
     seen = _seen(body, params, (height, width))
     where = covered(seen, body, categories)
     where = (where if outline is None else where & grown(outline)) | grown(clothes.valid)
     where &= ~face_mask(seen, body).to(where)  # a collar that is drafted too high must not cover it
-    return F.avg_pool2d(where[None].float(), 2 * radius + 1, 1, radius, count_include_pad=False)[0]
+    return mean(where[None].float(), radius)[0]
 
 
 def nudged(stand: BodyParameters, rng: np.random.Generator, error: float = 1.0) -> BodyParameters:

@@ -53,8 +53,8 @@ def off_paper(picture: Tensor, like: float = _LIKE) -> Tensor:
     gap = np.ones((1 + 2 * (height // 200),) * 2, np.uint8)
     wide = cv2.erode(framed, gap, borderValue=1)  # where all around is paper
     _, label = cv2.connectedComponents(wide, connectivity=4)
-    reached = cv2.dilate(((label == label[0, 0]) & (wide > 0)).astype(np.uint8), gap) & framed
-    return torch.from_numpy((reached == 0)[1:-1, 1:-1]).to(picture.device)
+    reached = cv2.dilate(((label == label[0, 0]) & (wide > 0)).astype(np.uint8), gap)
+    return torch.from_numpy(((reached == 0) | (framed == 0))[1:-1, 1:-1]).to(picture.device)
 
 
 def _paper(picture: Tensor, like: float) -> Tensor | None:

@@ -30,6 +30,7 @@ from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.placing import rotation
 from omfa.bodies.pose_render import render_pose_map
 from omfa.bodies.rasterise import NEAR, Fragments, rasterise, vertex_normals
+from omfa.bodies.windows import largest, mean
 
 Array = NDArray[Any]
 
@@ -48,6 +49,7 @@ _LEGS = ("left_thigh", "right_thigh", "left_shin", "right_shin")
 _COVERS = {  # parts of the body
     "upper": ("torso", *_ARMS, *_LEGS[:2]), "lower": ("torso", *_LEGS), "dress": ("torso", *_ARMS, *_LEGS)
 }  # fmt: skip
+_HEM = 0.12  # metres below the hips: no longer top is expected under or over another's hem
 _ANYWHERE = {"shoes", "bag", "hat"}  # who knows where a bag hangs
 
 
@@ -224,11 +226,12 @@ def covered(seen: Seen, body: Body, categories: Collection[str], reach: float = 
     _check_reach(reach)
     if set(categories) & _ANYWHERE:
         return torch.ones(seen.size, dtype=torch.bool, device=seen.vertices.device)
-    parts, below = vertex_parts(body), body.template[:, 1] < body.rest_joints[6, 1]  # the waist
+    parts, up, joints = vertex_parts(body), body.template[:, 1], body.rest_joints[:, 1]
+    here_too = {"upper": up > joints[[1, 2]].mean() - _HEM, "lower": (up < joints[6]) | (parts != PARTS.index("torso"))}
     on = np.zeros(len(parts), bool)
     for category in categories:
         here = np.isin(parts, [PARTS.index(name) for name in _COVERS[category]])
-        on |= here & (below | (parts != PARTS.index("torso"))) if category == "lower" else here
+        on |= here & here_too.get(category, True)
     near = (seen.fragments.face >= 0).flatten()
     near[_beside(seen, reach)[0]] = True
     return near.reshape(seen.size) & torch.from_numpy(on).to(near.device)[_place_at(seen)]
@@ -289,14 +292,9 @@ def _check_reach(reach: float) -> None:
 
 def _closed(made: Draft, radius: int) -> Draft:
     """The draft without gaps of up to twice ``radius`` pixels between what is known: filled with the mean around."""
-    side = 2 * radius + 1
-
-    def grown(where: Tensor) -> Tensor:
-        return F.max_pool2d(where[None], side, 1, radius)[0]
-
     valid = made.valid.float()
-    gap = (1 - grown(1 - grown(valid))).bool() & ~made.valid
-    around = F.avg_pool2d(torch.cat([made.picture * valid, valid[None]]), side, 1, radius)
+    gap = (1 - largest(1 - largest(valid[None], radius), radius))[0].bool() & ~made.valid
+    around = mean(torch.cat([made.picture * valid, valid[None]]), radius)
     return Draft(torch.where(gap, around[:3] / around[3:].clamp_min(1e-6), made.picture), made.valid | gap)
 
 
@@ -412,7 +410,7 @@ def _place_at(seen: Seen) -> Tensor:
 def _front(seen: Seen) -> Tensor:
     """(H, W) the least depth within MARGIN of each pixel; 0 where there is nothing."""
     radius = max(1, round(MARGIN * seen.pixels_per_metre))
-    nearest = -F.max_pool2d(-seen.fragments.depth[None], 2 * radius + 1, 1, radius)[0]
+    nearest = -largest(-seen.fragments.depth[None], radius)[0]
     return torch.where(torch.isfinite(nearest), nearest, 0.0)
 
 
@@ -437,5 +435,4 @@ def _outline(source: Source) -> tuple[Tensor, bool]:
     if bool(kept.all()):
         return kept, False
     rim = round(kept.shape[0] / 400)  # pixels that cloth shares with the paper
-    inside = F.max_pool2d((~kept)[None].float(), 2 * rim + 1, 1, rim)[0] == 0
-    return inside, True
+    return largest((~kept)[None].float(), rim)[0] == 0, True
