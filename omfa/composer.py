@@ -34,6 +34,7 @@ KINDS = ("person", *(c.value for c in CLOTHES))  # what the target is
 TASKS = ("try_off", "try_on", "keep")  # a garment off its photo, a new picture of a person, a photo changed
 PATCH = 4  # pixels a side that the network takes for one place
 SPREADS = (1, 4, 16)  # places a side over which kept pixels are averaged; and over the whole picture
+PREFERENCE = 1.0  # of a person's draft beyond what was learned, as a logit: where absolute error is unsure, it blurs
 _INPUTS = 3 + 1 + 3 + 3 + 1 + 3 + 1 + 3  # channels of Given
 _DECODED = slice(3 + 1 + 3, 3 + 1 + 3 + 3 + 1)  # those of decoded and has_decoded among them
 _SAID = 3 + len(LAYERS) + 1  # numbers said of each pixel: correction, weights, matte
@@ -176,8 +177,8 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
             rows, columns = (max(1, round(n / farther / self.multiple)) * self.multiple for n in (height, width))
             said, spread = self.say(_resized(layers, (rows, columns)), kind)
             said = F.interpolate(said, (height, width), mode="bilinear", align_corners=False)
-            said[:, 3:] *= farther  # as sharp from pixel to pixel as in the smaller picture
-            return put_together(layers, said, spread, kind)
+            sharper = torch.cat([torch.ones_like(said[:1, :3]), torch.full_like(said[:1, 3:], farther)], 1)
+            return put_together(layers, said * sharper, spread, kind)  # as sharp from pixel to pixel as in the smaller
         pad = [0, -width % self.multiple, 0, -height % self.multiple]
         if any(pad):
             layers = Given(*(F.pad(x, pad, mode="replicate") for x in layers))
@@ -201,7 +202,11 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
         fine = F.pixel_shuffle(self.fine(h), 2)
         if shrink > 1:
             fine = F.interpolate(fine, scale_factor=float(shrink), mode="bilinear", align_corners=False)
-        return self.last(torch.cat([fine, F.pixel_unshuffle(x, 2)], 1)).float(), self.spread(h).float()
+        said = self.last(torch.cat([fine, F.pixel_unshuffle(x, 2)], 1)).float()
+        if not self.training:
+            preferred = torch.where(kind == 0, PREFERENCE, 0.0)[:, None, None, None]
+            said = torch.cat([said[:, :4], said[:, 4:5] + preferred, said[:, 5:]], 1)
+        return said, self.spread(h).float()
 
     def train_decoded_alone(self) -> None:
         """Let only weights learn that read what was decoded: where there is none, pictures stay as they are.
