@@ -34,7 +34,7 @@ KINDS = ("person", *(c.value for c in CLOTHES))  # what the target is
 TASKS = ("try_off", "try_on", "keep")  # a garment off its photo, a new picture of a person, a photo changed
 PATCH = 4  # pixels a side that the network takes for one place
 SPREADS = (1, 4, 16)  # places a side over which kept pixels are averaged; and over the whole picture
-PREFERENCE = 1.0  # of a person's draft beyond what was learned, as a logit: where absolute error is unsure, it blurs
+PREFERENCE = 1.0  # of a person's draft beyond what was learned, a logit: absolute error blurs where it is unsure
 _INPUTS = 3 + 1 + 3 + 3 + 1 + 3 + 1 + 3  # channels of Given
 _DECODED = slice(3 + 1 + 3, 3 + 1 + 3 + 3 + 1)  # those of decoded and has_decoded among them
 _SAID = 3 + len(LAYERS) + 1  # numbers said of each pixel: correction, weights, matte
@@ -188,7 +188,7 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
     def say(self, layers: Given, kind: Tensor) -> tuple[Tensor, Tensor]:
         """What is to be done at each pixel: arguments of :func:`put_together`, float32 whatever the weights are.
 
-        Sides are multiples of ``multiple``.
+        Sides are multiples of ``multiple``. In use, unlike in training, a person's draft is preferred a little.
         """
         x, told, shrink = torch.cat(layers, 1).to(self.dtype), self.kinds(kind), self.config.shrink
         h = self.stem(F.pixel_unshuffle(F.avg_pool2d(x, shrink) if shrink > 1 else x, PATCH))
@@ -204,8 +204,8 @@ class Composer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
             fine = F.interpolate(fine, scale_factor=float(shrink), mode="bilinear", align_corners=False)
         said = self.last(torch.cat([fine, F.pixel_unshuffle(x, 2)], 1)).float()
         if not self.training:
-            preferred = torch.where(kind == 0, PREFERENCE, 0.0)[:, None, None, None]
-            said = torch.cat([said[:, :4], said[:, 4:5] + preferred, said[:, 5:]], 1)
+            draft = torch.eye(_SAID, device=said.device)[3 + LAYERS.index("draft")][:, None, None]
+            said = said + PREFERENCE * (kind == 0)[:, None, None, None] * draft
         return said, self.spread(h).float()
 
     def train_decoded_alone(self) -> None:

@@ -5,7 +5,8 @@
 
 Writes each picture and ``contact_sheet.png``, a captioned row each: try-off, the same photo in other clothes (where the
 model has learned that), try-on, another pose, transfer, an outfit of two people's clothes, a turntable; and one real
-photograph, if scikit-image is there to lend it.
+photograph, if scikit-image is there to lend it. Where a model is given drafts, the first rows show them beside the
+results: what the networks add is the difference.
 """
 
 from __future__ import annotations
@@ -16,18 +17,26 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
+from omfa.bodies.body import load_body
+from omfa.bodies.drafts import Shown, draft_garment, draft_person
 from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.predicted_standing import stand_in, standing_off
+from omfa.bodies.standing import Kind
+from omfa.bodies.surface import Draft
 from omfa.commands import Parser, count
 from omfa.files import sole
-from omfa.images import read_image
+from omfa.images import pixels_to_tensor, read_image, tensor_to_pixels
 from omfa.pipeline import OMFAPipeline
+from omfa.records.drawn import INSIDE_OUT
 from omfa.records.prepared import Record, read_records, record_pictures, resolve
 from omfa.records.worn import clothes
 from omfa.sheets import contact_sheet, save_whole
@@ -38,13 +47,14 @@ HONEST = "a model of a drawn world has never seen one: a colour at best"
 
 
 class Row(NamedTuple):
-    """One row of the sheet: file name, caption, what was given, what was made, what it should have been."""
+    """One row of the sheet: file name, caption, what was given, what was made, what it should have been; drafts."""
 
     name: str
     caption: str
     given: list[Image.Image]
     made: list[Image.Image]
     truth: list[Image.Image]
+    drafts: list[Image.Image] = []  # noqa: RUF012  # never changed
 
 
 class Person:
@@ -88,6 +98,30 @@ def two_people(folder: Path) -> tuple[list[Person], list[Person]]:
     return found[0], found[1]
 
 
+def drafted_off(photo: Image.Image, params: BodyParameters, category: str) -> Image.Image:
+    """What a photo shows of a garment's shop picture, looked up by the body alone; grey where it shows nothing."""
+    body, shown = load_body(), Shown(_tensor(photo), params)
+    stand = standing_off(shown.picture, params, cast(Kind, category), (photo.height, photo.width), body)
+    return _picture(draft_garment(body, stand, shown, wall=True))
+
+
+def drafted_on(garments: dict[str, Image.Image], params: BodyParameters, head: dict[str, Any]) -> Image.Image:
+    """What garments and a face show of a person in a pose, likewise."""
+    body = load_body()
+    pictures = {c: _tensor(garments[c]) for c in sorted(garments, key=[*map(str, INSIDE_OUT)].index)}
+    shown = [Shown(p, stand_in(p, cast(Kind, c), body=body)[0]) for c, p in pictures.items()]
+    face = Shown(_tensor(head["face"]), head["face_pose"]) if head["face_pose"] else None
+    return _picture(draft_person(body, params, params.image_size, shown, face=face))
+
+
+def _tensor(picture: Image.Image) -> Tensor:
+    return pixels_to_tensor(np.asarray(picture))
+
+
+def _picture(draft: Draft) -> Image.Image:
+    return Image.fromarray(tensor_to_pixels(draft.picture[None])[0])
+
+
 def rows(
     pipe: OMFAPipeline, people: tuple[list[Person], list[Person]], steps: int | None, seed: int, views: int = 6
 ) -> Iterator[Row]:
@@ -100,7 +134,10 @@ def rows(
     off = pipe.try_off(anna.person, ["upper", "lower"], anna.params, **options()).garments
     taken = {c: pictures[0] for c, pictures in off.items()}
     true = [anna.garments[c] for c in taken]
-    yield Row("try_off", "try-off: photo | taken off | true", [anna.person], list(taken.values()), true)
+    shows = pipe.config.draft == "surface"
+    drafts = [drafted_off(anna.person, anna.params, c) for c in taken] if shows else []
+    said = "photo | drafts | taken off | true" if shows else "photo | taken off | true"
+    yield Row("try_off", f"try-off: {said}", [anna.person], list(taken.values()), true, drafts)
 
     if pipe.config.portraits:
         on, given = [], [ben.person, *anna.garments.values()]
@@ -110,11 +147,14 @@ def rows(
 
     given = [*anna.garments.values(), anna.face, anna.map]
     on = pipe.try_on(None, anna.garments, anna.params, **anna.head, **options()).images
-    yield Row("try_on", "try-on: garments, face, pose | made | true", given, on, [anna.person])
+    drafts = [drafted_on(anna.garments, anna.params, anna.head)] if shows else []
+    said = "draft | made" if shows else "made"
+    yield Row("try_on", f"try-on: garments, face, pose | {said} | true", given, on, [anna.person], drafts)
 
     given = [*anna.garments.values(), anna.face, anna_again.map]
     on = pipe.try_on(None, anna.garments, anna_again.params, **anna.head, **options()).images
-    yield Row("another_pose", "the same in another pose | made | true", given, on, [anna_again.person])
+    drafts = [drafted_on(anna.garments, anna_again.params, anna.head)] if shows else []
+    yield Row("another_pose", f"the same in another pose | {said} | true", given, on, [anna_again.person], drafts)
 
     how: dict[str, Any] = {"pose": ben.params, "source_pose": anna.params}
     how |= {"keep": "photo"} if pipe.config.portraits else {"keep": "others", **ben.head}
@@ -166,8 +206,8 @@ def main(args: Sequence[str] | None = None) -> int:
             for row in tqdm(rows(pipe, people, call.steps, call.seed), unit="row", disable=None):
                 for i, picture in enumerate(row.made):
                     save_whole(picture, call.out / f"{row.name}_{i}.png")
-                truth = [None, *row.truth] if row.truth else []
-                done.append((row.caption, [*row.given, None, *row.made, *truth]))
+                drafts, truth = ([None, *several] if several else [] for several in (row.drafts, row.truth))
+                done.append((row.caption, [*row.given, *drafts, None, *row.made, *truth]))
             sheet = save_whole(contact_sheet(done), call.out / "contact_sheet.png")
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)

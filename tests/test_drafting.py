@@ -253,7 +253,7 @@ def test_weights_of_half_the_size_compose_nearly_the_same(
         np.asarray(p.try_on(person, worn, generator=torch.manual_seed(0), **one).images[0], float)
         for p in (composing, half)
     )
-    assert np.abs(whole - made).mean() < 1 and not np.array_equal(whole, made)
+    assert np.abs(whole - made).mean() < 2 and not np.array_equal(whole, made)
 
 
 def test_a_photo_stays_where_the_composer_keeps_it(world: Path, composing: OMFAPipeline) -> None:
