@@ -12,7 +12,7 @@ out by a matte of its garment and lies on white.
     composer = Composer.from_pretrained(folder)
     made = composer.compose(given(draft, valid, surface), ["upper"]).picture
 
-Legend: B batch, H W pixels, h w a quarter of them, D channels, L layers.
+Legend: B batch, H W pixels, h w places of the network (PATCH times ``shrink`` pixels a side), D channels, L layers.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Legend: ``B`` pictures of a call, ``H W`` pixels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -21,9 +21,10 @@ from omfa.bodies.drafts import Shown, changeable, coverage, draft_garment, draft
 from omfa.bodies.likeness import likeness
 from omfa.bodies.paper import off_paper
 from omfa.bodies.parameters import BodyParameters
+from omfa.bodies.placing import turned
 from omfa.bodies.predicted_standing import stand_in, standing_off
-from omfa.bodies.standing import Kind
-from omfa.bodies.surface import Draft, NoDraft
+from omfa.bodies.standing import Kind, standing
+from omfa.bodies.surface import Draft, NoDraft, covered, see
 from omfa.canvas import FACE, PERSON, PORTRAIT
 from omfa.components import ACCESSORIES, Category, State
 from omfa.composer import KINDS, Composer
@@ -33,6 +34,7 @@ from omfa.request import Request
 
 LARGEST = 1024  # pixels of height that pictures are composed at
 LEAST = 0.1  # share of the body: a draft that shows less, such as a back's of what is seen from the front, is none
+PLAIN = -0.4  # of [-1, 1], the grey of clothes that a call leaves open
 PAPER = 0.16  # of [-1, 1]: what a composer leaves of a shop picture's ground is as plain as this
 
 
@@ -68,23 +70,24 @@ def draw(request: Request, size: tuple[int, int], body: Body, tell: bool = True)
     order = sorted(request.layout.categories, key=lambda slot: INSIDE_OUT.index(request.layout.categories[slot]))
     drawn = Drawn({s: [] for s in (PERSON, *order)}, {s: [] for s, state in states.items() if state is State.TARGET})
     for i in range(request.batch):
-        params = _person(request, i, size)
-        read = {slot: _garment(request, slot, i, size, body) for slot in order if states[slot] is State.GIVEN}
-        read[FACE], given = _face(request, i), dict[str, Shown]()
-        for slot, shown in read.items():
+        params, given = _person(request, i, size), dict[str, Shown]()
+        for slot in (*(slot for slot in order if states[slot] is State.GIVEN), FACE):
             try:
+                shown = _face(request, i) if slot == FACE else _garment(request, slot, i, size, body)
                 given |= {} if shown is None else {slot: shown.checked(body)}
             except NoDraft as e:
                 told(f"no draft shows {request.layout.categories.get(slot, slot)}: {e}")
         face = given.pop(FACE, None)
+        worn = {request.layout.categories[slot] for slot in given}
+        plain = [] if PORTRAIT in request.given else plain_clothes(body, size, worn)
         drawn.bodies[PERSON].append(params)
         for slot in order:
             drawn.bodies[slot].append(given[slot].params if slot in given else None)
         for slot in drawn.drafts:
             made, shows = None, 0.0
             try:
-                if params is not None and slot == PERSON and given:
-                    made = draft_person(body, params, size, list(given.values()), face=face)
+                if params is not None and slot == PERSON and (given or plain):
+                    made = draft_person(body, params, size, [*plain, *given.values()], face=face)
                     shows = coverage(made, body, params)
                 elif params is not None and states.get(PERSON) is State.GIVEN:
                     photo = _fit(request.given[PERSON][i], size, "edge")[0]
@@ -101,6 +104,24 @@ def draw(request: Request, size: tuple[int, int], body: Body, tell: bool = True)
                 told(f"no draft of {request.layout.categories.get(slot, slot)}: {e}")
             drawn.drafts[slot].append(made if shows >= LEAST else None)
     return drawn
+
+
+def plain_clothes(body: Body, size: tuple[int, int], worn: Collection[Category]) -> list[Shown]:
+    """What a person wears where nothing given shows it, from the front and from behind: people are always dressed.
+
+    Args:
+        body: everybody's.
+        size: (H, W).
+        worn: the categories that given pictures show.
+    """
+    left = () if Category.DRESS in worn else [c for c in (Category.LOWER, Category.UPPER) if c not in worn]
+    made = []
+    for category in left:
+        stand = standing(body, cast(Kind, category.value), size)
+        for params in (stand, turned(stand, 180)):
+            where = covered(see(body, params), body, [category.value], reach=0.0)
+            made.append(Shown(torch.full((3, *size), PLAIN), params, where))
+    return made
 
 
 def known_pictures(request: Request, slot: str, drawn: Drawn, size: tuple[int, int]) -> list[Tensor | None]:
@@ -126,8 +147,8 @@ def composed(
         body: everybody's.
 
     Returns:
-        B pictures (3, H, W) in [-1, 1]; one without a draft, or of an accessory, which no composer has learned, is
-        (3, h, w), as it was decoded.
+        B pictures (3, H, W) in [-1, 1]; one without a draft is the portrait, with a warning; where there is none, or of
+        an accessory, which no composer has learned, it is (3, h, w), as it was decoded.
     """
     decoded = decoded.float()  # pictures are, whatever the weights
     made, kind = list(decoded), str(request.layout.categories.get(slot, PERSON))
@@ -137,6 +158,9 @@ def composed(
     for i in range(request.batch):
         layers = layers_of(request, slot, i, drawn, size, body)
         if layers is None:
+            if PORTRAIT in request.given:
+                warnings.warn("without a draft nothing is put on: the photo stays as it is", stacklevel=2)
+                made[i] = _fit(request.given[PORTRAIT][i], size, "edge")[0].to(decoded)
             continue
         draft, valid, surface, looks = (x[None].to(decoded.device) for x in layers[:4])
         photo = None if layers.photo is None else layers.photo[None].to(decoded)
@@ -215,6 +239,8 @@ def _garment(request: Request, slot: str, i: int, size: tuple[int, int], body: B
     if category in ACCESSORIES:  # a wrong draft is worse than none
         return None
     plain = images.pixels_to_tensor(np.asarray(request.given[slot][i]))
+    if not off_paper(plain).any():
+        raise NoDraft("its picture is plain paper")
     stand, _ = stand_in(plain, cast(Kind, category.value), (box.height, box.width), body)
     return Shown(picture, _laid(stand, box, size))
 

@@ -12,6 +12,7 @@ Exit code 0: all well; 1: a stage failed, its last lines are shown; 2: the call 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from omfa.commands import Parser, check_sides, count, find_device, size_of
 from omfa.composer import Composer
@@ -40,6 +42,7 @@ SAVES = 10  # of a training, so that no more than a tenth of it is lost to a kil
 TRIAL = 0.2  # of a training's time: how many steps it takes tells how many to take
 JUDGED = 24  # pictures a direction
 STATE = "stages.json"
+_TELL_AT_PARENTS_END = 1  # PR_SET_PDEATHSIG
 
 
 class Failed(RuntimeError):
@@ -77,8 +80,7 @@ class Work:
     def run(self, stage: str, *command: str) -> None:
         """A command of this project, its words in a file; Failed where it ends with an error."""
         with self._log(stage).open("ab") as log:
-            code = subprocess.run([sys.executable, "-m", *command], stdout=log, stderr=log, check=False).returncode
-        self._check(stage, code)
+            self._check(stage, _started(command, log).wait())
 
     def fit(self, stage: str, config: str, *options: str) -> int:
         """Train for the stage's share of the time; returns how many steps that was.
@@ -105,7 +107,7 @@ class Work:
         before = last_checkpoint(root / "checkpoints")
         (root / "config.yaml").unlink(missing_ok=True)  # of a run that was killed: this one writes it when it listens
         with self._log(stage).open("ab") as log:
-            run = subprocess.Popen([sys.executable, "-m", *base, "--trainer.max_steps=1000000"], stdout=log, stderr=log)
+            run = _started([*base, "--trainer.max_steps=1000000"], log)
             while not (root / "config.yaml").exists() and run.poll() is None:
                 time.sleep(0.2)  # until it listens
             try:
@@ -130,6 +132,16 @@ class Work:
     def save(self) -> None:
         """Write down what is done."""
         write_json(self.out / STATE, self.done, indent=2)
+
+
+def _started(command: Sequence[str], log: BinaryIO) -> subprocess.Popen[bytes]:
+    """A command of this project at work; on Linux it is told to stop when this process ends, even by a kill."""
+
+    def with_us() -> None:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_TELL_AT_PARENTS_END, signal.SIGTERM)
+
+    return subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log, preexec_fn=with_us)
 
 
 # ---------------------------------------------------------------------------------------------------- stages
@@ -194,7 +206,7 @@ def tables(work: Work) -> dict[str, float]:
         work.run("tables", "omfa.predict", *where, *of, *which, "--out", str(made))
         how = ("--predictions", str(made), "--protocol", "wardrobe", "--out", str(judged))  # pictures of any size
         work.run("tables", "omfa.evaluate", "run", *where, *how)
-    return {"pictures": 2 * JUDGED}
+    return {}
 
 
 def pictures(work: Work) -> dict[str, float]:
@@ -214,10 +226,10 @@ def card(work: Work) -> dict[str, float]:
     height, width = work.size
     text = [
         f"---\nlicense: apache-2.0\nlibrary_name: diffusers\n{tags}\n---\n# OMFA compact",
-        f"Made from nothing in {work.seconds / 60:.0f} minutes on {work.device}, pictures of {height}x{width}, seed "
-        f"{work.seed}, by `python -m omfa.from_nothing`.",
+        f"Made from nothing on {work.device}, for {work.seconds / 60:.0f} minutes of it, pictures of {height}x{width}, "
+        f"seed {work.seed}, by `python -m omfa.from_nothing`.",
         "| stage | |\n|---|---|\n" + "\n".join(rows),
-        f"## {JUDGED} held-out pictures a direction, yaw within 60 degrees",
+        f"## Held-out people, yaw within 60 degrees, at most {JUDGED} pictures a direction",
         *results,
         "![the demo](contact_sheet.png)",
     ]

@@ -14,21 +14,22 @@ import torch
 from PIL import Image
 
 from omfa import encode, images
-from omfa.bodies.body import load_body
+from omfa.bodies.body import PARTS, load_body
 from omfa.bodies.drafts import Shown, draft_garment, draft_person, fitted, nudged
 from omfa.bodies.parameters import BodyParameters
-from omfa.bodies.placing import project
+from omfa.bodies.placing import project, turned
 from omfa.bodies.predicted_standing import standing_off
 from omfa.bodies.standing import standing
 from omfa.bodies.surface import Draft, resized
 from omfa.components import Category, State
 from omfa.composer import Composer
 from omfa.conditioning import KINDS, Drops, SlotTokens
-from omfa.drafting import draw, known_pictures
+from omfa.drafting import PLAIN, draw, known_pictures
 from omfa.pipeline import OMFAPipeline
 from omfa.records.drawn import Drawer
 from omfa.records.labels import LABEL_OF, Label
 from omfa.records.shards import open_records
+from omfa.records.worn import clothes
 from omfa.request import read_request
 from omfa.tasks import Estimate
 from omfa.training.examples import ExampleOptions, Geometry, RecordsDataset, TaskWeights, collate
@@ -36,6 +37,7 @@ from omfa.training.module import OMFAModule
 from tests.conftest import SIZE, make_compact
 
 NEVER = Drops(0, 0, 0, 0)
+LEGS = [1 + i for i, name in enumerate(PARTS) if name.endswith(("thigh", "shin"))]  # on a map of limbs
 H, W = SIZE
 
 
@@ -284,8 +286,12 @@ def test_what_clothes_can_t_reach_stays_the_photo_s(world: Path, composing: OMFA
             clothes = read(world, worn[category].path)
             one = {"pose": params, "keep": "photo", "num_inference_steps": 1}
             outline = Image.fromarray((labels > 0).astype(np.uint8) * 255)
-            made = composing.try_on(portrait, {category: clothes}, portrait_mask=outline, **one).images[0]
+            with warnings.catch_warnings(record=True) as told:
+                made = composing.try_on(portrait, {category: clothes}, portrait_mask=outline, **one).images[0]
             same = (np.asarray(made) == np.asarray(portrait)).all(-1)
+            if told:  # from the side and from behind
+                assert same.all() and "the photo stays as it is" in str(told[-1].message)
+                continue
             beside, seen = beside + float(same[labels == Label.BACKGROUND].mean()), seen + 1
             assert not same[labels == LABEL_OF[category]].all()
     assert seen and beside / seen > 0.6  # borders are wide in pictures so small
@@ -368,3 +374,35 @@ def test_a_nudge_is_as_large_as_it_says() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(nudged(stand, rng, 0.0).transl, stand.transl)
+
+
+def test_nobody_is_left_half_dressed(world: Path, composing: OMFAPipeline) -> None:
+    """What no given picture shows is drafted in plain grey, from all sides; in a photo it is the photo's."""
+    record = next(r for r in open_records(world).records() if {g.category for g in clothes(r)} == {"upper", "lower"})
+    assert record.pose is not None and record.pose.params is not None
+    params = BodyParameters.load(world / record.pose.params)
+    upper = {"upper": read(world, next(g.path for g in record.garments if g.category == "upper"))}
+    legs = torch.from_numpy(np.isin(np.asarray(read(world, record.maps.limbs).convert("L")), LEGS))
+    for targets in (["person"], ["person", "lower"]):
+        for pose in (params, turned(params, 180)):
+            request, *_ = composing._asked(targets, garments=upper, pose=[pose])
+            (made,) = draw(request, SIZE, load_body()).drafts["person"]
+            assert made is not None
+            plain = (made.picture - PLAIN).abs().amax(0) < 0.01
+            if pose is params:
+                assert plain[legs].float().mean() > 0.8 and 0.1 < plain.float().mean() < 0.6
+    request, *_ = composing._asked(["person"], garments=upper, pose=[params], portrait=read(world, record.file_name))
+    (kept,) = draw(request, SIZE, load_body()).drafts["person"]
+    assert kept is not None and ((kept.picture - PLAIN).abs().amax(0) < 0.01).float().mean() < 0.01
+
+
+def test_where_nothing_can_be_put_on_the_photo_stays(world: Path, composing: OMFAPipeline) -> None:
+    record = open_records(world).records()[0]
+    assert record.pose is not None and record.pose.params is not None
+    person = read(world, record.file_name)
+    with pytest.warns(UserWarning, match="plain paper"):
+        made = composing.try_on(
+            person, {"upper": Image.new("RGB", (48, 64), "white")}, BodyParameters.load(world / record.pose.params),
+            keep="photo",
+        )  # fmt: skip
+    assert np.abs(np.asarray(made.images[0], int) - np.asarray(person)).max() <= 1

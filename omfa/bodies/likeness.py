@@ -51,7 +51,7 @@ def _median(colours: Tensor) -> Tensor:
 
 
 def _alike(picture: Tensor, colour: Tensor, shade: float) -> Tensor:
-    """(H, W) in [0, 1] how near a picture (3, H, W) is to a colour; e times darker counts as 1 / ``shade``."""
+    """(H, W) in [0, 1] how near a picture (3, H, W) is to a colour; e times darker is 1 / ``shade`` away."""
     x, of = ((c.float() + 1) / 2 + 0.02 for c in (picture, colour[:, None, None]))
     hue = (x / x.sum(0) - of / of.sum(0)).square().sum(0) / 0.045**2
     light = (x.sum(0) / of.sum(0)).log().square() / shade**2

@@ -206,10 +206,10 @@ class ComposerModule(TrainedModule):
     """Trains a composer.
 
     Args:
-        channels, size, shrink: of :class:`omfa.composer.Composer`.
+        channels, size, shrink: of :class:`omfa.composer.Composer`; a ``start`` has its own.
         start: a composer's folder to begin with; None: from nothing.
         decoded: of :data:`omfa.composer.TASKS`, those in which it is given what a latent model decoded: the data's
-            ``model``.
+            ``model``. None: ``start``'s, or none.
         only_decoded: train the weights alone that read what was decoded. Without it, pictures stay ``start``'s, bit for
             bit; so new pictures can be learned and nothing of real photographs forgotten. No weight decay then.
         learning_rate: AdamW's, after warm-up.
@@ -241,8 +241,9 @@ class ComposerModule(TrainedModule):
     ) -> None:
         super().__init__(Rates(learning_rate, 0.0 if only_decoded else weight_decay, warmup_steps, decay_from))
         self.composer = Composer(channels, size, shrink) if start is None else Composer.from_pretrained(start).train()
-        check_tasks(decoded := decoded or [])
-        self.composer.register_to_config(decoded=decoded)
+        if decoded is not None:
+            check_tasks(decoded)
+            self.composer.register_to_config(decoded=decoded)
         if only_decoded:
             self.composer.train_decoded_alone()
         self.edge_weight, self.coarse_weight, self.texture_weight = edge_weight, coarse_weight, texture_weight
