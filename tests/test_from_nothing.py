@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,3 +126,21 @@ def test_from_nothing_to_a_model_that_makes_pictures(tmp_path: Path) -> None:
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| wardrobe | 80 records" in card and "PSNR" in card and str(tmp_path) not in card
     assert OMFAPipeline.from_pretrained(tmp_path / "model").composer.config.decoded == [*TASKS]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a command that its parent has been killed")
+def test_a_killed_call_leaves_no_command_behind(tmp_path: Path) -> None:
+    script = (
+        "import sys; from omfa.from_nothing import _started; log = open(sys.argv[1], 'wb');"
+        "run = _started(['http.server', '0', '--bind', '127.0.0.1'], log); print(run.pid, flush=True); run.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path / "log"], stdout=subprocess.PIPE) as call:
+        assert call.stdout is not None
+        command = Path("/proc", str(int(call.stdout.readline())))
+        assert command.is_dir()
+        call.kill()
+    for _ in range(200):
+        if not command.is_dir() or (command / "stat").read_text().split(")")[1].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the command is still at work")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from data_prep.wardrobe.synthetic import write_outfit
 from omfa.bodies.body import load_body
-from omfa.bodies.drafts import Shown, draft_garment, draft_person, nudged
+from omfa.bodies.drafts import Shown, draft_garment, draft_person, misfit, nudged
 from omfa.bodies.parameters import BodyParameters
 from omfa.bodies.surface import surface_map
 from omfa.composer import KINDS, Composer, Given, given
@@ -134,6 +134,19 @@ def test_drafts_are_those_that_a_call_gets(wardrobe: Path) -> None:
     worn = draft_person(body, params, SIZE, order, face=face)
     made = drafter.person(record, np.random.default_rng(0))
     assert np.array_equal(made.draft, tensor_to_pixels(worn.picture)) and made.photo is not None
+
+
+def test_bodies_of_photos_are_a_little_wrong_and_those_of_new_pictures_are_not(wardrobe: Path) -> None:
+    drafter, record = Drafter(load_body(), wardrobe, SIZE), read_records(wardrobe)[0]
+    exact = drafter.params(record)
+    posed = [load_body().posed(misfit(exact, np.random.default_rng(k))).joints[0] for k in range(8)]
+    off = np.mean([float((p - load_body().posed(exact).joints[0])[:22].norm(dim=1).mean()) for p in posed])
+    assert 0.005 < off < 0.06  # metres
+
+    def surfaces(onto_portrait: bool) -> set[bytes]:
+        return {drafter.person(record, np.random.default_rng(k), onto_portrait).surface.tobytes() for k in range(3)}
+
+    assert len(surfaces(onto_portrait=True)) == 3 and len(surfaces(onto_portrait=False)) == 1
 
 
 def test_an_example_is_a_function_of_its_seed(wardrobe: Path, tmp_path: Path) -> None:
