@@ -79,7 +79,8 @@ def draw(request: Request, size: tuple[int, int], body: Body, tell: bool = True)
                 told(f"no draft shows {request.layout.categories.get(slot, slot)}: {e}")
         face = given.pop(FACE, None)
         worn = {request.layout.categories[slot] for slot in given}
-        plain = [] if PORTRAIT in request.given else plain_clothes(body, size, worn)
+        new = states.get(PERSON) is State.TARGET and PORTRAIT not in request.given
+        plain = plain_clothes(body, size, worn) if new else []
         drawn.bodies[PERSON].append(params)
         for slot in order:
             drawn.bodies[slot].append(given[slot].params if slot in given else None)
