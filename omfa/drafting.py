@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -116,12 +116,16 @@ def plain_clothes(body: Body, size: tuple[int, int], worn: Collection[Category])
         worn: the categories that given pictures show.
     """
     left = () if Category.DRESS in worn else [c for c in (Category.LOWER, Category.UPPER) if c not in worn]
-    made = []
-    for category in left:
-        stand = standing(body, cast(Kind, category.value), size)
-        for params in (stand, turned(stand, 180)):
-            where = covered(see(body, params), body, [category.value], reach=0.0)
-            made.append(Shown(torch.full((3, *size), PLAIN), params, where))
+    return [shown for category in left for shown in _plain(body, category, size)]
+
+
+@lru_cache(maxsize=8)
+def _plain(body: Body, category: Category, size: tuple[int, int]) -> list[Shown]:
+    """One garment of :func:`plain_clothes`, from both sides; the same at every call."""
+    stand, made = standing(body, cast(Kind, category.value), size), []
+    for params in (stand, turned(stand, 180)):
+        where = covered(see(body, params), body, [category.value], reach=0.0)
+        made.append(Shown(torch.full((3, *size), PLAIN), params, where))
     return made
 
 
